@@ -1,0 +1,1 @@
+"""What did fine-tuning do to every layer of this transformer?"""
