@@ -1,0 +1,5 @@
+"""`python -m layerprobe` is the `layerprobe` command."""
+
+from layerprobe.cli import main
+
+main()

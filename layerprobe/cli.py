@@ -1,0 +1,174 @@
+"""The command line: parse, call, print a path."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerprobe.errors import LayerprobeError
+from layerprobe.study import Study
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="What did fine-tuning do to every layer of this transformer?",
+)
+
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study to run; `analyses/` has examples.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: reports/<study name>.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the study. Repeatable."),
+]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
+Seeds = Annotated[
+    list[int] | None, typer.Option("--seed", metavar="N", help="Training seed, instead of the study's. Repeatable.")
+]
+
+
+@app.command()
+def run(
+    study: StudyPath, out: Out = None, overrides: Overrides = None, device: Device = "auto", seed: Seeds = None
+) -> None:
+    """Do what a study asks for, and write its report."""
+    _run(study, out, overrides or [], device, seed or [], verb=["run", str(study)])
+
+
+@app.command()
+def demo(out: Out = None, overrides: Overrides = None, device: Device = "auto", seed: Seeds = None) -> None:
+    """Run the quickstart on the bundled model and tweets: fine-tune, compare every layer, report. A few minutes."""
+    _run(analyses() / "quickstart.toml", out, overrides or [], device, seed or [], verb=["demo"])
+
+
+@app.command()
+def plan(study: StudyPath, overrides: Overrides = None, device: Device = "auto", seed: Seeds = None) -> None:
+    """Show what a study would compute, what is there already, and the disk space it takes. Computes nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from layerprobe import pipeline
+
+    with _one_sentence():
+        planned = pipeline.plan(_load(study, overrides or [], seed or []), device=device)
+    table = Table("stage", "of", "key", "state", "size", box=None, pad_edge=False)
+    for task in planned.tasks:
+        size = "pending" if task.size is None else _bytes(task.size) if task.size else "small"
+        table.add_row(task.stage, task.name, (task.key or "pending")[:16], "done" if task.finished else "to do", size)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table)
+    for note in planned.notes:
+        console.print(note, markup=False)
+    if all(task.size is not None for task in planned.tasks):
+        console.print(f"To be added: about {_bytes(planned.needed)} in {planned.home} ({_bytes(planned.free)} free).")
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that `run` wrote.")]) -> None:
+    """Write a run's report again from its tables. Needs neither torch nor the model."""
+    from layerprobe.errors import StorageError
+    from layerprobe.report import write_report
+    from layerprobe.runs import PAGE, Run
+
+    with _one_sentence():
+        loaded = Run.load(run_dir)
+        if loaded.record["status"] != "complete":
+            raise StorageError(
+                f"The run in {run_dir} is {loaded.record['status']} ({loaded.record.get('error') or 'not ended'}); "
+                f"finish it first with: {loaded.record.get('command')}"
+            )
+        path = write_report(loaded, loaded.folder / PAGE)
+    print(path)
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what this installation has and lacks: versions, device, bundled assets, disk."""
+    import shutil
+
+    from layerprobe.artifacts import home
+    from layerprobe.pipeline import versions
+
+    for package, version in versions().items():
+        print(f"{package:14} {version}")
+    with _one_sentence():
+        from layerprobe import adaptation, bundled, inputs
+
+        device = inputs.resolve_device("auto")
+        print(f"{'device':14} {device}, fine-tuning in {adaptation.precision(device)}")
+        for name, find in (
+            ("minilm-l6", bundled.model_folder),
+            ("tweets", bundled.data_files),
+            ("bbc-news", bundled.data_files),
+        ):
+            try:
+                find(name)
+                state = "found, checksum right"
+            except LayerprobeError as error:
+                state = str(error)
+            print(f"{'bundled:' + name:18} {state}")
+        root = home()
+        there = next(folder for folder in (root, *root.parents) if folder.exists())
+        writable = "writable" if os.access(there, os.W_OK) else "NOT writable"
+        print(f"{'artifacts':14} {root} ({writable}, {_bytes(shutil.disk_usage(there).free)} free)")
+
+
+def main() -> None:
+    """Entry point of the `layerprobe` command."""
+    app()
+
+
+def analyses() -> Path:
+    """Folder of the studies that come with the package."""
+    installed = Path(__file__).parent / "analyses"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "analyses"
+
+
+def _run(path: Path, out: Path | None, overrides: list[str], device: str, seeds: list[int], *, verb: list[str]) -> None:
+    options = [] if out is None else ["--out", str(out)]
+    options += [word for override in overrides for word in ("--set", override)]
+    options += [] if device == "auto" else ["--device", device]
+    options += [word for seed in seeds for word in ("--seed", str(seed))]
+    command = shlex.join(["layerprobe", *verb, *options])
+    with _one_sentence(resume=command):
+        study = _load(path, overrides, seeds)
+        from layerprobe import pipeline
+
+        given = path.read_text(encoding="utf-8")
+        result = pipeline.run(study, out=out, device=device, given=given, command=command)
+    print(result.folder / "index.html")
+
+
+def _load(path: Path, overrides: list[str], seeds: list[int]) -> Study:
+    return Study.load(path, [*overrides, *([f"seeds={seeds}"] if seeds else [])])
+
+
+@contextmanager
+def _one_sentence(resume: str | None = None) -> Iterator[None]:
+    """Show a user's mistake as one sentence with exit code 2, an interruption with 130 and the command that goes on."""
+    try:
+        yield
+    except LayerprobeError as error:
+        print(f"layerprobe: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted." + (f" Every finished task is kept; go on with: {resume}" if resume else ""),
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+
+
+def _bytes(number: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000 or unit == "GB":
+            return f"{number:.0f} {unit}" if unit in ("B", "kB") else f"{number:.1f} {unit}"
+        number = number / 1000  # type: ignore[assignment]
+    raise AssertionError

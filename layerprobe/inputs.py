@@ -1,0 +1,288 @@
+"""What all stages of a study share: its texts, its encoder, its device, and how large their work will be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerprobe.artifacts import Artifact, checksum
+from layerprobe.errors import StudyError
+from layerprobe.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from layerprobe.adaptation import Method
+    from layerprobe.data import Corpus, Examples
+    from layerprobe.encoder import Encoder
+
+Parents = Mapping[str, Artifact]
+Identity = Callable[[Parents], dict[str, Any]]
+
+
+def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
+    """Read the data and the model of a study, and check that what it asks for fits them.
+
+    Raises:
+        StudyError, DataError, EncoderError: in one sentence.
+    """
+    from layerprobe.adaptation import expand_methods, parse_method, precision
+    from layerprobe.data import load_corpus
+    from layerprobe.encoder import load_encoder
+    from layerprobe.similarity import MEASURES
+
+    if study.adaptation.methods != "depths":
+        for method in study.adaptation.methods:  # what needs no model is said before one is loaded
+            parse_method(method)
+    known = [measure.name for measure in MEASURES if measure.paired]
+    for name in study.similarity.measures:
+        if name not in known:
+            raise StudyError(f"similarity.measures names {name!r}; the measures are {', '.join(known)}.")
+    device = resolve_device(device)
+    asked = study.data
+    corpus = load_corpus(
+        asked.source,
+        text=asked.text,
+        label=asked.label,
+        config=asked.config,
+        revision=asked.revision,
+        train=asked.train,
+        test=asked.test,
+        seed=asked.seed,
+    )
+    encoder = load_encoder(
+        study.model.name, revision=study.model.revision, trust_remote_code=study.model.trust_remote_code
+    )
+    if asked.max_length > encoder.max_positions:
+        raise StudyError(
+            f"data.max_length = {asked.max_length}, but {encoder.name} reads at most {encoder.max_positions} word pieces; "
+            "lower it to that."
+        )
+    methods = expand_methods(study.adaptation.methods, encoder.n_layers)
+    for layer in study.sae.layers or ():
+        if not 0 <= layer <= encoder.n_layers:
+            raise StudyError(
+                f"sae.layers names layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
+            )
+    return Inputs(study, corpus, encoder, methods, device, precision(device), progress)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` becomes the fastest device there is; a named one must exist."""
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if device not in there:
+        raise StudyError(f"--device {device} is unknown; the devices are auto, cpu, cuda and mps.")
+    if not there[device]:
+        raise StudyError(f"--device {device} is not available to torch here; use --device cpu.")
+    return device
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A study with its corpus, encoder and methods in hand."""
+
+    study: Study
+    corpus: Corpus
+    encoder: Encoder
+    methods: tuple[Method, ...]
+    device: str
+    precision: str
+    progress: bool
+
+    def seeds(self, method: Method) -> tuple[int, ...]:
+        """Seeds to run a method with; a finished checkpoint has nothing left that a seed could change."""
+        return self.study.seeds[:1] if method.kind == "checkpoint" else self.study.seeds
+
+    # What is captured -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sae_layers(self) -> tuple[int, ...]:
+        """Layers that get dictionaries: as asked, else an early, a middle and the last one."""
+        if self.study.sae.layers is not None:
+            return tuple(sorted(set(self.study.sae.layers)))
+        last = self.encoder.n_layers
+        return tuple(sorted({max(1, last // 4), max(1, last // 2), last}))
+
+    @cached_property
+    def sae_texts(self) -> str:
+        """Where dictionary rows come from: `unseen` texts if the source has enough of them, else the `train` texts.
+
+        Activations of an adapted model on its own training texts are partly memorised, so unseen texts come first.
+        """
+        enough = self._token_count(self._sae_candidates)
+        return "unseen" if enough >= min(self.study.sae.rows, self._token_count(self.corpus.train)) else "train"
+
+    @cached_property
+    def sae_examples(self) -> Examples:
+        return self._sae_candidates if self.sae_texts == "unseen" else self.corpus.train
+
+    @cached_property
+    def _sae_candidates(self) -> Examples:
+        # Every text has at least three word pieces with its special tokens, so more texts than this are never needed.
+        return self.corpus.unseen.take(range(min(len(self.corpus.unseen), self.study.sae.rows // 3 + 1)))
+
+    def _token_count(self, examples: Examples) -> int:
+        return sum(self._lengths(examples))
+
+    def _lengths(self, examples: Examples) -> list[int]:
+        from layerprobe.encoder import tokenize
+
+        if not len(examples):
+            return []
+        return [len(e["input_ids"]) for e in tokenize(self.encoder, examples, self.study.data.max_length)]
+
+    # How large it is --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def capture_bytes(self) -> int:
+        from layerprobe.activations import estimate_bytes
+
+        rows = sum(self._lengths(self.corpus.test)[: self.study.activations.examples])
+        layers = self.encoder.n_layers + 1
+        return estimate_bytes(rows, len(self.corpus.test), layers, self.encoder.width, self.study.activations.dtype)
+
+    @cached_property
+    def train_bytes(self) -> int:
+        from layerprobe.activations import estimate_bytes
+
+        return estimate_bytes(0, len(self.corpus.train), 1, self.encoder.width, "float32")
+
+    @cached_property
+    def sae_bytes(self) -> int:
+        from layerprobe.activations import estimate_bytes
+
+        rows, layers = self.study.sae.rows, len(self.sae_layers)
+        return estimate_bytes(rows, 0, layers, self.encoder.width, self.study.activations.dtype)
+
+    @cached_property
+    def dictionary_bytes(self) -> int:
+        latents = int(self.study.sae.expansion * self.encoder.width)
+        return 4 * (2 * latents * self.encoder.width + latents + self.encoder.width)
+
+    def model_bytes(self, method: Method) -> int:
+        if method.kind == "checkpoint":
+            return 0
+        from transformers import AutoConfig
+
+        folder = Path(self.encoder.folder)
+        if folder.is_dir():
+            return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        config = AutoConfig.from_pretrained(
+            self.encoder.folder, revision=self.encoder.revision, trust_remote_code=self.encoder.trust_remote_code
+        )
+        # Embeddings and the four square and two feed-forward matrices of each block.
+        width, inner = self.encoder.width, getattr(config, "intermediate_size", 4 * self.encoder.width)
+        return 4 * (config.vocab_size * width + self.encoder.n_layers * (4 * width**2 + 2 * width * inner))
+
+    # What decides each result -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _texts(self) -> dict[str, Any]:
+        asked = self.study.data
+        keys = ("text", "label", "train", "test", "seed", "max_length")
+        return {"corpus": self.corpus.fingerprint, **{key: _plain(getattr(asked, key)) for key in keys}}
+
+    def adapt_identity(self, method: Method, seed: int) -> Identity:
+        identity: dict[str, Any] = {
+            "method": method.name,
+            "seed": seed,
+            "encoder": self.encoder.fingerprint,
+            **self._texts,
+        }
+        if method.kind == "checkpoint":
+            assert method.path is not None
+            folder = Path(method.path).expanduser()
+            identity["checkpoint"] = {p.name: checksum(p) for p in sorted(folder.glob("*")) if p.is_file()}
+        else:
+            asked = self.study.adaptation
+            used = ("head_learning_rate",) if method.kind == "head" else ("epochs", "batch_size", "learning_rate")
+            identity |= {key: getattr(asked, key) for key in used} | {"precision": self.precision}
+        return lambda done: identity
+
+    def capture_identity(self, done: Parents) -> dict[str, Any]:
+        asked = self.study.activations
+        return {"encoder": self.encoder.fingerprint, "examples": asked.examples, "dtype": asked.dtype, **self._texts}
+
+    def train_identity(self, done: Parents) -> dict[str, Any]:
+        return {"encoder": self.encoder.fingerprint, **self._texts}
+
+    def reference_identity(self, done: Parents) -> dict[str, Any]:
+        return {"seed": self.study.seeds[0]}
+
+    def similarity_identity(self, method: Method, seed: int) -> Identity:
+        asked = self.study.similarity
+        return lambda done: {
+            "method": method.name,
+            "seed": seed,
+            "measures": list(asked.measures),
+            "units": list(asked.units),
+        }
+
+    def sentences_identity(self, method: Method, seed: int) -> Identity:
+        return lambda done: {"method": method.name, "seed": seed}
+
+    def sae_rows_identity(self, done: Parents) -> dict[str, Any]:
+        return {
+            "encoder": self.encoder.fingerprint,
+            "layers": list(self.sae_layers),
+            "rows": self.study.sae.rows,
+            "dtype": self.study.activations.dtype,
+            "side": self.sae_texts,
+            **self._texts,
+        }
+
+    def sae_identity(self, rows: str, layer: int) -> Identity:
+        from layerprobe.activations import ActivationStore
+
+        asked = self.study.sae
+        return lambda done: {
+            "rows": ActivationStore.open(done[rows].folder / "rows").content(layer),
+            "architecture": asked.architecture,
+            "expansion": asked.expansion,
+            "k": asked.k,
+            "seed": self.study.seeds[0],
+        }
+
+    def features_identity(self, method: Method, seed: int, layer: int) -> Identity:
+        return lambda done: {"method": method.name, "seed": seed, "layer": layer}
+
+    # What the run's record says of them -------------------------------------------------------------------------------
+
+    def describe_data(self) -> dict[str, Any]:
+        corpus = self.corpus
+        return {
+            "name": corpus.name,
+            "label_names": list(corpus.label_names),
+            "n_train": len(corpus.train),
+            "n_test": len(corpus.test),
+            "n_unseen": len(corpus.unseen),
+            "notes": list(corpus.notes),
+            "fingerprint": corpus.fingerprint,
+            "revision": corpus.revision,
+        }
+
+    def describe_encoder(self) -> dict[str, Any]:
+        keys = ("name", "family", "n_layers", "width", "fingerprint", "pooler", "revision")
+        return {key: getattr(self.encoder, key) for key in keys}
+
+    def examples_table(self) -> pd.DataFrame:
+        """The test texts, as columns `example_id, text, label, split`."""
+        import pandas as pd
+
+        test = self.corpus.test
+        texts = (
+            test.texts if test.pairs is None else [f"{a} ⏐ {b}" for a, b in zip(test.texts, test.pairs, strict=True)]
+        )
+        labels = [self.corpus.label_names[label] for label in test.labels]
+        return pd.DataFrame({"example_id": test.ids, "text": texts, "label": labels, "split": "test"})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

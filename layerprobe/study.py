@@ -1,0 +1,262 @@
+"""What is asked for: a study, validated and read from TOML."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+
+from layerprobe.errors import StudyError
+
+Unit = Literal["token", "mean", "cls"]
+
+Count = Annotated[StrictInt, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSection(_Section):
+    name: StrictStr
+    """`bundled:minilm-l6`, a local checkpoint folder, or a Hub id such as `google-bert/bert-base-uncased`."""
+    revision: StrictStr | None = None
+    """Branch, tag or commit of a Hub model; the commit found is recorded in the run."""
+    trust_remote_code: StrictBool = False
+    """Whether code from the model's own folder may run. Leave it off unless you have read that code."""
+
+
+class DataSection(_Section):
+    source: StrictStr
+    """`bundled:tweets`, `bundled:bbc-news`, a local CSV, TSV, JSONL or Parquet file, or a `datasets` Hub id."""
+    config: StrictStr | None = None
+    """Configuration of a Hub data set."""
+    revision: StrictStr | None = None
+    """Branch, tag or commit of a Hub data set."""
+    text: Annotated[StrictStr | tuple[StrictStr, StrictStr] | None, BeforeValidator(_as_tuple)] = None
+    """Column that holds the text, or two columns for sentence pairs. Default: `text`, or the bundled set's own."""
+    label: StrictStr | None = None
+    """Column that holds the label. Default: `label`, or the bundled set's own."""
+    train: Count | None = None
+    """Texts to fine-tune on. Default: 2,000, or 80% of what there is if that is less."""
+    test: Count | None = None
+    """Texts to measure on. Default: 500, or 20% of what there is if that is less."""
+    max_length: Annotated[StrictInt, Field(ge=4)] = 128
+    """Word pieces kept of each text, special tokens included."""
+    seed: StrictInt = 0
+    """Seed of the split. Every training seed shares one split, so that methods and seeds are compared on one test set."""
+
+
+class AdaptationSection(_Section):
+    methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_as_tuple)] = ("head", "full")
+    """`head`, `top:k`, `full`, `checkpoint:PATH`, and the control `shuffled-labels`; or "depths" for every depth."""
+    epochs: Count = 2
+    """Passes over the training texts (`head` is trained to convergence instead)."""
+    batch_size: Count = 16
+    """Texts in a training batch."""
+    learning_rate: Rate = 5e-5
+    """Peak learning rate of AdamW for `top:k`, `full` and `shuffled-labels`."""
+    head_learning_rate: Rate | None = None
+    """Learning rate of `head`. Default: chosen on a validation part of the training texts."""
+
+
+class ActivationsSection(_Section):
+    examples: Count = 500
+    """Test texts whose every token is stored; pooled vectors are stored for all test texts."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the stored numbers. float16 halves the disk space and is refused where a value would overflow."""
+
+
+class SimilaritySection(_Section):
+    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(_as_tuple)] = (
+        "paired_cosine",
+        "paired_cosine_baseline",
+        "cka",
+        "procrustes",
+    )
+    """Measures of base against adapted, by function name; `layerprobe measures` lists them."""
+    units: Annotated[tuple[Unit, ...], BeforeValidator(_as_tuple)] = ("token", "mean", "cls")
+    """What one row is: a token, the mean over a text's tokens, or its first token."""
+
+
+class SaeSection(_Section):
+    layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_as_tuple)] = None
+    """Layers to train dictionaries on. Default: one early, one middle and the last. `[]` trains none."""
+    architecture: Literal["topk", "batchtopk", "standard", "jumprelu", "gated", "matryoshka_batchtopk"] = "topk"
+    """Kind of sparse autoencoder, as sae-lens names it."""
+    expansion: Annotated[float, Field(gt=0)] = 4
+    """Latents for each dimension of the layer."""
+    k: Count = 32
+    """Active latents for each token, in the TopK family."""
+    rows: Count = 60_000
+    """Token rows of each layer and side to train on."""
+
+
+class Study(_Section):
+    """One question asked of one model and one data set."""
+
+    name: StrictStr = "study"
+    """Names the report's folder. Default: the file's name."""
+    question: StrictStr = "What did fine-tuning do to every layer?"
+    """The question that the report opens with."""
+    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0,)
+    """Training seeds; each method is run once a seed."""
+    model: ModelSection
+    data: DataSection
+    adaptation: AdaptationSection = AdaptationSection()
+    activations: ActivationsSection = ActivationsSection()
+    similarity: SimilaritySection = SimilaritySection()
+    sae: SaeSection = SaeSection()
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Study:
+        """Read a study from a TOML file, then apply `section.key=value` overrides.
+
+        Paths in the file are relative to the file's folder, paths in overrides to the working folder.
+
+        Raises:
+            StudyError: if the file is missing, is not TOML, or asks for something that does not exist.
+        """
+        path = Path(path)
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StudyError(f"There is no study file {path}; name a TOML file, such as one of `analyses/`.") from None
+        except IsADirectoryError:
+            raise StudyError(f"{path} is a folder, not a study; name a TOML file in it.") from None
+        except PermissionError:
+            raise StudyError(f"The study file {path} cannot be read: permission denied.") from None
+        except UnicodeDecodeError:
+            raise StudyError(f"The study file {path} is not UTF-8 text; save it as UTF-8.") from None
+        except tomllib.TOMLDecodeError as error:
+            raise StudyError(f"The study file {path} is not valid TOML: {error}.") from None
+        content.setdefault("name", slug(path.stem))
+        _anchor(content, path.parent)
+        for override in overrides:
+            _apply(content, override)
+        return cls.parse(content, origin=str(path))
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any], *, origin: str = "the study") -> Study:
+        """Validate a study given as nested tables.
+
+        Raises:
+            StudyError: naming the key, what came, what is allowed, and the nearest valid key if one is unknown.
+        """
+        try:
+            study = cls.model_validate(content)
+        except ValidationError as error:
+            raise StudyError(f"{origin}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+        for key, values in (("seeds", study.seeds), ("similarity.units", study.similarity.units)):
+            if len(set(values)) != len(values):
+                raise StudyError(f"{origin}: {key} = {list(values)} names a value twice; name each once.")
+        if not slug(study.name):
+            raise StudyError(f"{origin}: name = {study.name!r} has no letter or digit to name a folder with.")
+        return study
+
+    def resolved(self) -> dict[str, Any]:
+        """The study with every default filled in, as plain JSON values."""
+        return json.loads(self.model_dump_json())
+
+    def sections(self) -> str:
+        """A digest of what is asked for, for telling two studies apart."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def slug(text: str) -> str:
+    """Folder-safe form of a name: lower-case letters, digits and single hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
+
+
+def _anchor(content: dict[str, Any], folder: Path) -> None:
+    """Make the paths in a study absolute where they name something beside the study file."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, str) and ":" not in value and (folder / value).exists():
+            return str((folder / value).resolve())
+        return value
+
+    for section, key in (("model", "name"), ("data", "source")):
+        table = content.get(section)
+        if isinstance(table, dict) and key in table:
+            table[key] = absolute(table[key])
+    methods = content.get("adaptation", {}).get("methods") if isinstance(content.get("adaptation"), dict) else None
+    if isinstance(methods, list):
+        for i, method in enumerate(methods):
+            if isinstance(method, str) and method.startswith("checkpoint:"):
+                methods[i] = "checkpoint:" + absolute(method.removeprefix("checkpoint:"))
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise StudyError(f"--set {override!r} is not of the form section.key=value; for example --set data.train=500.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = content
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise StudyError(f"--set {override!r}: {part!r} is a value, not a section.")
+    table[parts[-1]] = value
+
+
+def _sentence(error: Any) -> str:
+    location = [part for part in error["loc"] if isinstance(part, str) and part in _KEYS] or list(error["loc"][:1])
+    where = ".".join(str(part) for part in location)
+    given = error.get("input")
+    if error["type"] == "extra_forbidden":
+        unknown = ".".join(str(part) for part in error["loc"])
+        known = _known_keys(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys there are {', '.join(known)}."
+        return f"unknown key {unknown!r}; {hint}"
+    if error["type"] == "missing":
+        return f"{where} is missing" + ("; a study needs model.name and data.source." if where else "")
+    field = _field(error["loc"])
+    meaning = f" ({field})" if field else ""
+    return f"{where} = {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}{meaning}"
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    name: info.annotation
+    for name, info in Study.model_fields.items()
+    if isinstance(info.annotation, type) and issubclass(info.annotation, _Section)
+}
+_KEYS = set(Study.model_fields) | {key for section in _SECTIONS.values() for key in section.model_fields}
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model = _SECTIONS.get(str(location[0])) if location else Study
+    return list(model.model_fields) if model else []
+
+
+def _field(location: tuple[Any, ...]) -> str | None:
+    model: type[BaseModel] | None = Study
+    for part in location:
+        if model is None or part not in model.model_fields:
+            break
+        info = model.model_fields[part]
+        if part in _SECTIONS and model is Study:
+            model = _SECTIONS[part]
+        else:
+            return info.description
+    return None
+
+
+UNITS: tuple[str, ...] = get_args(Unit)
