@@ -64,7 +64,7 @@ class ArtifactStore:
         return self.root / stage / f"{slug(name)}-{key[:16]}"
 
     def find(self, stage: str, name: str, key: str) -> Artifact | None:
-        """The finished artifact of this key, or None. A damaged one is named in `damaged`, removed, and not returned."""
+        """The finished artifact of this key, or None. A damaged one is named in `damaged` and removed."""
         folder = self.folder(stage, name, key)
         if not folder.exists():
             return None
@@ -108,8 +108,9 @@ class ArtifactStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageError(
-                    f"The disk is full: {stage} {name} could not be written to {self.root}. Every finished task is kept "
-                    "there; free some space, or set LAYERPROBE_HOME to a larger disk, and run the same command again."
+                    f"The disk is full: {stage} {name} could not be written to {self.root}. Every finished task "
+                    "is kept there; free some space, or set LAYERPROBE_HOME to a larger disk, and run the same "
+                    "command again."
                 ) from error
             if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
                 raise StorageError(

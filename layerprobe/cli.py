@@ -103,11 +103,8 @@ def doctor() -> None:
 
         device = inputs.resolve_device("auto")
         print(f"{'device':14} {device}, fine-tuning in {adaptation.precision(device)}")
-        for name, find in (
-            ("minilm-l6", bundled.model_folder),
-            ("tweets", bundled.data_files),
-            ("bbc-news", bundled.data_files),
-        ):
+        assets = {"minilm-l6": bundled.model_folder, "tweets": bundled.data_files, "bbc-news": bundled.data_files}
+        for name, find in assets.items():
             try:
                 find(name)
                 state = "found, checksum right"
@@ -159,10 +156,8 @@ def _one_sentence(resume: str | None = None) -> Iterator[None]:
         print(f"layerprobe: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted." + (f" Every finished task is kept; go on with: {resume}" if resume else ""),
-            file=sys.stderr,
-        )
+        way_on = f" Every finished task is kept; go on with: {resume}" if resume else ""
+        print(f"\nInterrupted.{way_on}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

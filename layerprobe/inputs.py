@@ -58,8 +58,8 @@ def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
     )
     if asked.max_length > encoder.max_positions:
         raise StudyError(
-            f"data.max_length = {asked.max_length}, but {encoder.name} reads at most {encoder.max_positions} word pieces; "
-            "lower it to that."
+            f"data.max_length = {asked.max_length}, but {encoder.name} reads at most {encoder.max_positions} "
+            "word pieces; lower it to that."
         )
     methods = expand_methods(study.adaptation.methods, encoder.n_layers)
     for layer in study.sae.layers or ():
@@ -254,6 +254,15 @@ class Inputs:
         return lambda done: {"method": method.name, "seed": seed, "layer": layer}
 
     # What the run's record says of them -------------------------------------------------------------------------------
+
+    def notes(self) -> list[str]:
+        """What a reader must know of how the texts were used."""
+        if self.sae_layers and self.sae_texts == "train":
+            return [
+                "The source has too few texts that fine-tuning did not see, so dictionaries were trained on the training "
+                "texts, which an adapted model has partly memorised."
+            ]
+        return []
 
     def describe_data(self) -> dict[str, Any]:
         corpus = self.corpus

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.artifacts import Artifact, ArtifactStore, digest
-from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError, StudyError
+from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError
 from layerprobe.runs import PAGE, Run
 from layerprobe.study import Study, slug
 
@@ -381,7 +380,7 @@ def _finish(result: Run, inputs: Inputs, done: Parents, store: ArtifactStore) ->
             parts.setdefault(path.stem, []).append(pd.read_parquet(path))
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     result.save_tables(tables)
-    result.record["data"]["notes"] += inputs.notes(done)
+    result.record["data"]["notes"] += inputs.notes()
     result.record["recomputed"] = list(store.damaged)
     result.record["findings"] = [{"text": f.text, "figure": f.figure} for f in findings(tables, result.record)]
 
@@ -400,7 +399,8 @@ def _check_space(tasks: list[Task], store: ArtifactStore) -> None:
     if needed > free:
         raise StorageError(
             f"This study needs about {needed / 1e9:.1f} GB in {store.root} and {free / 1e9:.1f} GB are free; lower "
-            'activations.examples or sae.rows, choose activations.dtype = "float16", or set LAYERPROBE_HOME to a larger disk.'
+            'activations.examples or sae.rows, choose activations.dtype = "float16", or set LAYERPROBE_HOME to a larger '
+            "disk."
         )
 
 
@@ -460,17 +460,14 @@ def _git_state() -> tuple[str | None, bool | None]:
     source = Path(__file__).resolve().parent
     if not (source.parent / ".git").exists():
         return None, None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", source, *words], capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run(
-            ["git", "-C", source, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
         return None, None
-    return commit.stdout.strip(), bool(status.stdout.strip())
 
 
 def _one_line(error: BaseException) -> str:
@@ -486,11 +483,3 @@ def _save_quietly(result: Run) -> None:
         result.save()
     except OSError:
         print(f"The run's record in {result.folder} could not be updated.", file=sys.stderr)
-
-
-def resume_command(study_path: str, options: Iterable[str]) -> str:
-    """The shell command that goes on with a run."""
-    return shlex.join(["layerprobe", "run", study_path, *options])
-
-
-__all__ = ["Plan", "PlannedTask", "StudyError", "plan", "resume_command", "run", "versions"]

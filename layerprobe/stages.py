@@ -88,7 +88,7 @@ def capture_base(inputs: Inputs) -> Build:
 
 
 def capture_adapted(inputs: Inputs, adapt: str) -> Build:
-    """Activations of an adapted encoder, loaded afresh from its saved weights, on the same texts in the same batches."""
+    """Activations of an adapted encoder on the same texts in the same batches, loaded afresh from its saved weights."""
     return _capture_test(inputs, adapt)
 
 
@@ -297,16 +297,8 @@ def features(
             for kind, candidate in (("trained", dictionary), ("untrained", control)):
                 for other, store in stores.items():
                     measured = sae.evaluate(candidate, store.tokens(layer), groups, progress=inputs.progress)
-                    quality.append(
-                        {
-                            **named,
-                            "trained_on": side,
-                            "evaluated_on": other,
-                            "kind": kind,
-                            **_sae_quality(measured),
-                            **about,
-                        }
-                    )
+                    between = {"trained_on": side, "evaluated_on": other, "kind": kind}
+                    quality.append({**named, **between, **_sae_quality(measured), **about})
             means = sae.latent_means(dictionary, stores[side].tokens(layer), groups, n_examples)
             found = sae.task_latents(means, labels, inputs.corpus.label_names, seed=inputs.study.seeds[0])
             latents.append(found.table.assign(**named, side=side))
@@ -321,11 +313,8 @@ def features(
                     "n": found.n,
                 }
             )
-            logs.append(
-                pd.read_parquet(
-                    done[base_sae if side == "base" else adapted_sae].folder / "dictionary" / "history.parquet"
-                ).assign(**named, side=side)
-            )
+            history = done[base_sae if side == "base" else adapted_sae].folder / "dictionary" / "history.parquet"
+            logs.append(pd.read_parquet(history).assign(**named, side=side))
             top = found.table.sort_values(["task", "effect"], ascending=False)["latent"].to_numpy()[:TOP_LATENTS]
             for on, store in stores.items():
                 codes = dictionary.encode(store.tokens(layer)[chosen])[:, top]

@@ -56,7 +56,7 @@ class DataSection(_Section):
     max_length: Annotated[StrictInt, Field(ge=4)] = 128
     """Word pieces kept of each text, special tokens included."""
     seed: StrictInt = 0
-    """Seed of the split. Every training seed shares one split, so that methods and seeds are compared on one test set."""
+    """Seed of the split. All training seeds share one split, so that everything is compared on one test set."""
 
 
 class AdaptationSection(_Section):
