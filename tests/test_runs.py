@@ -1,0 +1,57 @@
+"""Run folders: read and written without torch, and never over something else."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from layerprobe.errors import StorageError
+from layerprobe.runs import Run
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    run = Run.create(tmp_path / "run", {"status": "running"})
+    table = pd.DataFrame({"layer": [0, 1], "value": [1.0, 0.5]})
+    run.save_tables({"similarity": table, "old": table})
+    run.save_tables({"similarity": table})
+    loaded = Run.load(tmp_path / "run")
+    assert loaded.tables == ("similarity",)
+    pd.testing.assert_frame_equal(loaded.table("similarity"), table)
+    with pytest.raises(KeyError, match="similarity"):
+        loaded.table("nothing")
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(StorageError, match="other than a layerprobe run"):
+        Run.create(tmp_path, {"status": "running"})
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(StorageError, match="is a file"):
+        Run.create(tmp_path / "thesis.tex", {"status": "running"})
+
+
+def test_a_foreign_run_json_is_not_taken_for_ours(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"anything": 1}))
+    with pytest.raises(StorageError, match="other than a layerprobe run"):
+        Run.create(tmp_path, {"status": "running"})
+    with pytest.raises(StorageError, match="schema"):
+        Run.load(tmp_path)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(StorageError, match="does not exist"):
+        Run.load(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match=r"holds no run\.json"):
+        Run.load(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(StorageError, match="cannot be read"):
+        Run.load(tmp_path)
+
+
+def test_a_run_is_read_and_reported_where_torch_is_not_installed():
+    code = "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n" + (
+        "import layerprobe.runs, layerprobe.report; layerprobe.report.write_report"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
