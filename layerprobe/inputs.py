@@ -259,7 +259,7 @@ class Inputs:
         """What a reader must know of how the texts were used."""
         if self.sae_layers and self.sae_texts == "train":
             return [
-                "The source has too few texts that fine-tuning did not see, so dictionaries were trained on the training "
+                "The source has too few texts that fine-tuning did not see, so dictionaries were trained on training "
                 "texts, which an adapted model has partly memorised."
             ]
         return []

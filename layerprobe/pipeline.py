@@ -399,8 +399,8 @@ def _check_space(tasks: list[Task], store: ArtifactStore) -> None:
     if needed > free:
         raise StorageError(
             f"This study needs about {needed / 1e9:.1f} GB in {store.root} and {free / 1e9:.1f} GB are free; lower "
-            'activations.examples or sae.rows, choose activations.dtype = "float16", or set LAYERPROBE_HOME to a larger '
-            "disk."
+            'activations.examples or sae.rows, choose activations.dtype = "float16", or set LAYERPROBE_HOME to a '
+            "larger disk."
         )
 
 

@@ -1,0 +1,52 @@
+"""What all tests share: no network, small encoders and texts, and shapes checked while tests run."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["WANDB_MODE"] = "disabled"
+
+import sys
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+sys.path.insert(0, str(Path(__file__).parent))
+install_import_hook(
+    ["layerprobe.similarity", "layerprobe.sae", "layerprobe.activations"], typechecker="beartype.beartype"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory):
+    """Artifacts of tests never mix with a user's."""
+    os.environ["LAYERPROBE_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    from tiny import make_encoder
+
+    return make_encoder(tmp_path_factory.mktemp("tiny") / "bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_csv(tmp_path_factory) -> Path:
+    from tiny import write_csv
+
+    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", n=160)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_bert):
+    from layerprobe.encoder import load_encoder
+
+    return load_encoder(str(tiny_bert))
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tiny_csv):
+    from layerprobe.data import load_corpus
+
+    return load_corpus(str(tiny_csv), train=80, test=40)
