@@ -100,7 +100,7 @@ def load_encoder(name: str, *, revision: str | None = None, trust_remote_code: b
     commit = getattr(config, "_commit_hash", None)
     model, missing = _load(folder, name, revision=commit or revision, trust_remote_code=trust_remote_code)
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, revision=commit or revision, trust_remote_code=trust_remote_code
             )
@@ -236,7 +236,7 @@ def tokenize(encoder: Encoder, examples: Examples, max_length: int) -> list[dict
     pairs = list(examples.pairs) if examples.pairs is not None else None
     if not len(examples):
         return []
-    with _quiet():
+    with quiet():
         encoded = encoder.tokenizer(
             list(examples.texts),
             pairs,
@@ -296,7 +296,7 @@ def _config(folder: str, name: str, *, revision: str | None, trust_remote_code: 
     if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
         raise EncoderError(f"{name} holds no config.json; name a folder that `save_pretrained` wrote.")
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if Path(folder).is_dir():
@@ -334,7 +334,7 @@ def _load(
         )
         raise EncoderError(f"{name} holds no safetensors weights; {why}.")
     try:
-        with _quiet():
+        with quiet():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 revision=revision,
@@ -354,7 +354,7 @@ def _load(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from reporting on a head that is meant to be new, and from drawing loading bars."""
     from transformers.utils import logging
 
