@@ -37,7 +37,7 @@ def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
     if study.adaptation.methods != "depths":
         for method in study.adaptation.methods:  # what needs no model is said before one is loaded
             parse_method(method)
-    known = [measure.name for measure in MEASURES if measure.paired]
+    known = [measure.name for measure in MEASURES]
     for name in study.similarity.measures:
         if name not in known:
             raise StudyError(f"similarity.measures names {name!r}; the measures are {', '.join(known)}.")
