@@ -64,7 +64,7 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
             device=inputs.device,
             progress=inputs.progress,
         )
-        named = {"method": method.name, "seed": seed}
+        named: dict[str, Any] = {"method": method.name, "seed": seed}
         cost = {
             "trainable_parameters": result.trainable_parameters,
             "total_parameters": result.total_parameters,
@@ -286,7 +286,13 @@ def features(
         chosen = _shown_rows(inputs, stores["base"])
         for side, dictionary in trained.items():
             own = ActivationStore.open(done[training[side]].folder / "rows").tokens(layer)
-            control = sae.untrained(dictionary, own, seed=inputs.study.seeds[0])
+            control = sae.untrained(
+                dictionary,
+                own,
+                architecture=inputs.study.sae.architecture,
+                k=inputs.study.sae.k,
+                seed=inputs.study.seeds[0],
+            )
             about = {
                 "architecture": inputs.study.sae.architecture,
                 "d_sae": dictionary.d_sae,

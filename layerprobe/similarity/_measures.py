@@ -44,8 +44,8 @@ def procrustes(x: Any, y: Any) -> float:
     """Orthogonal Procrustes similarity in [0, 1]: nuclear norm of the cross product over the Frobenius norms.
 
     Rows are centred. 1 is the same up to rotation, shift and scale (Ding et al. 2021, "Grounding Representation
-    Similarity with Statistical Testing"; Williams et al. 2021). Independent data do not score 0: at d = 384, n = 500 they
-    score .68, so it is read beside a baseline.
+    Similarity with Statistical Testing"; Williams et al. 2021). Independent data do not score 0: at d = 384 and
+    n = 500 they score .68, so it is read beside a baseline.
 
     Raises:
         MeasureError: for fewer than 4 rows, unequal n, values that are not finite, or a constant input.
@@ -53,7 +53,8 @@ def procrustes(x: Any, y: Any) -> float:
     x, y = checked(x, y, "procrustes")
     pairs = [("x", "y"), ("x", "x"), ("y", "y")]
     made, sizes = statistics({"x": x, "y": y}, pairs, np.arange(len(x)), np.zeros(len(x), dtype=np.int64), "procrustes")
-    return procrustes_of(*(made[pair] for pair in pairs), sizes)
+    xy, xx, yy = (made[pair] for pair in pairs)
+    return procrustes_of(xy, xx, yy, sizes)
 
 
 def paired_cosine(x: Any, y: Any) -> float:
@@ -117,8 +118,8 @@ def cka_of(xy: Pair, xx: Pair, yy: Pair, sizes: Sizes, fold: int | None = None) 
     own_x, own_y = xx.hsic(sizes, fold), yy.hsic(sizes, fold)
     if own_x <= 0 or own_y <= 0:
         raise MeasureError(
-            "cka is undefined here: a representation's debiased variance is not positive, so there are too few rows for "
-            "its noise; give more rows."
+            "cka is undefined here: a representation's debiased variance is not positive, so there are too few rows "
+            "for its noise; give more rows."
         )
     return xy.hsic(sizes, fold) / float(np.sqrt(own_x) * np.sqrt(own_y))
 

@@ -123,8 +123,8 @@ def statistics(
             spread = np.trace(made[own].cross.sum(0)) / len(order)
             if not spread > 1e-24 * (1 + (means[name] ** 2).sum()):
                 raise MeasureError(
-                    f"{measure} was given a constant representation ({name}, shape {layers[name].shape}): every row is the "
-                    "same, so similarity is undefined; leave it out."
+                    f"{measure} was given a constant representation ({name}, shape {layers[name].shape}): every row is "
+                    "the same, so similarity is undefined; leave it out."
                 )
     return made, Sizes(powers)
 
