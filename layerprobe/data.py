@@ -430,9 +430,9 @@ def _sizes(
     n_test = test or min(DEFAULT_TEST, max(1, there // 5), *([there - train] if train and there > train else []))
     n_train = train or min(DEFAULT_TRAIN, there - n_test)
     if n_train + n_test > there or n_train < 1:
-        asked = ", ".join(f"data.{k} = {v:,}" for k, v in (("train", train), ("test", test)) if v) or "a split"
+        wanted = ", ".join(f"data.{k} = {v:,}" for k, v in (("train", train), ("test", test)) if v) or "a split"
         raise DataError(
-            f"{asked} was asked for, but {source} has {there:,} distinct labelled texts in all; "
+            f"{wanted} was asked for, but {source} has {there:,} distinct labelled texts in all; "
             "ask for fewer (train and test share no text)."
         )
     return n_train, n_test

@@ -411,7 +411,8 @@ def _check_numbering(model: PreTrainedModel, name: str, pad: int) -> None:
     last_is_normed = hasattr(model.base_model, "final_norm")
     for layer, (own, given) in enumerate(zip(layers, reported, strict=True)):
         if layer == len(stack) and last_is_normed:
-            given, own = given, model.base_model.final_norm(own)
+            norm: Any = model.base_model.final_norm
+            own = norm(own)
         if not torch.allclose(own, given, atol=1e-5, rtol=1e-4):
             raise EncoderError(
                 f"Hidden state {layer} of {name} is not the output of its block {layer}; it can't be numbered."

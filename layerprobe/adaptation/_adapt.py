@@ -68,7 +68,7 @@ def trained_parameter_names(model: nn.Module, encoder: Encoder, method: Method) 
         return above
     assert method.k is not None
     top = {id(p) for block in blocks(model)[len(blocks(model)) - method.k :] for p in block.parameters()}
-    pooler = f"{model.base_model_prefix}.pooler."  # type: ignore[attr-defined]
+    pooler = f"{model.base_model_prefix}.pooler."
     return above | {name for name, p in model.named_parameters() if id(p) in top or name.startswith(pooler)}
 
 
@@ -113,7 +113,7 @@ def adapt(
     import pandas as pd
 
     folder = Path(folder)
-    measure = {"max_length": max_length, "device": device, "progress": progress}
+    measure: dict[str, Any] = {"max_length": max_length, "device": device, "progress": progress}
     model = encoder.classifier(label_names, seed=seed)
     before = quality(probabilities(model, encoder, test, **measure), test.labels)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -131,7 +131,7 @@ def adapt(
     trained = trained_parameter_names(model, encoder, method)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]
     start = time.perf_counter()
     if method.kind == "head":
         log, settings = _train_head(

@@ -46,10 +46,12 @@ class _CachedBody(nn.Module):
         assert self.rows is not None
         rows = self.rows
         if self.final_norm is not None:
-            rows = rows * self.final_norm.weight
-            if self.final_norm.bias is not None:
-                rows = rows + self.final_norm.bias
-        pooled = self.pooler(rows) if self.pooler is not None else rows[:, 0]
+            norm: Any = self.final_norm
+            rows = rows * norm.weight
+            if norm.bias is not None:
+                rows = rows + norm.bias
+        pooler: Any = self.pooler
+        pooled = rows[:, 0] if pooler is None else pooler(rows)
         return BaseModelOutputWithPooling(last_hidden_state=rows, pooler_output=pooled)
 
 
@@ -109,7 +111,7 @@ def train_head(
         inputs = inputs.clone()
     parameters = [parameter for name, parameter in model.named_parameters() if name in trained]
     start = [parameter.detach().clone() for parameter in parameters]
-    prefix = model.base_model_prefix  # type: ignore[attr-defined]
+    prefix = str(model.base_model_prefix)
     body = getattr(model, prefix)
     stub = _CachedBody(body, encoder.family, encoder.pooler).to(device)
     log: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,9 +118,14 @@ def _frozen_in_eval(model: nn.Module) -> Iterator[None]:
     ]
     for module in frozen:
         module.eval()
-        module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+        setattr(module, "train", partial(_stay, module))  # noqa: B010
     try:
         yield
     finally:
         for module in frozen:
-            del module.train  # type: ignore[method-assign]
+            del module.train
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    """`train()` of a frozen block: it stays in eval mode."""
+    return module

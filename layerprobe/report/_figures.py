@@ -1,0 +1,250 @@
+"""Figures: a tidy table in, a plotly figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from layerprobe.report._findings import BEGINS, drift_of, seeds_of, unit_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Okabe and Ito's palette, safe for colour-blind readers; black is left out, which a dark page would hide.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SCALE = "Viridis"
+NAMES = {
+    "paired_cosine": "Mean cosine of the same row",
+    "cka": "CKA (debiased, linear)",
+    "procrustes": "Procrustes similarity",
+    "token": "each token",
+    "mean": "mean of each text",
+    "cls": "first token of each text",
+}
+
+
+def layer_strip(similarity: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
+    """One row a method, one cell a layer: 1 - CKA (or cosine), outlined where change is beyond the null of none."""
+    unit = unit_of(similarity)
+    measure = "cka" if "cka" in set(similarity.measure) else "paired_cosine"
+    shown = [name for name in methods if len(drift_of(similarity, name, measure, unit))]
+    tables = [drift_of(similarity, name, measure, unit) for name in shown]
+    layers = [int(layer) for layer in tables[0].layer]
+    change = [[1 - value for value in table.value] for table in tables]
+    hover = [
+        [
+            f"{name}, layer {row.layer}<br>{measure} {row.value:.4f} ({row.ci_low:.4f} to {row.ci_high:.4f})"
+            for row in table.itertuples()
+        ]
+        for name, table in zip(shown, tables, strict=True)
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=change,
+            x=layers,
+            y=shown,
+            colorscale=SCALE,
+            zmin=0,
+            zmax=1,
+            xgap=3,
+            ygap=3,
+            text=hover,
+            hoverinfo="text",
+            colorbar={"title": f"1 - {measure}", "thickness": 12},
+        )
+    )
+    for y, table in enumerate(tables):
+        for x, row in enumerate(table.itertuples()):
+            colour = "#111" if 1 - row.value > 0.6 else "#fff"
+            figure.add_annotation(
+                x=layers[x], y=y, text=f"{1 - row.value:.2f}", showarrow=False, font={"color": colour, "size": 13}
+            )
+            if row.ci_high < BEGINS:
+                figure.add_shape(
+                    type="rect",
+                    x0=layers[x] - 0.48,
+                    x1=layers[x] + 0.48,
+                    y0=y - 0.47,
+                    y1=y + 0.47,
+                    line={"color": "#D55E00", "width": 3},
+                )
+    figure.update_xaxes(title="layer (0 = embeddings)", dtick=1, showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    return _styled(figure, height=130 + 46 * len(shown))
+
+
+def drift(similarity: pd.DataFrame, methods: Sequence[str], measure: str, unit: str) -> go.Figure:
+    """A measure by layer with its interval, a line a method and seed; dotted: what unrelated rows score."""
+    figure = go.Figure()
+    for number, method in enumerate(methods):
+        colour = COLOURS[number % len(COLOURS)]
+        seeds = seeds_of(similarity, method)
+        for i, seed in enumerate(seeds):
+            table = drift_of(similarity, method, measure, unit, seed)
+            if table.empty:
+                continue
+            band = {"x": [*table.layer, *table.layer[::-1]], "y": [*table.ci_high, *table.ci_low[::-1]]}
+            figure.add_scatter(
+                **band,
+                fill="toself",
+                fillcolor=colour,
+                opacity=0.2,
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+            )
+            figure.add_scatter(
+                x=table.layer,
+                y=table.value,
+                mode="lines+markers",
+                name=method if len(seeds) == 1 else f"{method}, seed {seed}",
+                line={"color": colour, "dash": "solid" if i == 0 else "dash"},
+            )
+            null = drift_of(similarity, method, f"{measure}_baseline", unit, seed)
+            if len(null) and i == 0:
+                figure.add_scatter(
+                    x=null.layer,
+                    y=null.value,
+                    mode="lines",
+                    name=f"{method}: unrelated rows",
+                    line={"color": colour, "dash": "dot"},
+                )
+    figure.update_xaxes(title="layer (0 = embeddings)", dtick=1)
+    figure.update_yaxes(title=f"{NAMES.get(measure, measure)}<br>lower = more changed", rangemode="tozero")
+    return _styled(figure, height=380)
+
+
+def grids(table: pd.DataFrame, method: str, unit: str) -> go.Figure:
+    """CKA of every layer with every layer: base with base, base with adapted, adapted with adapted."""
+    from plotly.subplots import make_subplots
+
+    rows = table[(table.method == method) & (table.unit == unit)]
+    rows = rows[rows.seed == rows.seed.min()]
+    pairs = [("base", "base"), ("base", "adapted"), ("adapted", "adapted")]
+    figure = make_subplots(rows=1, cols=3, subplot_titles=[f"{a} × {b}" for a, b in pairs], horizontal_spacing=0.07)
+    for column, (a, b) in enumerate(pairs, 1):
+        square = rows[(rows.side_a == a) & (rows.side_b == b)].pivot(index="layer_a", columns="layer_b", values="value")
+        figure.add_heatmap(
+            z=square.to_numpy().tolist(),
+            x=square.columns.tolist(),
+            y=square.index.tolist(),
+            coloraxis="coloraxis",
+            row=1,
+            col=column,
+            hovertemplate=f"{a} layer %{{y}}, {b} layer %{{x}}: %{{z:.3f}}<extra></extra>",
+        )
+        figure.update_xaxes(title=f"layer of {b}", row=1, col=column, dtick=1)
+        figure.update_yaxes(title=f"layer of {a}" if column == 1 else "", row=1, col=column, dtick=1)
+    figure.update_layout(
+        coloraxis={"colorscale": SCALE, "cmin": 0, "cmax": 1, "colorbar": {"title": "CKA", "thickness": 12}}
+    )
+    return _styled(figure, height=340)
+
+
+def transfer(quality: pd.DataFrame, method: str) -> go.Figure:
+    """Explained variance of each side's dictionary on each side, with intervals, beside untrained ones."""
+    rows = quality[quality.method == method]
+    rows = rows[rows.seed == rows.seed.min()]
+    figure = go.Figure()
+    bars = [
+        ("base", "base", "trained"),
+        ("base", "adapted", "trained"),
+        ("adapted", "adapted", "trained"),
+        ("adapted", "base", "trained"),
+        ("base", "base", "untrained"),
+    ]
+    for number, (source, target, kind) in enumerate(bars):
+        part = rows[(rows.trained_on == source) & (rows.evaluated_on == target) & (rows.kind == kind)].sort_values(
+            "layer"
+        )
+        name = f"trained on {source}, read on {target}" if kind == "trained" else f"untrained, read on {target}"
+        ev = part.explained_variance
+        figure.add_bar(
+            x=[f"layer {layer}" for layer in part.layer],
+            y=ev,
+            name=name,
+            marker_color=COLOURS[number],
+            error_y={"type": "data", "symmetric": False, "array": part.ev_high - ev, "arrayminus": ev - part.ev_low},
+        )
+    figure.update_yaxes(title="explained variance on test texts")
+    figure.update_layout(barmode="group")
+    return _styled(figure, height=380)
+
+
+def task_shares(shares: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
+    """Share of latents associated with a label: base, then adapted, beside the share with labels permuted."""
+    figure = go.Figure()
+    for number, method in enumerate(methods):
+        rows = shares[shares.method == method]
+        rows = rows[rows.seed == rows.seed.min()]
+        for side, opacity in (("base", 0.45), ("adapted", 1.0)):
+            part = rows[rows.side == side].sort_values("layer")
+            figure.add_bar(
+                x=[f"layer {layer}" for layer in part.layer],
+                y=part.share,
+                name=f"{method}: {side}",
+                marker_color=COLOURS[number % len(COLOURS)],
+                opacity=opacity,
+                customdata=part[["live", "share_permuted_high"]],
+                hovertemplate="%{y:.1%} of %{customdata[0]} latents; permuted labels reach %{customdata[1]:.1%} in 5% of draws<extra></extra>",
+            )
+            figure.add_scatter(
+                x=[f"layer {layer}" for layer in part.layer],
+                y=part.share_permuted_high,
+                mode="markers",
+                showlegend=number == 0 and side == "base",
+                name="95th percentile with permuted labels",
+                marker={"symbol": "line-ew-open", "size": 22, "color": "#D55E00"},
+            )
+    figure.update_yaxes(title="share of judged latents", tickformat=".0%")
+    figure.update_layout(barmode="group")
+    return _styled(figure, height=360)
+
+
+def quality(adaptation: pd.DataFrame) -> go.Figure:
+    """Accuracy on the test texts after adaptation, with Wilson intervals; references below."""
+    after = adaptation[adaptation["when"] == "after"]
+    names = [
+        row.method if len(seeds_of(after, row.method)) == 1 else f"{row.method}, seed {row.seed}"
+        for row in after.itertuples()
+    ]
+    colours = ["#888" if name.startswith("reference:") else COLOURS[0] for name in names]
+    figure = go.Figure(
+        go.Scatter(
+            x=after.accuracy,
+            y=names,
+            mode="markers",
+            marker={"size": 11, "color": colours},
+            showlegend=False,
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": after.accuracy_high - after.accuracy,
+                "arrayminus": after.accuracy - after.accuracy_low,
+            },
+        )
+    )
+    figure.update_xaxes(title="accuracy on test texts (95% Wilson interval); further right is better")
+    figure.update_yaxes(autorange="reversed", type="category")
+    return _styled(figure, height=120 + 34 * len(names))
+
+
+def _styled(figure: go.Figure, *, height: int) -> go.Figure:
+    grid: dict[str, Any] = {
+        "gridcolor": "rgba(128,128,128,.25)",
+        "zerolinecolor": "rgba(128,128,128,.4)",
+        "automargin": True,
+    }
+    figure.update_layout(
+        height=height,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 60, "r": 20, "t": 36, "b": 50},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        legend={"orientation": "h", "y": -0.22},
+    )
+    figure.update_xaxes(**grid)
+    figure.update_yaxes(**grid)
+    return figure

@@ -1,0 +1,216 @@
+"""The answer in sentences, made from a run's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BEGINS = 0.95
+"""A layer counts as changed where the upper end of its CKA interval is below this."""
+REFERENCES = "reference:"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence, and the part of the page that its numbers stand in."""
+
+    text: str
+    figure: str
+
+
+def findings(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> list[Finding]:
+    """Three to five sentences made from the numbers, each with an interval and the figure it comes from."""
+    found = []
+    drift = tables.get("similarity")
+    for method in methods(tables):
+        if drift is not None:
+            found += _where(drift, method)
+    found += _head_only(tables)
+    found += _features(tables)
+    return found
+
+
+def methods(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Adaptation methods of a run by depth: the head alone first, everything last, then what the user brought."""
+    table = tables.get("adaptation")
+    if table is None:
+        return []
+    names = [name for name in table["method"].unique() if not name.startswith(REFERENCES)]
+    return sorted(names, key=_depth)
+
+
+def _depth(method: str) -> tuple[int, int, str]:
+    if method == "head":
+        return 0, 0, method
+    if method.startswith("top:"):
+        return 1, int(method.removeprefix("top:")), method
+    return {"full": 2, "shuffled-labels": 4}.get(method, 3), 0, method
+
+
+def drift_of(
+    table: pd.DataFrame, method: str, measure: str, unit: str = "token", seed: int | None = None
+) -> pd.DataFrame:
+    """One measure by layer, for the given seed or else the first one."""
+    rows = table[(table.method == method) & (table.measure == measure) & (table.unit == unit)]
+    if rows.empty:
+        return rows
+    return rows[rows.seed == (rows.seed.min() if seed is None else seed)].sort_values("layer")
+
+
+def seeds_of(table: pd.DataFrame, method: str) -> list[int]:
+    """Seeds that a method was run with."""
+    return sorted(int(seed) for seed in table[table.method == method].seed.unique())
+
+
+def unit_of(table: pd.DataFrame) -> str:
+    """The unit that the page opens with: tokens where they were compared."""
+    units = list(table["unit"].unique())
+    return "token" if "token" in units else units[0]
+
+
+def _where(drift: pd.DataFrame, method: str) -> list[Finding]:
+    unit = unit_of(drift)
+    cka = drift_of(drift, method, "cka", unit)
+    cosine = drift_of(drift, method, "paired_cosine", unit)
+    main = cka if len(cka) else cosine
+    if main.empty:
+        return []
+    name = "CKA" if len(cka) else "cosine"
+    if (1 - main.value).abs().max() <= 1e-9:
+        return [
+            Finding(
+                f"Under {method}, no layer of the body changed: {name} with the base is exactly 1 in all of them.",
+                "drift",
+            )
+        ]
+    last = main.iloc[-1]
+    changed = main[main.ci_high < BEGINS]
+    kept = main[main.ci_high >= BEGINS]
+    begin = (
+        f"change begins at layer {int(changed.layer.min())}"
+        if len(changed)
+        else f"no layer's {name} is reliably below {BEGINS}"
+    )
+    text = (
+        f"Under {method}, {begin} (the first whose {name} is reliably below {BEGINS}) and is largest at layer "
+        f"{int(main.loc[main.value.idxmin(), 'layer'])}; at the last layer, {int(last.layer)}, {name} with the base is {_value(last)}"
+        if len(changed)
+        else f"Under {method}, {begin}; at the last layer, {int(last.layer)}, it is {_value(last)}"
+    )
+    if len(cosine) and len(cka):
+        other = drift_of(drift, method, "paired_cosine_baseline", unit)
+        beside = f" (unrelated rows: {other.iloc[-1].value:.2f})" if len(other) else ""
+        text += f" and mean cosine {_value(cosine.iloc[-1])}{beside}"
+    text += "."
+    if len(changed) and len(kept):
+        text += f" Layers {_ranges(kept.layer)} kept their representation."
+    return [Finding(text, "drift")]
+
+
+def _head_only(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
+    table = tables.get("adaptation")
+    if table is None:
+        return []
+    after = table[table["when"] == "after"]
+    names = set(after.method)
+    if not {"head", "full"} <= names:
+        return []
+    shared = sorted(set(after[after.method == "head"].seed) & set(after[after.method == "full"].seed))
+    if not shared:
+        return []
+    rows = {name: after[(after.method == name) & (after.seed == shared[0])].iloc[0] for name in ("head", "full")}
+    gap = rows["full"].accuracy - rows["head"].accuracy
+    text = (
+        f"The head alone reaches accuracy {_accuracy(rows['head'])}, full fine-tuning {_accuracy(rows['full'])}: training "
+        f"only the head {'gives up' if gap >= 0 else 'gains'} {abs(100 * gap):.1f} points"
+    )
+    interval = paired_gap(tables, "head", "full", shared[0])
+    if interval:
+        low, high = interval
+        verdict = "which chance alone could give" if low <= 0 <= high else "more than chance gives"
+        text += f" (difference full - head {100 * gap:+.1f}, 95% interval {100 * low:+.1f} to {100 * high:+.1f} on the same test texts, {verdict})"
+    majority = after[after.method == "reference:majority"]
+    if len(majority):
+        text += f"; always naming the commonest label gets {majority.iloc[0].accuracy:.3f}"
+    return [Finding(text + ".", "quality")]
+
+
+def paired_gap(tables: Mapping[str, pd.DataFrame], one: str, other: str, seed: int) -> tuple[float, float] | None:
+    """95% interval of the accuracy of `other` less that of `one` on the same texts: bootstrap of texts, 2,000 draws."""
+    import numpy as np
+
+    table = tables.get("predictions")
+    if table is None:
+        return None
+    right = {}
+    for name in (one, other):
+        rows = table[(table.method == name) & (table.seed == seed)].set_index("example_id")
+        right[name] = (rows.label == rows.predicted).astype(float)
+    difference = (right[other] - right[one]).dropna().to_numpy()
+    if len(difference) < 2:
+        return None
+    draws = np.random.default_rng(0).integers(len(difference), size=(2000, len(difference)))
+    low, high = np.quantile(difference[draws].mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _features(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
+    shares, quality = tables.get("latent_shares"), tables.get("sae")
+    found = []
+    order = [name for name in methods(tables) if name != "head"]
+    if shares is not None and order:
+        method = "full" if "full" in order else order[-1]
+        rows = shares[shares.method == method]
+        rows = rows[rows.seed == rows.seed.min()]
+        parts = []
+        for layer in sorted(rows.layer.unique()):
+            pair = {side: rows[(rows.layer == layer) & (rows.side == side)].iloc[0] for side in ("base", "adapted")}
+            parts.append(f"{_share(pair['base'].share)} to {_share(pair['adapted'].share)} at layer {layer}")
+        if parts:
+            high = rows.share_permuted_high.max()
+            text = f"Under {method}, the share of latents associated with a label goes from {'; '.join(parts)} (with labels permuted, at most {_share(high)} in 95% of draws)."
+            found.append(Finding(text, "features"))
+    if quality is not None and order:
+        method = "full" if "full" in order else order[-1]
+        rows = quality[(quality.method == method) & (quality.kind == "trained") & (quality.trained_on == "base")]
+        rows = rows[(rows.seed == rows.seed.min()) & (rows.layer == rows.layer.max())].set_index("evaluated_on")
+        if {"base", "adapted"} <= set(rows.index):
+            own, moved = rows.loc["base"], rows.loc["adapted"]
+            text = (
+                f"At layer {int(own.layer)}, features learnt on the base explain {_variance(own)} of the base's variance and "
+                f"{_variance(moved)} of the adapted model's."
+            )
+            found.append(Finding(text, "features"))
+    return found
+
+
+def _value(row: Any) -> str:
+    return f"{row.value:.3f} (95% interval {row.ci_low:.3f} to {row.ci_high:.3f})"
+
+
+def _accuracy(row: Any) -> str:
+    return f"{row.accuracy:.3f} (95% interval {row.accuracy_low:.3f} to {row.accuracy_high:.3f})"
+
+
+def _variance(row: Any) -> str:
+    return f"{row.explained_variance:.2f} (95% interval {row.ev_low:.2f} to {row.ev_high:.2f})"
+
+
+def _share(value: float) -> str:
+    return "undefined (too few active latents)" if value != value else f"{100 * value:.0f}%"
+
+
+def _ranges(layers: Any) -> str:
+    """Layer numbers with runs shortened: 0-2, 4."""
+    numbers = sorted(int(layer) for layer in layers)
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,199 @@
+"""The page: a run's record, tables and figures put together as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerprobe.errors import StorageError
+from layerprobe.report import _figures as figures
+from layerprobe.report._findings import REFERENCES, findings, methods, seeds_of, unit_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from layerprobe.runs import Run
+
+LARGEST_DOWNLOAD = 2_000_000
+"""Bytes of a table that the page carries itself; larger ones are named with their place in the run folder."""
+
+
+def write_report(run: Run, path: str | Path) -> Path:
+    """Write a run as one self-contained HTML page, which needs no network.
+
+    Args:
+        run: tables and record; what is missing is named on the page.
+        path: the file to write; replaced whole or not at all.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    path = Path(path)
+    tables = {name: run.table(name) for name in run.tables}
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["data"] = lambda value: Markup(_json(value))
+    source = resources.files("layerprobe.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    html = environment.from_string(source).render(
+        record=run.record,
+        findings=findings(tables, run.record),
+        figures={name: figure.to_plotly_json() for name, figure in _drawn(tables).items()},
+        grids=_grids(tables),
+        quality=_quality_rows(tables),
+        dictionaries=_dictionary_rows(tables),
+        facts=_facts(tables, run.record),
+        tokens=_tokens(tables),
+        downloads=_downloads(tables),
+        settings=json.dumps(run.record["study"]["resolved"], indent=1, ensure_ascii=False),
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(html, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            f"The report {path} cannot be written ({error.strerror}); the run's tables are kept."
+        ) from error
+    return path
+
+
+def _drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Every figure that the tables allow."""
+    drawn: dict[str, Any] = {}
+    names = methods(tables)
+    similarity = tables.get("similarity")
+    if similarity is not None and len(similarity):
+        drawn["strip"] = figures.layer_strip(similarity, names)
+        unit = unit_of(similarity)
+        for measure in ("cka", "paired_cosine", "procrustes"):
+            if measure in set(similarity.measure):
+                drawn[f"drift-{measure}"] = figures.drift(similarity, names, measure, unit)
+    if "sae" in tables:
+        for number, method in enumerate(names):
+            drawn[f"transfer-{number}"] = figures.transfer(tables["sae"], method)
+    if "latent_shares" in tables:
+        drawn["shares"] = figures.task_shares(tables["latent_shares"], names)
+    if "adaptation" in tables:
+        drawn["quality"] = figures.quality(tables["adaptation"])
+    return drawn
+
+
+def _grids(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    table = tables.get("similarity_grid")
+    if table is None:
+        return []
+    unit = unit_of(table)
+    return [
+        {"method": method, "figure": figures.grids(table, method, unit).to_plotly_json()} for method in methods(tables)
+    ]
+
+
+def _quality_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    table = tables.get("adaptation")
+    if table is None:
+        return []
+    rows = []
+    for row in table.to_dict("records"):
+        known = row["trainable_parameters"] == row["trainable_parameters"]
+        about = {**row, "trainable": f"{int(row['trainable_parameters']):,}" if known else "–"}
+        about["time"] = f"{row['seconds']:.0f} s" if row["seconds"] == row["seconds"] else "–"
+        about["reference"] = str(row["method"]).startswith(REFERENCES)
+        rows.append(about)
+    return rows
+
+
+def _dictionary_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    table = tables.get("sae")
+    return [] if table is None else [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the captions say of a run."""
+    similarity = tables.get("similarity")
+    shares = tables.get("latent_shares")
+    names = methods(tables)
+    drifted = similarity is not None and len(similarity) > 0
+    return {
+        "methods": names,
+        "unit": figures.NAMES[unit_of(similarity)] if drifted else "",
+        "n": int(similarity["n"].max()) if drifted else 0,
+        "seeds": seeds_of(similarity, names[-1]) if drifted and names else [],
+        "judged": int(shares["live"].min()) if shares is not None and len(shares) else 0,
+    }
+
+
+def _tokens(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:
+    """Sentences with the change of each token and the activations of a few latents, as compact lists."""
+    sentences = tables.get("sentences")
+    if sentences is None or sentences.empty:
+        return None
+    texts: dict[str, Any] = {}
+    change: dict[str, Any] = {}
+    runs = list(dict.fromkeys(zip(sentences.method, sentences.seed, strict=True)))
+    labels = tables["examples"].set_index("example_id")["label"]
+    first = sentences[(sentences.method == runs[0][0]) & (sentences.seed == runs[0][1])]
+    one = first[first.layer == first.layer.min()]
+    for key, rows in one.groupby("example_id", sort=False):
+        texts[str(key)] = {"tokens": rows.token.tolist(), "label": str(labels[key])}
+    for (method, seed), rows in sentences.groupby(["method", "seed"], sort=False):
+        by: dict[str, Any] = {}
+        for (key, layer), part in rows.groupby(["example_id", "layer"], sort=False):
+            by.setdefault(str(key), {})[str(layer)] = [round(float(value), 4) for value in part.change]
+        change[f"{method} · seed {seed}"] = by
+    return {"texts": texts, "change": change, "latents": _latents(tables)}
+
+
+def _latents(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    shown, about = tables.get("sentence_latents"), tables.get("latents")
+    if shown is None or about is None:
+        return []
+    keys = ["method", "seed", "layer", "side", "latent"]
+    described = about.set_index(keys)
+    found = []
+    for key, rows in shown.groupby(keys, sort=False):
+        method, seed, layer, side, latent = key
+        row = described.loc[key] if key in described.index else None
+        tells = "" if row is None else f", tells {row['label']} (AUROC {row['auroc']:.2f})"
+        values: dict[str, Any] = {}
+        for (on, example), part in rows.groupby(["on", "example_id"], sort=False):
+            values.setdefault(str(example), {})[str(on)] = [
+                [int(i), round(float(v), 3)] for i, v in zip(part.token_index, part.activation, strict=True)
+            ]
+        found.append(
+            {
+                "run": f"{method} · seed {seed}",
+                "name": f"layer {layer}, {side} dictionary, latent {latent}{tells}",
+                "top": float(rows.activation.max()),
+                "values": values,
+            }
+        )
+    return found
+
+
+def _downloads(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    found = []
+    for name, table in sorted(tables.items()):
+        content = table.to_csv(index=False).encode()
+        small = len(content) <= LARGEST_DOWNLOAD
+        link = "data:text/csv;base64," + base64.b64encode(content).decode() if small else None
+        found.append({"name": name, "rows": len(table), "link": link})
+    return found
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand inside a script element."""
+    from plotly.utils import PlotlyJSONEncoder
+
+    text = json.dumps(value, cls=PlotlyJSONEncoder, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
