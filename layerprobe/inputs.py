@@ -257,12 +257,18 @@ class Inputs:
 
     def notes(self) -> list[str]:
         """What a reader must know of how the texts were used."""
+        found = []
         if self.sae_layers and self.sae_texts == "train":
-            return [
+            found.append(
                 "The source has too few texts that fine-tuning did not see, so dictionaries were trained on training "
                 "texts, which an adapted model has partly memorised."
-            ]
-        return []
+            )
+        if "cls" in self.study.similarity.units:
+            found.append(
+                "The embedding (layer 0) of the first token is one vector for all texts unless the model has no fixed "
+                "positions or adds segments; where it is, similarity of first tokens is undefined there and left out."
+            )
+        return found
 
     def describe_data(self) -> dict[str, Any]:
         corpus = self.corpus

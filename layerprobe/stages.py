@@ -203,8 +203,10 @@ def similarity(inputs: Inputs, method: Method, seed: int, capture: str) -> Build
         asked = inputs.study.similarity
         drift, grids = [], []
         for unit in asked.units:
+            # The first token's embedding is one vector for all texts, so that nothing there can be compared.
+            layers = [layer for layer in base.layers if _varies(base.unit(unit, layer))]
             sides = {
-                side: {layer: store.unit(unit, layer) for layer in store.layers}
+                side: {layer: store.unit(unit, layer) for layer in layers}
                 for side, store in (("base", base), ("adapted", adapted))
             }
             groups = base.groups(unit)
@@ -356,6 +358,15 @@ def _pair(done: Parents, capture: str) -> tuple[ActivationStore, ActivationStore
     adapted = ActivationStore.open(done[capture].folder / "rows")
     paired(base, adapted)
     return base, adapted
+
+
+def _varies(rows: Any) -> bool:
+    """Whether any two rows differ by more than rounding."""
+    import numpy as np
+
+    first = np.asarray(rows[0], dtype=np.float64)
+    spread = max(float(np.abs(rows[start : start + 4096] - first).max()) for start in range(0, len(rows), 4096))
+    return spread > 1e-5 * (1e-12 + float(np.abs(first).max()))
 
 
 def _shown_rows(inputs: Inputs, store: ActivationStore) -> Any:

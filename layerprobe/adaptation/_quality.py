@@ -88,13 +88,13 @@ def reference(
 
     x, x_test = np.asarray(train_features, dtype=np.float64), np.asarray(test_features, dtype=np.float64)
     folds = min(5, int(np.bincount(train_labels).min()))
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, tol=1e-3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         if folds >= 2:
             search = GridSearchCV(
                 pipeline,
-                {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]},
+                {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1]},
                 scoring="neg_log_loss",
                 cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
             ).fit(x, train_labels)

@@ -56,6 +56,7 @@ def layer_strip(similarity: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
         )
     )
     for y, table in enumerate(tables):
+        row: Any
         for x, row in enumerate(table.itertuples()):
             colour = "#111" if 1 - row.value > 0.6 else "#fff"
             figure.add_annotation(
@@ -206,10 +207,10 @@ def task_shares(shares: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
 def quality(adaptation: pd.DataFrame) -> go.Figure:
     """Accuracy on the test texts after adaptation, with Wilson intervals; references below."""
     after = adaptation[adaptation["when"] == "after"]
-    names = [
-        row.method if len(seeds_of(after, row.method)) == 1 else f"{row.method}, seed {row.seed}"
-        for row in after.itertuples()
-    ]
+    names = []
+    row: Any
+    for row in after.itertuples():
+        names.append(row.method if len(seeds_of(after, row.method)) == 1 else f"{row.method}, seed {row.seed}")
     colours = ["#888" if name.startswith("reference:") else COLOURS[0] for name in names]
     figure = go.Figure(
         go.Scatter(

@@ -97,7 +97,7 @@ def _where(drift: pd.DataFrame, method: str) -> list[Finding]:
     )
     text = (
         f"Under {method}, {begin} (the first whose {name} is reliably below {BEGINS}) and is largest at layer "
-        f"{int(main.loc[main.value.idxmin(), 'layer'])}; at the last layer, {int(last.layer)}, {name} with the base is {_value(last)}"
+        f"{int(main.layer.to_numpy()[main.value.to_numpy().argmin()])}; at the last layer, {int(last.layer)}, {name} with the base is {_value(last)}"
         if len(changed)
         else f"Under {method}, {begin}; at the last layer, {int(last.layer)}, it is {_value(last)}"
     )

@@ -106,7 +106,10 @@ def _quality_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     rows = []
     for row in table.to_dict("records"):
         known = row["trainable_parameters"] == row["trainable_parameters"]
-        about = {**row, "trainable": f"{int(row['trainable_parameters']):,}" if known else "–"}
+        about: dict[str, Any] = {
+            **{str(k): v for k, v in row.items()},
+            "trainable": f"{int(row['trainable_parameters']):,}" if known else "–",
+        }
         about["time"] = f"{row['seconds']:.0f} s" if row["seconds"] == row["seconds"] else "–"
         about["reference"] = str(row["method"]).startswith(REFERENCES)
         rows.append(about)
@@ -115,7 +118,8 @@ def _quality_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 def _dictionary_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     table = tables.get("sae")
-    return [] if table is None else [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+    records = [] if table is None else table.to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in records]
 
 
 def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,12 +127,15 @@ def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dic
     similarity = tables.get("similarity")
     shares = tables.get("latent_shares")
     names = methods(tables)
-    drifted = similarity is not None and len(similarity) > 0
+    unit, n, seeds = "", 0, []
+    if similarity is not None and len(similarity) and names:
+        unit, n = figures.NAMES[unit_of(similarity)], int(similarity["n"].max())
+        seeds = seeds_of(similarity, names[-1])
     return {
         "methods": names,
-        "unit": figures.NAMES[unit_of(similarity)] if drifted else "",
-        "n": int(similarity["n"].max()) if drifted else 0,
-        "seeds": seeds_of(similarity, names[-1]) if drifted and names else [],
+        "unit": unit,
+        "n": n,
+        "seeds": seeds,
         "judged": int(shares["live"].min()) if shares is not None and len(shares) else 0,
     }
 
@@ -159,11 +166,11 @@ def _latents(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     if shown is None or about is None:
         return []
     keys = ["method", "seed", "layer", "side", "latent"]
-    described = about.set_index(keys)
+    described: dict[Any, Any] = {tuple(row[key] for key in keys): row for row in about.to_dict("records")}
     found = []
     for key, rows in shown.groupby(keys, sort=False):
         method, seed, layer, side, latent = key
-        row = described.loc[key] if key in described.index else None
+        row = described.get(key)
         tells = "" if row is None else f", tells {row['label']} (AUROC {row['auroc']:.2f})"
         values: dict[str, Any] = {}
         for (on, example), part in rows.groupby(["on", "example_id"], sort=False):

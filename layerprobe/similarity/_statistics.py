@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -44,6 +45,13 @@ class Pair:
     squares_x: Float[np.ndarray, " folds"]
     """sum of |s_e|^2."""
     squares_y: Float[np.ndarray, " folds"]
+    rows_x: Float[np.ndarray, "folds d_x"]
+    """sum of c_e t_e."""
+    rows_y: Float[np.ndarray, "folds d_y"]
+    """sum of c_e' s_e."""
+    sums_x: Float[np.ndarray, "folds d_x"]
+    """sum of s_e |t_e|^2."""
+    sums_y: Float[np.ndarray, "folds d_y"]
 
     def centred_cross(self, sizes: Sizes, fold: int | None = None) -> Float[np.ndarray, "d_x d_y"]:
         """Cross product of the centred rows, of the whole sample or without one fold."""
@@ -55,17 +63,21 @@ class Pair:
 
         With examples drawn independently it is E[K L] + E[K] E[L] - 2 E[K_12 L_13], each expectation over rows of
         distinct examples and estimated by its own mean; for one row an example this is the U-statistic of Song et al.
-        (2012), "Feature Selection via Dependence Maximization". In features, about the mean, all sums are closed forms.
+        (2012), "Feature Selection via Dependence Maximization". In features all sums are closed forms, by inclusion and
+        exclusion of equal examples. Rows are taken about the mean of the whole sample, also where a fold is left out.
         """
         n, p2, p3, p4 = sizes.without(fold)
         own, bridge, quartic = _less(self.scalars, fold)
-        cross = self.centred_cross(sizes, fold)
-        one_row_each = self.between is self.cross
-        between = cross if one_row_each else _less(self.between, fold)
+        cross, between = _less(self.cross, fold), _less(self.between, fold)
+        x, y = _less(self.sum_x, fold), _less(self.sum_y, fold)
         squares_x, squares_y = _less(self.squares_x, fold), _less(self.squares_y, fold)
         both = (cross * cross).sum() - own
-        chain = 2 * bridge - (between * cross).sum()
-        apart = squares_x * squares_y - 6 * quartic + 2 * (between * between).sum()
+        chain = x @ cross @ y - x @ _less(self.rows_x, fold) - y @ _less(self.rows_y, fold)
+        chain += 2 * bridge - (between * cross).sum()
+        overlap = x @ between @ y - x @ _less(self.sums_x, fold) - y @ _less(self.sums_y, fold)
+        square = (between * between).sum()
+        overlap += 2 * quartic - square
+        apart = (x @ x - squares_x) * (y @ y - squares_y) - 4 * overlap - 2 * (square - quartic)
         two = n * n - p2
         three = n**3 - 3 * n * p2 + 2 * p3
         four = n**4 - 6 * n * n * p2 + 8 * n * p3 + 3 * p2 * p2 - 6 * p4
@@ -146,6 +158,8 @@ def _add(
     pair.squares_x[fold] += s2.sum()
     pair.squares_y[fold] += t2.sum()
     quartic = (s2 * t2).sum()
+    pair.sums_x[fold] += t2 @ s
+    pair.sums_y[fold] += s2 @ t
     if pair.between is pair.cross:
         pair.scalars[fold] += quartic
         return
@@ -154,14 +168,17 @@ def _add(
     for start, size in zip(starts, sizes, strict=True):
         a, b = x[start : start + size], y[start : start + size]
         own += float(((a @ a.T) * (b @ b.T)).sum())
-    bridge = (
-        np.einsum("nd,nd->n", x, np.repeat(s, sizes, axis=0)) * np.einsum("nd,nd->n", y, np.repeat(t, sizes, axis=0))
-    ).sum()
+    along_x = np.einsum("nd,nd->n", x, np.repeat(s, sizes, axis=0))
+    along_y = np.einsum("nd,nd->n", y, np.repeat(t, sizes, axis=0))
+    bridge = along_x @ along_y
+    pair.rows_x[fold] += along_y @ x
+    pair.rows_y[fold] += along_x @ y
     pair.scalars[fold] += [own, bridge, quartic]
 
 
 def _empty(d_x: int, d_y: int, n_folds: int, one_row_each: bool) -> Pair:
     cross = np.zeros((n_folds, d_x, d_y))
+    sums_x, sums_y = np.zeros((n_folds, d_x)), np.zeros((n_folds, d_y))
     return Pair(
         cross=cross,
         between=cross if one_row_each else np.zeros_like(cross),
@@ -170,6 +187,10 @@ def _empty(d_x: int, d_y: int, n_folds: int, one_row_each: bool) -> Pair:
         sum_y=np.zeros((n_folds, d_y)),
         squares_x=np.zeros(n_folds),
         squares_y=np.zeros(n_folds),
+        rows_x=sums_x if one_row_each else np.zeros_like(sums_x),
+        rows_y=sums_y if one_row_each else np.zeros_like(sums_y),
+        sums_x=sums_x,
+        sums_y=sums_y,
     )
 
 
@@ -191,6 +212,6 @@ def _take(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.asarray(x[rows], dtype=np.float64)
 
 
-def _less(values: np.ndarray, fold: int | None) -> np.ndarray:
+def _less(values: np.ndarray, fold: int | None) -> Any:
     total = values.sum(0)
     return total if fold is None else total - values[fold]

@@ -1,0 +1,245 @@
+"""Measures as theorems: declared properties over the table, second opinions, planted truth, errors that are read."""
+
+import numpy as np
+import pytest
+from scipy.linalg import orthogonal_procrustes
+
+from layerprobe.errors import MeasureError
+from layerprobe.similarity import MEASURES, cka, compare, grid, paired_cosine, paired_cosine_baseline, procrustes
+
+BY_NAME = {measure.name: measure for measure in MEASURES}
+
+
+def related(n=120, d=8, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, d)) + 0.3
+    return x, x @ rng.standard_normal((d, d)) + 0.5 * rng.standard_normal((n, d))
+
+
+def song(x, y):
+    """Unbiased HSIC of Song et al. (2012), from n x n Gram matrices with zeroed diagonals."""
+    k, m = x @ x.T, y @ y.T
+    n = len(k)
+    np.fill_diagonal(k, 0)
+    np.fill_diagonal(m, 0)
+    return (np.trace(k @ m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k @ m).sum() / (n - 2)) / (n * (n - 3))
+
+
+def slow_hsic(x, y, g):
+    """The same criterion between rows of different examples, by four loops."""
+    k, m, n = x @ x.T, y @ y.T, len(x)
+    both = [k[i, j] * m[i, j] for i in range(n) for j in range(n) if g[i] != g[j]]
+    chain, apart = [], []
+    for i in range(n):
+        for j in range(n):
+            for p in range(n):
+                if len({g[i], g[j], g[p]}) == 3:
+                    chain.append(k[i, j] * m[i, p])
+                    others = [q for q in range(n) if g[q] not in (g[i], g[j], g[p])]
+                    apart.extend(k[i, j] * m[p, q] for q in others)
+    return np.mean(both) + np.mean(apart) - 2 * np.mean(chain)
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.name)
+def test_identical_sides_score_the_top_and_every_value_is_in_range(measure):
+    x, y = related()
+    if measure.name != "paired_cosine_baseline":
+        assert measure.function(x, x) == pytest.approx(1, abs=1e-12)
+    assert measure.low <= measure.function(x, y) <= measure.high
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.name)
+def test_measures_are_invariant_to_what_they_declare_and_to_nothing_else(measure):
+    x, y = related()
+    rng = np.random.default_rng(1)
+    rotation = np.linalg.qr(rng.standard_normal((8, 8)))[0]
+    changes = {
+        "rotation": y @ rotation,
+        "scale": 3.7 * y,
+        "shift": y + rng.standard_normal(8) * 5,
+        "linear": y @ np.diag([1, 2, 3, 4, 5, 6, 7, 80.0]),
+    }
+    before = measure.function(x, y)
+    for name, changed in changes.items():
+        same = abs(measure.function(x, changed) - before) < 1e-9
+        assert same == (name in measure.invariant_to), name
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.name)
+def test_symmetry_is_as_declared(measure):
+    x, y = related()
+    assert (abs(measure.function(x, y) - measure.function(y, x)) < 1e-9) == measure.symmetric
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.name)
+def test_degenerate_input_is_refused_by_name(measure):
+    x, y = related()
+    with pytest.raises(MeasureError, match=measure.name):
+        measure.function(x, y[:-1])
+    broken = y.copy()
+    broken[7, 2] = np.nan
+    with pytest.raises(MeasureError, match="NaN or infinite"):
+        measure.function(x, broken)
+    with pytest.raises(MeasureError, match="two matrices"):
+        measure.function(x[0], y[0])
+    constant = np.zeros_like(y)
+    with pytest.raises(MeasureError, match=r"constant|zeros"):
+        measure.function(x, constant)
+    if measure.minimum > 1:
+        with pytest.raises(MeasureError, match=r"at least|two to pair"):
+            measure.function(x[: measure.minimum - 1], y[: measure.minimum - 1])
+
+
+def test_debiased_cka_equals_the_gram_form():
+    x, y = related(60, 12)
+    expected = song(x, y) / np.sqrt(song(x, x) * song(y, y))
+    assert cka(x, y) == pytest.approx(expected, abs=1e-10)
+
+
+def test_biased_cka_equals_the_published_definition():
+    x, y = related(60, 12)
+    a, b = x - x.mean(0), y - y.mean(0)
+    k, m = a @ a.T, b @ b.T
+    expected = (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())
+    assert cka(x, y, debiased=False) == pytest.approx(expected, abs=1e-12)
+
+
+def test_cka_gives_the_field_s_reference_values():
+    rng = np.random.RandomState(1337)
+    x = rng.randn(100, 10)
+    y = rng.randn(100, 10) + x
+    assert cka(x, y, debiased=False) == pytest.approx(0.55761, abs=5e-6)
+    assert cka(x, y) == pytest.approx(0.51346, abs=5e-6)
+
+
+def test_token_cka_equals_a_slow_sum_over_pairs_of_examples():
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(7), [1, 3, 2, 4, 1, 2, 3])
+    x, y = rng.standard_normal((16, 3)), rng.standard_normal((16, 2))
+    x[:, 0] += groups * 0.3
+    y[:, 0] += groups * 0.2
+
+    x, y = x - x.mean(0), y - y.mean(0)
+    expected = slow_hsic(x, y, groups) / np.sqrt(slow_hsic(x, x, groups) * slow_hsic(y, y, groups))
+    assert cka(x, y, groups=groups) == pytest.approx(expected, abs=1e-10)
+
+
+def test_independent_noise_scores_zero_only_when_debiased():
+    rng = np.random.default_rng(0)
+    values = [cka(rng.standard_normal((200, 768)), rng.standard_normal((200, 768))) for _ in range(6)]
+    assert abs(np.mean(values)) < 0.02
+    assert cka(*rng.standard_normal((2, 200, 768)), debiased=False) == pytest.approx(0.79, abs=0.02)
+
+
+def test_independent_tokens_that_depend_within_texts_score_zero():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 12)
+
+    def tokens():
+        return rng.standard_normal((60, 24))[groups] + rng.standard_normal((720, 24))
+
+    values = [(cka(x, y, groups=groups), cka(x, y)) for x, y in ((tokens(), tokens()) for _ in range(12))]
+    assert abs(np.mean([v[0] for v in values])) < 0.02
+    assert np.mean([v[1] for v in values]) > 0.05  # what pairs within a text add
+
+
+def test_procrustes_equals_scipy_s_rotation():
+    x, y = related(60, 6)
+    a, b = x - x.mean(0), y - y.mean(0)
+    _, scale = orthogonal_procrustes(a / np.linalg.norm(a), b / np.linalg.norm(b))
+    assert procrustes(x, y) == pytest.approx(scale, abs=1e-12)
+
+
+def test_the_baseline_never_pairs_rows_of_one_example():
+    groups = np.repeat(np.arange(5), [4, 1, 2, 6, 3])
+    x = np.eye(5)[groups] + 1e-9
+    assert paired_cosine(x, x) == pytest.approx(1)
+    assert paired_cosine_baseline(x, x, groups=groups, seed=3) == pytest.approx(0, abs=1e-6)
+
+
+def test_compare_is_exactly_one_for_an_untouched_layer():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((90, 6)).astype(np.float32)
+    table = compare({0: x}, {0: x.copy()}, np.repeat(np.arange(30), 3), progress=False)
+    same = table[table.measure != "paired_cosine_baseline"]
+    assert np.abs(same[["value", "ci_low", "ci_high"]] - 1).to_numpy().max() < 1e-12
+    assert set(table.n) == {30}
+
+
+def test_compare_agrees_with_the_measures_and_repeats():
+    x, y = related(90, 6)
+    groups = np.repeat(np.arange(30), 3)
+    table = compare({2: x}, {2: y}, groups, progress=False).set_index("measure").value
+    assert table["cka"] == pytest.approx(cka(x, y, groups=groups), abs=1e-12)
+    assert table["procrustes"] == pytest.approx(procrustes(x, y), abs=1e-12)
+    assert table["paired_cosine"] == pytest.approx(paired_cosine(x, y), abs=1e-12)
+    again = compare({2: x}, {2: y}, groups, progress=False).set_index("measure").value
+    assert (table == again).all()
+
+
+def test_jackknife_folds_equal_leaving_the_rows_out():
+    from layerprobe.similarity._measures import cka_of, procrustes_of
+    from layerprobe.similarity._statistics import statistics
+
+    x, y = related(80, 5)
+    groups = np.repeat(np.arange(20), 4)
+    folds = np.arange(20) % 4
+    made, sizes = statistics({"x": x, "y": y}, [("x", "y"), ("x", "x"), ("y", "y")], groups, folds, "cka")
+    parts = made["x", "y"], made["x", "x"], made["y", "y"]
+    for fold in range(4):
+        keep = folds[groups] != fold
+        assert cka_of(*parts, sizes, fold) == pytest.approx(cka(x[keep], y[keep], groups=groups[keep]), abs=1e-10)
+        assert procrustes_of(*parts, sizes, fold) == pytest.approx(procrustes(x[keep], y[keep]), abs=1e-10)
+
+
+def test_jackknife_folds_of_uneven_texts_are_slow_sums_about_the_whole_mean():
+    from layerprobe.similarity._statistics import statistics
+
+    groups = np.repeat(np.arange(9), [1, 3, 2, 1, 1, 2, 3, 2, 1])
+    x, y = related(16, 3)
+    folds = np.arange(9) % 3
+    made, sizes = statistics({"x": x, "y": y}, [("x", "y"), ("x", "x"), ("y", "y")], groups, folds, "cka")
+    for fold in range(3):
+        keep = folds[groups] != fold
+        slow = slow_hsic((x - x.mean(0))[keep], (y - y.mean(0))[keep], groups[keep])
+        assert made["x", "y"].hsic(sizes, fold) == pytest.approx(slow, abs=1e-10)
+
+
+def test_intervals_cover_planted_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    d, n, draws = 6, 150, 80
+    weights = np.linspace(1, 2, d)
+    big = rng.standard_normal((60_000, d)) * weights
+    noise = rng.standard_normal(big.shape)
+    truth = {"cka": cka(big, big + noise), "paired_cosine": paired_cosine(big, big + noise)}
+    covered = dict.fromkeys(truth, 0)
+    for _ in range(draws):
+        x = rng.standard_normal((n, d)) * weights
+        y = x + rng.standard_normal((n, d))
+        table = compare({0: x}, {0: y}, np.arange(n), measures=list(truth), progress=False).set_index("measure")
+        for name, value in truth.items():
+            covered[name] += table.ci_low[name] <= value <= table.ci_high[name]
+    for name, count in covered.items():
+        assert 0.86 <= count / draws <= 1, (name, count)
+
+
+def test_grid_is_made_of_cka_values():
+    x, y = related(90, 6)
+    groups = np.repeat(np.arange(30), 3)
+    table = grid({"base": {0: x, 1: y}, "adapted": {0: x, 1: y[:, ::-1] * 2}}, groups, progress=False)
+    assert len(table) == 12
+    across = table[(table.side_a == "base") & (table.side_b == "adapted")].set_index(["layer_a", "layer_b"]).value
+    assert across[0, 0] == pytest.approx(1, abs=1e-12)
+    assert across[1, 1] == pytest.approx(1, abs=1e-9)  # a permutation and a scale
+    assert across[0, 1] == pytest.approx(cka(x, y, groups=groups), abs=1e-10)
+
+
+def test_bad_requests_are_refused_in_a_sentence():
+    x, y = related()
+    with pytest.raises(MeasureError, match=r"'nothing'.*the measures are"):
+        compare({0: x}, {0: y}, np.arange(120), measures=["nothing"], progress=False)
+    with pytest.raises(MeasureError, match="same layers"):
+        compare({0: x}, {1: y}, np.arange(120), progress=False)
+    with pytest.raises(MeasureError, match="at least 8"):
+        compare({0: x}, {0: y}, np.repeat(np.arange(5), 24), progress=False)
+    assert set(BY_NAME) >= {"cka", "procrustes", "paired_cosine", "paired_cosine_baseline"}
