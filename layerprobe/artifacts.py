@@ -61,7 +61,9 @@ class ArtifactStore:
         self.damaged: list[str] = []
 
     def folder(self, stage: str, name: str, key: str) -> Path:
-        return self.root / stage / f"{slug(name)}-{key[:16]}"
+        """Where the artifact of this key is, or would be: the name is for people, the key decides."""
+        made = sorted((self.root / stage).glob(f"[a-z0-9]*-{key[:16]}"))
+        return made[0] if made else self.root / stage / f"{slug(name)}-{key[:16]}"
 
     def find(self, stage: str, name: str, key: str) -> Artifact | None:
         """The finished artifact of this key, or None. A damaged one is named in `damaged` and removed."""
@@ -89,10 +91,10 @@ class ArtifactStore:
         target = self.folder(stage, name, key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(target.with_name(f".{target.name}.lock")):
+            with FileLock(target.with_name(f".{key[:16]}.lock")):
                 if found := self.find(stage, name, key):
                     return found
-                partial = target.with_name(f".{target.name}.partial")
+                partial = target.with_name(f".{key[:16]}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,6 +270,7 @@ def features(
     """How well each side's dictionary explains both sides, and which of its latents tell the task's labels apart."""
 
     def build(folder: Path, done: Parents) -> None:
+        import numpy as np
         import pandas as pd
 
         from layerprobe import sae
@@ -286,29 +288,42 @@ def features(
         named: dict[str, Any] = {"method": method.name, "seed": seed, "layer": layer}
         quality, latents, shares, shown, logs = [], [], [], [], []
         chosen = _shown_rows(inputs, stores["base"])
-        for side, dictionary in trained.items():
+        tokens = {side: store.tokens(layer) for side, store in stores.items()}
+        untouched = done[base_sae].key == done[adapted_sae].key and np.array_equal(tokens["base"], tokens["adapted"])
+        # Of an untouched layer both sides are one and the same, so each thing is worked out once.
+        same = {"base": "base", "adapted": "base" if untouched else "adapted"}
+
+        @cache
+        def measured(side: str, kind: str, on: str) -> Any:
+            return sae.evaluate(candidates(side)[kind], tokens[on], groups, progress=inputs.progress)
+
+        @cache
+        def candidates(side: str) -> dict[str, sae.Dictionary]:
             own = ActivationStore.open(done[training[side]].folder / "rows").tokens(layer)
-            control = sae.untrained(
-                dictionary,
-                own,
-                architecture=inputs.study.sae.architecture,
-                k=inputs.study.sae.k,
-                seed=inputs.study.seeds[0],
-            )
+            architecture, k, first_seed = inputs.study.sae.architecture, inputs.study.sae.k, inputs.study.seeds[0]
+            control = sae.untrained(trained[side], own, architecture=architecture, k=k, seed=first_seed)
+            return {"trained": trained[side], "untrained": control}
+
+        @cache
+        def associated(side: str) -> sae.TaskLatents:
+            means = sae.latent_means(trained[side], tokens[side], groups, n_examples)
+            return sae.task_latents(means, labels, inputs.corpus.label_names, seed=inputs.study.seeds[0])
+
+        for side, dictionary in trained.items():
             about = {
                 "architecture": inputs.study.sae.architecture,
                 "d_sae": dictionary.d_sae,
                 "k": inputs.study.sae.k,
-                "trained_rows": len(own),
+                "trained_rows": len(ActivationStore.open(done[training[side]].folder / "rows").tokens(layer)),
                 "texts": inputs.sae_texts,
             }
-            for kind, candidate in (("trained", dictionary), ("untrained", control)):
-                for other, store in stores.items():
-                    measured = sae.evaluate(candidate, store.tokens(layer), groups, progress=inputs.progress)
+            for kind in ("trained", "untrained"):
+                for other in stores:
                     between = {"trained_on": side, "evaluated_on": other, "kind": kind}
-                    quality.append({**named, **between, **_sae_quality(measured), **about})
-            means = sae.latent_means(dictionary, stores[side].tokens(layer), groups, n_examples)
-            found = sae.task_latents(means, labels, inputs.corpus.label_names, seed=inputs.study.seeds[0])
+                    quality.append(
+                        {**named, **between, **_sae_quality(measured(same[side], kind, same[other])), **about}
+                    )
+            found = associated(same[side])
             latents.append(found.table.assign(**named, side=side))
             shares.append(
                 {

@@ -77,7 +77,7 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path):
 
 def test_a_killed_build_is_swept_away(tmp_path):
     store = ArtifactStore(tmp_path)
-    partial = tmp_path / "stage" / f".x-{KEY[:16]}.partial"
+    partial = tmp_path / "stage" / f".{KEY[:16]}.partial"
     partial.mkdir(parents=True)
     (partial / "stale.txt").write_text("from a killed process")
     made = store.make("stage", "x", KEY, writer(), about={})

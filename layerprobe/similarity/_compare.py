@@ -12,7 +12,7 @@ from tqdm import tqdm
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import array, checked, grouped
 from layerprobe.similarity._measures import cka_of, other_rows, procrustes_of, row_cosines
-from layerprobe.similarity._statistics import Pair, Sizes, statistics
+from layerprobe.similarity._statistics import BUDGET, Pair, Sizes, statistics
 from layerprobe.similarity._table import MEASURES
 
 if TYPE_CHECKING:
@@ -110,19 +110,12 @@ def grid(
     distinct = {str(key): matrices[key] for key in dict.fromkeys(same.values())}
     names = list(distinct)
     folds = np.zeros(examples, dtype=np.int64)
-    self_terms: dict[str, float] = {}
     values: dict[tuple[str, str], float] = {}
-    bar = tqdm(total=len(names), desc="layer grid", leave=False, disable=not progress, delay=1)
-    for i, name in enumerate(names):
-        # One row of the grid at a time: memory holds one block of cross products a column.
-        block = {other: distinct[other] for other in names[i:]}
-        pairs = [(name, other) for other in names[i:]]
-        made, sizes = statistics(block, pairs, numbers, folds, "cka")
-        for pair, found in made.items():
-            values[pair] = found.hsic(sizes)
-        self_terms[name] = values[name, name]
-        bar.update()
-    bar.close()
+    for block in tqdm(_blocks(names, distinct), desc="layer grid", leave=False, disable=not progress, delay=1):
+        used = {name: distinct[name] for pair in block for name in pair}
+        made, sizes = statistics(used, block, numbers, folds, "cka")
+        values |= {pair: found.hsic(sizes) for pair, found in made.items()}
+    self_terms = {name: values[name, name] for name in names}
     if min(self_terms.values()) <= 0:
         raise MeasureError(
             f"cka is undefined here: {examples} examples are too few for the noise in them; give more texts."
@@ -136,6 +129,14 @@ def grid(
                 value = cross / float(np.sqrt(self_terms[a]) * np.sqrt(self_terms[b]))
                 rows.append((side_a, layer_a, side_b, layer_b, value, examples))
     return pd.DataFrame(rows, columns=["side_a", "layer_a", "side_b", "layer_b", "value", "n"])
+
+
+def _blocks(names: Sequence[str], layers: Mapping[str, np.ndarray]) -> list[list[tuple[str, str]]]:
+    """All pairs of representations, in blocks whose cross products fit the memory that one may take."""
+    size = max(layers[name].shape[1] for name in names) ** 2
+    most = max(1, BUDGET // (2 * size))
+    pairs = [(name, other) for i, name in enumerate(names) for other in names[i:]]
+    return [pairs[start : start + most] for start in range(0, len(pairs), most)]
 
 
 def _first_equal(key: tuple[str, int], matrices: Mapping[tuple[str, int], np.ndarray]) -> tuple[str, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from jaxtyping import Float, Int
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import finite
 
-CHUNK = 16_384
-"""Rows held in float64 at a time."""
+BUDGET = 48_000_000
+"""Numbers held in float64 at a time, over all representations of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,20 @@ class Pair:
     """sum of s_e |t_e|^2."""
     sums_y: Float[np.ndarray, "folds d_y"]
 
+    @cached_property
+    def totals(self) -> dict[str, Any]:
+        """Sums over all folds, once everything has been added."""
+        return {field.name: getattr(self, field.name).sum(0) for field in fields(self)}
+
+    def less(self, name: str, fold: int | None) -> Any:
+        """A sum over the whole sample, or without one fold."""
+        total = self.totals[name]
+        return total if fold is None else total - getattr(self, name)[fold]
+
     def centred_cross(self, sizes: Sizes, fold: int | None = None) -> Float[np.ndarray, "d_x d_y"]:
         """Cross product of the centred rows, of the whole sample or without one fold."""
-        cross, x, y = _less(self.cross, fold), _less(self.sum_x, fold), _less(self.sum_y, fold)
-        return cross - np.outer(x, y) / sizes.without(fold)[0]
+        x, y = self.less("sum_x", fold), self.less("sum_y", fold)
+        return self.less("cross", fold) - np.outer(x, y) / sizes.without(fold)[0]
 
     def hsic(self, sizes: Sizes, fold: int | None = None) -> float:
         """Hilbert-Schmidt independence criterion over pairs of rows from different examples, free of bias.
@@ -67,14 +78,14 @@ class Pair:
         exclusion of equal examples. Rows are taken about the mean of the whole sample, also where a fold is left out.
         """
         n, p2, p3, p4 = sizes.without(fold)
-        own, bridge, quartic = _less(self.scalars, fold)
-        cross, between = _less(self.cross, fold), _less(self.between, fold)
-        x, y = _less(self.sum_x, fold), _less(self.sum_y, fold)
-        squares_x, squares_y = _less(self.squares_x, fold), _less(self.squares_y, fold)
+        own, bridge, quartic = self.less("scalars", fold)
+        cross, between = self.less("cross", fold), self.less("between", fold)
+        x, y = self.less("sum_x", fold), self.less("sum_y", fold)
+        squares_x, squares_y = self.less("squares_x", fold), self.less("squares_y", fold)
         both = (cross * cross).sum() - own
-        chain = x @ cross @ y - x @ _less(self.rows_x, fold) - y @ _less(self.rows_y, fold)
+        chain = x @ cross @ y - x @ self.less("rows_x", fold) - y @ self.less("rows_y", fold)
         chain += 2 * bridge - (between * cross).sum()
-        overlap = x @ between @ y - x @ _less(self.sums_x, fold) - y @ _less(self.sums_y, fold)
+        overlap = x @ between @ y - x @ self.less("sums_x", fold) - y @ self.less("sums_y", fold)
         square = (between * between).sum()
         overlap += 2 * quartic - square
         apart = (x @ x - squares_x) * (y @ y - squares_y) - 4 * overlap - 2 * (square - quartic)
@@ -106,29 +117,21 @@ def statistics(
     n_folds = int(folds.max()) + 1
     counts = np.bincount(groups)
     order = np.argsort(folds[groups] * len(counts) + groups, kind="stable")
-    chunks = _chunks(counts, folds)
-    ends = np.cumsum([rows for _, rows, _ in chunks])
+    one_row_each = bool((counts == 1).all())
+    chunks = _chunks(counts, folds, sum(x.shape[1] for x in layers.values()), 0 if one_row_each else len(layers))
+    ends = np.cumsum([sizes.sum() for _, sizes in chunks])
+    spans = [(order[end - sizes.sum() : end], fold, sizes) for (fold, sizes), end in zip(chunks, ends, strict=True)]
     means = {}
     for name, x in layers.items():
-        total = sum(
-            (
-                finite(_take(x, order[end - rows : end]), measure).sum(0)
-                for (_, rows, _), end in zip(chunks, ends, strict=True)
-            ),
-            np.zeros(x.shape[1]),
-        )
+        total = sum((finite(_take(x, here), measure).sum(0) for here, _, _ in spans), np.zeros(x.shape[1]))
         means[name] = total / len(order)
-    one_row_each = bool((counts == 1).all())
     made = {pair: _empty(layers[pair[0]].shape[1], layers[pair[1]].shape[1], n_folds, one_row_each) for pair in pairs}
     powers = np.zeros((n_folds, 4))
-    for (fold, rows, sizes), end in zip(chunks, ends, strict=True):
+    for here, fold, sizes in spans:
         powers[fold] += [(sizes.astype(np.float64) ** power).sum() for power in (1, 2, 3, 4)]
-        here = order[end - rows : end]
-        values = {name: _take(x, here) - means[name] for name, x in layers.items()}
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        sums = {name: value if one_row_each else np.add.reduceat(value, starts) for name, value in values.items()}
+        sides = {name: _side(_take(x, here) - means[name], sizes, one_row_each) for name, x in layers.items()}
         for (a, b), pair in made.items():
-            _add(pair, fold, values[a], values[b], sums[a], sums[b], starts, sizes)
+            _add(pair, fold, sides[a], sides[b])
     for name in layers:
         own = next((pair for pair in made if pair == (name, name)), None)
         if own is not None:
@@ -141,39 +144,47 @@ def statistics(
     return made, Sizes(powers)
 
 
-def _add(
-    pair: Pair,
-    fold: int,
-    x: np.ndarray,
-    y: np.ndarray,
-    s: np.ndarray,
-    t: np.ndarray,
-    starts: np.ndarray,
-    sizes: np.ndarray,
-) -> None:
-    pair.cross[fold] += x.T @ y
-    pair.sum_x[fold] += x.sum(0)
-    pair.sum_y[fold] += y.sum(0)
-    s2, t2 = (s * s).sum(1), (t * t).sum(1)
-    pair.squares_x[fold] += s2.sum()
-    pair.squares_y[fold] += t2.sum()
-    quartic = (s2 * t2).sum()
-    pair.sums_x[fold] += t2 @ s
-    pair.sums_y[fold] += s2 @ t
-    if pair.between is pair.cross:
+@dataclass(frozen=True)
+class _Side:
+    """One representation's rows of some whole examples, with what every pair needs of them."""
+
+    rows: np.ndarray
+    sums: np.ndarray
+    """s_e, `(examples, d)`."""
+    squares: np.ndarray
+    """|s_e|^2."""
+    along: np.ndarray | None
+    """x_i' s_e of each row; None where each example is one row."""
+    grams: np.ndarray | None
+    """x_i' x_j within each example, all in one."""
+
+
+def _side(rows: np.ndarray, sizes: np.ndarray, one_row_each: bool) -> _Side:
+    if one_row_each:
+        return _Side(rows, rows, np.einsum("nd,nd->n", rows, rows), None, None)
+    parts = np.split(rows, np.cumsum(sizes)[:-1])
+    sums = np.stack([part.sum(0) for part in parts])
+    along = np.concatenate([part @ total for part, total in zip(parts, sums, strict=True)])
+    grams = np.concatenate([(part @ part.T).ravel() for part in parts])
+    return _Side(rows, sums, np.einsum("nd,nd->n", sums, sums), along, grams)
+
+
+def _add(pair: Pair, fold: int, x: _Side, y: _Side) -> None:
+    pair.cross[fold] += x.rows.T @ y.rows
+    pair.sum_x[fold] += x.sums.sum(0)
+    pair.sum_y[fold] += y.sums.sum(0)
+    pair.squares_x[fold] += x.squares.sum()
+    pair.squares_y[fold] += y.squares.sum()
+    pair.sums_x[fold] += y.squares @ x.sums
+    pair.sums_y[fold] += x.squares @ y.sums
+    quartic = x.squares @ y.squares
+    if x.grams is None or y.grams is None or x.along is None or y.along is None:
         pair.scalars[fold] += quartic
         return
-    pair.between[fold] += s.T @ t
-    own = 0.0
-    for start, size in zip(starts, sizes, strict=True):
-        a, b = x[start : start + size], y[start : start + size]
-        own += float(((a @ a.T) * (b @ b.T)).sum())
-    along_x = np.einsum("nd,nd->n", x, np.repeat(s, sizes, axis=0))
-    along_y = np.einsum("nd,nd->n", y, np.repeat(t, sizes, axis=0))
-    bridge = along_x @ along_y
-    pair.rows_x[fold] += along_y @ x
-    pair.rows_y[fold] += along_x @ y
-    pair.scalars[fold] += [own, bridge, quartic]
+    pair.between[fold] += x.sums.T @ y.sums
+    pair.rows_x[fold] += y.along @ x.rows
+    pair.rows_y[fold] += x.along @ y.rows
+    pair.scalars[fold] += [x.grams @ y.grams, x.along @ y.along, quartic]
 
 
 def _empty(d_x: int, d_y: int, n_folds: int, one_row_each: bool) -> Pair:
@@ -194,15 +205,15 @@ def _empty(d_x: int, d_y: int, n_folds: int, one_row_each: bool) -> Pair:
     )
 
 
-def _chunks(counts: np.ndarray, folds: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
-    """(fold, rows, rows of each example) of runs of whole examples, none across two folds."""
-    chunks: list[tuple[int, int, np.ndarray]] = []
+def _chunks(counts: np.ndarray, folds: np.ndarray, width: int, grams: int) -> list[tuple[int, np.ndarray]]:
+    """(fold, rows of each example) of runs of whole examples, none across two folds."""
+    chunks: list[tuple[int, np.ndarray]] = []
     for fold in range(int(folds.max()) + 1):
         sizes = counts[folds == fold]
         if not len(sizes):
             continue
-        part = np.cumsum(sizes) // CHUNK
-        chunks += [(fold, int(sizes[part == p].sum()), sizes[part == p]) for p in np.unique(part)]
+        part = np.cumsum(sizes * width + sizes * sizes * grams) // BUDGET
+        chunks += [(fold, sizes[part == p]) for p in np.unique(part)]
     return chunks
 
 
@@ -210,8 +221,3 @@ def _take(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
         return np.asarray(x[rows[0] : rows[-1] + 1], dtype=np.float64)
     return np.asarray(x[rows], dtype=np.float64)
-
-
-def _less(values: np.ndarray, fold: int | None) -> Any:
-    total = values.sum(0)
-    return total if fold is None else total - values[fold]
