@@ -108,6 +108,9 @@ def load_encoder(name: str, *, revision: str | None = None, trust_remote_code: b
         raise EncoderError(
             f"The tokenizer of {name} cannot be loaded ({_short(error)}); save it beside the model."
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Without a vocabulary transformers makes an empty tokenizer, to which every word is unknown.
+        raise EncoderError(f"{name} has no tokenizer vocabulary; save its tokenizer beside the model.")
     if tokenizer.pad_token_id is None:
         raise EncoderError(f"The tokenizer of {name} has no padding token; set `pad_token` and save it again.")
     if len(tokenizer) > config.vocab_size:
