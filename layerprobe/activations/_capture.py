@@ -132,14 +132,35 @@ def _run(
     device: str,
     progress: bool,
 ) -> None:
+    mixed: set[bool] = set()
+    # Under autocast the norms still give float32, so the outputs' type alone would not tell.
+    handle = blocks(model)[0].register_forward_pre_hook(
+        lambda module, args: mixed.add(True) if torch.is_autocast_enabled(torch.device(device).type) else None
+    )
+    try:
+        _capture_batches(model, encoder, encodings, writer, batch_size, device, progress, mixed)
+    finally:
+        handle.remove()
+
+
+def _capture_batches(
+    model: nn.Module,
+    encoder: Encoder,
+    encodings: list[dict[str, list[int]]],
+    writer: _Writer,
+    batch_size: int,
+    device: str,
+    progress: bool,
+    mixed: set[bool],
+) -> None:
     batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], batch_size)
     for indices in tqdm(batches, desc="capturing", unit="batch", leave=False, disable=not progress, delay=1):
         inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
         layers, _ = forward(model, inputs)
-        if layers[-1].dtype != torch.float32:
+        if layers[-1].dtype != torch.float32 or mixed:
             raise EncoderError(
-                f"The model computes in {layers[-1].dtype}, not float32, as one does that has been through mixed-precision "
-                "training; save it and load it afresh."
+                f"The model computes in {'mixed precision' if mixed else layers[-1].dtype}, not float32, as one does that "
+                "has been through mixed-precision training; save it and load it afresh."
             )
         writer.add(indices, layers, inputs["attention_mask"].bool())
 
