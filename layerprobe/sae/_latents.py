@@ -62,7 +62,7 @@ def latent_means(
 
 def task_latents(
     means: Float[np.ndarray, "n d_sae"],
-    labels: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " m"],
     label_names: Sequence[str],
     *,
     seed: int = 0,
