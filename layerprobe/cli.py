@@ -89,6 +89,21 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A fo
 
 
 @app.command()
+def measures() -> None:
+    """List the similarity measures of `similarity.measures`: range, what each is blind to, source."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from layerprobe.similarity import MEASURES
+
+    table = Table("measure", "kind", "range", "unchanged by", "source", box=None, pad_edge=False)
+    for measure in MEASURES:
+        blind = ", ".join(sorted(measure.invariant_to)) or "nothing"
+        table.add_row(measure.name, measure.kind, f"{measure.low:g} to {measure.high:g}", blind, measure.citation)
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+
+
+@app.command()
 def doctor() -> None:
     """Tell what this installation has and lacks: versions, device, bundled assets, disk."""
     import shutil

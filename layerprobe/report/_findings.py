@@ -36,10 +36,8 @@ def findings(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> l
 
 def methods(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Adaptation methods of a run by depth: the head alone first, everything last, then what the user brought."""
-    table = tables.get("adaptation")
-    if table is None:
-        return []
-    names = [name for name in table["method"].unique() if not name.startswith(REFERENCES)]
+    found = [tables[name]["method"] for name in ("adaptation", "similarity") if name in tables]
+    names = {name for column in found for name in column.unique() if not name.startswith(REFERENCES)}
     return sorted(names, key=_depth)
 
 

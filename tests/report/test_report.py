@@ -1,0 +1,230 @@
+"""The page: self-contained, escaped, answered from its tables, whole when tables are missing."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from layerprobe.report import findings, write_report
+from layerprobe.report._findings import paired_gap
+from layerprobe.runs import Run
+
+EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+def similarity(values, method="full", unit="token", measure="cka", reach=0.01):
+    return pd.DataFrame(
+        {
+            "method": method,
+            "seed": 0,
+            "unit": unit,
+            "rows": "all",
+            "measure": measure,
+            "layer": range(len(values)),
+            "value": values,
+            "ci_low": np.array(values) - reach,
+            "ci_high": np.minimum(1, np.array(values) + reach),
+            "n": 50,
+        }
+    )
+
+
+def adaptation(**accuracy):
+    rows = []
+    for method, value in accuracy.items():
+        for when, found in (("before", 0.5), ("after", value)):
+            rows.append(
+                {
+                    "method": method.replace("majority", "reference:majority"),
+                    "seed": 0,
+                    "when": when,
+                    "split": "test",
+                    "accuracy": found,
+                    "accuracy_low": found - 0.05,
+                    "accuracy_high": found + 0.05,
+                    "macro_f1": found,
+                    "loss": 0.5,
+                    "n": 50,
+                    "trainable_parameters": 10.0,
+                    "total_parameters": 100.0,
+                    "seconds": 1.0,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def predictions(**right):
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "method": method,
+                    "seed": 0,
+                    "example_id": [f"id{i}" for i in range(50)],
+                    "label": "a",
+                    "predicted": ["a" if i < count else "b" for i in range(50)],
+                    "probability": 0.9,
+                }
+            )
+            for method, count in right.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def record(**more):
+    return {
+        "schema": 1,
+        "status": "complete",
+        "name": "planted",
+        "question": "What changed?",
+        "study": {"given": None, "resolved": {"name": "planted"}},
+        "command": "layerprobe run x.toml",
+        "provenance": {
+            "git_commit": None,
+            "git_dirty": None,
+            "python": "3.11",
+            "platform": "x",
+            "packages": {"torch": "2"},
+            "device": "cpu",
+            "precision": "fp32",
+            "started": "now",
+            "finished": "then",
+            "seconds": 1.0,
+        },
+        "tasks": [],
+        "findings": [],
+        "error": None,
+        "recomputed": [],
+        "data": {
+            "name": "texts.csv",
+            "label_names": ["a", "b"],
+            "n_train": 10,
+            "n_test": 50,
+            "n_unseen": 0,
+            "notes": [],
+            "fingerprint": "f",
+            "revision": None,
+        },
+        "encoder": {
+            "name": "tiny",
+            "family": "bert",
+            "n_layers": 2,
+            "width": 8,
+            "fingerprint": "e",
+            "pooler": "none",
+            "revision": None,
+        },
+        **more,
+    }
+
+
+def page(folder, tables, about=None):
+    run = Run.create(folder, about or record())
+    run.save_tables(tables)
+    run.record["findings"] = [{"text": f.text, "figure": f.figure} for f in findings(tables, run.record)]
+    run.save()
+    return write_report(run, folder / "index.html").read_text(encoding="utf-8")
+
+
+def sentences(tables):
+    return " ".join(finding.text for finding in findings(tables, record()))
+
+
+def test_the_answer_follows_planted_numbers():
+    tables = {
+        "adaptation": adaptation(head=0.7, full=0.8, majority=0.5),
+        "predictions": predictions(head=35, full=40),
+        "similarity": pd.concat([similarity([1, 0.97, 0.9, 0.4]), similarity([1, 1, 1, 1], "head", reach=0)]),
+    }
+    text = sentences(tables)
+    assert "Under head, no layer of the body changed" in text
+    assert "Under full, change begins at layer 2" in text
+    assert "0.400 (95% interval 0.390 to 0.410)" in text
+    assert "Layers 0-1 kept" in text
+    assert "gives up 10.0 points" in text and "majority" not in text and "commonest label gets 0.500" in text
+
+
+def test_nothing_is_claimed_to_begin_where_intervals_reach_the_line():
+    tables = {"adaptation": adaptation(full=0.8), "similarity": similarity([1, 0.94, 0.945], reach=0.02)}
+    assert "no layer's CKA is reliably below 0.95" in sentences(tables)
+    assert "change begins" not in sentences(tables)
+
+
+def test_an_accuracy_gap_is_judged_on_the_same_texts():
+    tables = {"predictions": predictions(head=40, full=40)}
+    tables["predictions"].loc[0, "predicted"] = "b"  # one text that full gets and head does not
+    low, high = paired_gap(tables, "head", "full", 0)
+    assert low == 0 < high < 0.1  # two separate intervals would be .2 wide
+    tables = {"adaptation": adaptation(head=0.78, full=0.8), **tables}
+    assert "which chance alone could give" in sentences(tables)
+    assert "gains" in sentences({"adaptation": adaptation(head=0.82, full=0.8)})
+
+
+def test_data_cannot_escape_into_the_page(tmp_path):
+    tables = {
+        "adaptation": adaptation(full=0.8),
+        "similarity": similarity([1, 0.5]),
+        "examples": pd.DataFrame({"example_id": ["i"], "text": [EVIL], "label": [EVIL], "split": "test"}),
+        "sentences": pd.DataFrame(
+            {
+                "example_id": "i",
+                "layer": [0, 1],
+                "token_index": 0,
+                "token": EVIL,
+                "special": False,
+                "change": [0.0, 0.5],
+                "method": "full",
+                "seed": 0,
+            }
+        ),
+    }
+    about = record(name=EVIL, question=EVIL, command=EVIL)
+    about["data"] |= {"notes": [EVIL], "label_names": [EVIL, "b"], "name": EVIL}
+    html = page(tmp_path / "run", tables, about)
+    assert "<script>alert" not in html and "<img src=x" not in html
+    assert html.count("</script>") == html.count("<script")
+    assert "\\u003cscript\\u003ealert" in html  # it is there, as data
+
+
+def test_the_page_asks_nothing_of_the_network(tmp_path):
+    html = page(tmp_path / "run", {"adaptation": adaptation(full=0.8), "similarity": similarity([1, 0.5])})
+    own = re.sub(r"<script>.*?</script>", "", html, flags=re.S)
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", own)
+    assert "@import" not in own and "url(" not in own
+
+
+@pytest.mark.parametrize("left_out", ["similarity", "adaptation", "all"])
+def test_a_page_is_whole_without_some_tables(left_out, tmp_path):
+    tables = {"adaptation": adaptation(full=0.8), "similarity": similarity([1, 0.5])}
+    tables = {name: table for name, table in tables.items() if left_out not in (name, "all")}
+    html = page(tmp_path / "run", tables)
+    for anchor in ("answer", "drift", "features", "quality", "tokens", "sure", "made"):
+        assert f'id="{anchor}"' in html
+    for data in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', html, flags=re.S):
+        json.loads(data)
+
+
+def test_twenty_methods_and_seeds_are_drawn(tmp_path):
+    methods = ["head", *(f"top:{k}" for k in range(1, 19)), "full"]
+    tables = {
+        "adaptation": pd.concat([adaptation(**{name: 0.7}) for name in methods]),
+        "similarity": pd.concat([similarity([1, 0.9, 0.5], name) for name in methods]),
+    }
+    html = page(tmp_path / "run", tables)
+    assert all(name in html for name in methods)
+
+
+def test_reports_need_no_torch(tmp_path):
+    page(tmp_path / "run", {"adaptation": adaptation(full=0.8), "similarity": similarity([1, 0.5])})
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['sae_lens'] = None;"
+        "from layerprobe import Run, write_report;"
+        f"run = Run.load({str(tmp_path / 'run')!r}); print(write_report(run, run.folder / 'again.html'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert (tmp_path / "run" / "again.html").stat().st_size > 1000

@@ -1,0 +1,146 @@
+"""The command line: one sentence and exit code 2 for a user's mistake, a path on stdout when done."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from layerprobe.cli import analyses, app
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def study(tmp_path, tiny_bert, tiny_csv):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f"[model]\nname = {str(tiny_bert)!r}\n[data]\nsource = {str(tiny_csv)!r}\ntrain = 60\ntest = 30\nmax_length = 48\n"
+        "[adaptation]\nmethods = ['head']\n[sae]\nlayers = []\n"
+    )
+    return path
+
+
+def cli(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(result, *words):
+    assert result.exit_code == 2, result.output
+    told = [line for line in result.stderr.splitlines() if line.startswith("layerprobe: ")]
+    assert len(told) == 1 and "Traceback" not in result.stderr
+    for word in words:
+        assert word in told[0], told[0]
+
+
+def test_run_ends_with_the_page_and_report_rebuilds_it(study, tmp_path):
+    result = cli("run", study, "--out", tmp_path / "out", "--seed", 3)
+    assert result.exit_code == 0, result.output
+    page = tmp_path / "out" / "index.html"
+    assert result.stdout.splitlines()[-1] == str(page)
+    page.unlink()
+    result = cli("report", tmp_path / "out")
+    assert result.exit_code == 0 and result.stdout.strip() == str(page) and page.is_file()
+    from layerprobe import Run
+
+    assert Run.load(tmp_path / "out").record["study"]["resolved"]["seeds"] == [3]
+    assert f"--out {tmp_path / 'out'} --seed 3" in Run.load(tmp_path / "out").record["command"]
+
+
+def test_plan_lists_tasks_and_bytes(study):
+    result = cli("plan", study)
+    assert result.exit_code == 0
+    assert "adapt" in result.stdout and "To be added: about" in result.stdout
+
+
+def test_the_published_study_plans_without_a_network():
+    result = cli("plan", analyses() / "layerwise_evolution.toml")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("pending") > 10
+    for words in ("full seed 2", "base layer 12", "HF_HUB_OFFLINE"):
+        assert words in result.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "analyses").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_study_opens_with_its_question_and_plans(path):
+    assert path.read_text().splitlines()[0].startswith("# ")
+    assert cli("plan", path).exit_code == 0
+
+
+def test_mistakes_are_one_sentence_and_exit_2(study, tmp_path, tiny_bert):
+    (tmp_path / "something").mkdir()
+    (tmp_path / "something" / "else.txt").write_text("mine")
+    corrupt = shutil.copytree(tiny_bert, tmp_path / "corrupt")
+    (corrupt / "model.safetensors").write_bytes(b"\x00" * 100)
+    for overrides, words in {
+        ("--set", "data.source=nowhere.csv"): ["no data file nowhere.csv"],
+        ("--set", "data.source=org/unknown"): ["'org/unknown' is no file here", "HF_HUB_OFFLINE"],
+        ("--set", "model.name=org/unknown"): ["'org/unknown' is no folder here"],
+        ("--set", "data.text=headline"): ["no column 'headline'", "data.text"],
+        ("--set", "data.train=5000"): ["data.train = 5,000", "160 distinct"],
+        ("--set", "adaptation.methods=['heads']"): ["'heads' is unknown"],
+        ("--set", "adaptation.methods=['top:99']"): ["top:99", "1 to 2"],
+        ("--set", "adaptation.methods=['checkpoint:/nowhere']"): ["no checkpoint folder /nowhere"],
+        ("--set", "sae.layers=[7]"): ["layer 7", "0 (embeddings) to 2"],
+        ("--set", "sae.colour=1"): ["sae.colour"],
+        ("--set", "nonsense"): ["nonsense"],
+        ("--set", f"model.name={corrupt}"): ["damaged"],
+        ("--device", "tpu"): ["tpu is unknown"],
+        ("--out", str(tmp_path / "something")): ["something other than a layerprobe run"],
+    }.items():
+        refused(cli("run", study, *(() if "--out" in overrides else ("--out", tmp_path / "out")), *overrides), *words)
+    refused(cli("run", tmp_path / "no.toml"), "no study file")
+    refused(cli("report", tmp_path), "run.json")
+    assert (tmp_path / "something" / "else.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(study, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(cli("run", study, "--out", tmp_path / "file"), "is a file")
+    refused(cli("run", study, "--out", tmp_path / "file" / "below"), "cannot be written")
+
+
+def test_doctor_tells_what_is_there():
+    result = cli("doctor")
+    assert result.exit_code == 0
+    assert result.stdout.count("found, checksum right") == 3
+    assert "torch" in result.stdout and "free)" in result.stdout
+
+
+def test_measures_are_listed_with_what_they_mean():
+    result = cli("measures")
+    assert result.exit_code == 0
+    for name in ("paired_cosine", "cka", "procrustes"):
+        assert name in result.stdout
+    assert "rotation" in result.stdout
+
+
+def test_help_and_import_load_no_heavy_library():
+    code = (
+        "import sys, layerprobe, layerprobe.cli; from layerprobe import Study;"
+        "heavy = {'torch', 'transformers', 'sae_lens', 'datasets', 'pandas', 'plotly', 'scipy'} & set(sys.modules);"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    told = subprocess.run([sys.executable, "-m", "layerprobe", "--help"], check=True, capture_output=True, text=True)
+    for command in ("run", "plan", "report", "demo", "doctor", "measures"):
+        assert command in told.stdout
+
+
+def test_a_run_contacts_no_network(study, tmp_path):
+    """Every attempt to open a connection is an error, and the run must not notice."""
+    code = (
+        "import socket, sys\n"
+        "def no(*a, **k): raise AssertionError('a network connection was tried')\n"
+        "socket.socket.connect = no; socket.create_connection = no; socket.getaddrinfo = no\n"
+        "from layerprobe.cli import main\n"
+        f"sys.argv = ['layerprobe', 'run', {str(study)!r}, '--out', {str(tmp_path / 'out')!r}, '--set', 'sae.layers=[1]',"
+        " '--set', 'sae.rows=300', '--set', 'sae.k=4']\n"
+        "main()\n"
+    )
+    env = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "WANDB_MODE")}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,276 @@
+"""A study from end to end on a tiny model: exact under head, kept between runs, resumed after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from layerprobe import Run, Study, pipeline, run
+from layerprobe.activations import ActivationStore
+from layerprobe.errors import StorageError, StudyError
+
+STUDY = """
+question = "What changed?"
+[model]
+name = {model!r}
+[data]
+source = {source!r}
+train = 80
+test = 40
+max_length = 32
+[adaptation]
+methods = ["head", "full"]
+learning_rate = 1e-3
+[activations]
+examples = 30
+[sae]
+k = 4
+rows = 600
+"""
+
+
+@pytest.fixture(scope="module")
+def study_path(tmp_path_factory, tiny_bert, tiny_csv):
+    path = tmp_path_factory.mktemp("study") / "tiny.toml"
+    path.write_text(STUDY.format(model=str(tiny_bert), source=str(tiny_csv)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module")
+def first(study_path, home, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return run(Study.load(study_path), out=out, home=home, progress=False)
+
+
+def again(study_path, home, tmp_path, *overrides):
+    return run(Study.load(study_path, overrides), out=tmp_path / "again", home=home, progress=False)
+
+
+def stages(result, reused):
+    return [task["stage"] for task in result.record["tasks"] if task["reused"] == reused]
+
+
+def test_every_table_of_the_contract_is_there(first):
+    columns = {
+        "adaptation": "method seed when split accuracy macro_f1 loss trainable_parameters total_parameters seconds",
+        "training_log": "method seed step epoch loss",
+        "similarity": "method seed unit rows measure layer value ci_low ci_high n",
+        "similarity_grid": "method seed unit measure side_a layer_a side_b layer_b value n",
+        "sae": "method seed layer trained_on evaluated_on kind explained_variance l0 dead_share",
+        "latents": "method seed layer side latent auroc effect p q task",
+        "predictions": "method seed example_id label predicted probability",
+    }
+    for name, wanted in columns.items():
+        assert set(wanted.split()) <= set(first.table(name).columns), name
+        assert len(first.table(name))
+    record = json.loads((first.folder / "run.json").read_text())
+    assert record["status"] == "complete" and record["schema"] == 1 and record["error"] is None
+    assert record["study"]["resolved"]["sae"]["k"] == 4
+    assert all(task["key"] and task["seconds"] >= 0 for task in record["tasks"])
+    assert "packages" in record["provenance"] and record["provenance"]["device"] == "cpu"
+    assert 2 <= len(record["findings"]) <= 6
+    assert (first.folder / "index.html").stat().st_size > 1_000_000
+    with pytest.raises(KeyError, match="no table 'nothing'"):
+        first.table("nothing")
+
+
+def test_head_leaves_every_layer_identical(first, home):
+    table = first.table("similarity")
+    same = table[(table.method == "head") & (table.measure != "paired_cosine_baseline")]
+    assert set(same.layer) == {0, 1, 2} and set(same.unit) == {"token", "mean", "cls"}
+    assert np.abs(same[["value", "ci_low", "ci_high"]] - 1).to_numpy().max() <= 1e-12
+    assert first.table("sentences").query("method == 'head'").change.max() <= 1e-12
+    stores = {
+        name: ActivationStore.open(next((home / "capture").glob(f"{name}-*")) / "rows")
+        for name in ("base", "head", "full")
+    }
+    for layer in range(3):
+        assert np.array_equal(stores["base"].tokens(layer), stores["head"].tokens(layer))
+        assert stores["head"].shares(stores["base"], layer)
+        assert not np.array_equal(stores["base"].tokens(layer), stores["full"].tokens(layer))
+
+
+def test_full_drifts_more_with_depth(first):
+    table = (
+        first.table("similarity").query("method == 'full' and measure == 'cka' and unit == 'token'").set_index("layer")
+    )
+    assert table.value[2] < table.value[0] < 1
+    assert (table.ci_low <= table.value).all() and (table.value <= table.ci_high).all()
+    assert set(table.n) == {30}
+
+
+def test_untouched_layers_share_one_dictionary_and_its_numbers(first, home):
+    tasks = {(task["stage"], task["name"]): task for task in first.record["tasks"]}
+    for layer in (1, 2):
+        base, head = tasks["sae", f"base layer {layer}"], tasks["sae", f"head seed 0 layer {layer}"]
+        assert base["key"] == head["key"] and head["reused"]
+        assert tasks["sae", f"full seed 0 layer {layer}"]["key"] != base["key"]
+    values = first.table("sae").query("method == 'head' and kind == 'trained'").groupby("layer").explained_variance
+    assert (values.max() == values.min()).all()
+
+
+def test_a_second_run_computes_nothing_and_gives_the_same_tables(first, study_path, home, tmp_path):
+    second = again(study_path, home, tmp_path)
+    assert stages(second, reused=False) == []
+    for name in first.tables:
+        assert first.table(name).equals(second.table(name)), name
+
+
+def test_another_home_gives_the_same_numbers(first, study_path, tmp_path):
+    other = run(Study.load(study_path), out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    for name in ("similarity", "similarity_grid", "sae", "latents", "predictions"):
+        assert first.table(name).equals(other.table(name)), name
+    columns = ["accuracy", "macro_f1", "loss"]
+    assert first.table("adaptation")[columns].equals(other.table("adaptation")[columns])
+
+
+def test_changing_the_dictionaries_keeps_training_and_capture(first, study_path, home, tmp_path):
+    changed = again(study_path, home, tmp_path, "sae.k=5")
+    assert set(stages(changed, reused=False)) == {"sae", "features"}
+    assert {"adapt", "capture", "similarity", "capture-sae"} <= set(stages(changed, reused=True))
+    assert set(changed.table("sae").k) == {5}
+    without = again(study_path, home, tmp_path, "sae.layers=[]")
+    assert stages(without, reused=False) == [] and "sae" not in without.tables
+
+
+def test_a_damaged_artifact_is_named_and_made_again(first, study_path, home, tmp_path):
+    folder = next((home / "sentences").glob("full-*"))
+    (folder / "tables" / "sentences.parquet").write_bytes(b"damaged")
+    mended = again(study_path, home, tmp_path)
+    assert stages(mended, reused=False) == ["sentences"]
+    assert "sentences.parquet does not match its checksum" in mended.record["recomputed"][0]
+
+
+def test_a_plan_computes_nothing_and_tells_what_is_done(first, study_path, home, tmp_path):
+    planned = pipeline.plan(Study.load(study_path), home=home)
+    assert all(task.finished for task in planned.tasks) and planned.needed == 0
+    fresh = pipeline.plan(Study.load(study_path), home=tmp_path / "new")
+    assert not any(task.finished for task in fresh.tasks)
+    assert fresh.needed > 0 and not (tmp_path / "new").exists()
+    assert [t.stage for t in fresh.tasks] == [t["stage"] for t in first.record["tasks"]]
+
+
+def test_space_is_checked_before_anything_starts(study_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_free", lambda folder: 1000)
+    with pytest.raises(StorageError, match="needs about"):
+        run(Study.load(study_path), out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    assert Run.load(tmp_path / "out").record["status"] == "failed"
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_full_disk_keeps_what_was_finished(study_path, tmp_path, monkeypatch):
+    from layerprobe import stages as module
+
+    def full(*args, **kwargs):
+        def build(folder, done):
+            raise OSError(28, "No space left on device")
+
+        return build
+
+    monkeypatch.setattr(module, "similarity", full)
+    with pytest.raises(StorageError, match=r"disk is full: similarity head seed 0 .* Every finished task is kept"):
+        run(Study.load(study_path), out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    monkeypatch.undo()
+    result = run(
+        Study.load(study_path, ["sae.layers=[]"]), out=tmp_path / "out", home=tmp_path / "home", progress=False
+    )
+    assert result.record["status"] == "complete"
+    assert {"adapt", "capture"} <= set(stages(result, reused=True))
+
+
+def test_two_runs_never_write_to_one_folder(study_path, home, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    run_folder = Run.create(tmp_path / "out", {"status": "running"}).folder
+    with FileLock(run_folder / ".lock"), pytest.raises(StorageError, match="Another run is writing"):
+        run(Study.load(study_path), out=tmp_path / "out", home=home, progress=False)
+
+
+def test_layers_and_lengths_out_of_range_are_refused(study_path, home, tmp_path):
+    for override, word in {
+        "sae.layers=[3]": r"layer 3, but .* has layers 0 \(embeddings\) to 2",
+        "data.max_length=100": "reads at most 66",
+        "adaptation.methods=['top:99']": "k is 1 to 2",
+        "similarity.measures=['ckka']": "'ckka'",
+    }.items():
+        with pytest.raises(StudyError, match=word):
+            again(study_path, home, tmp_path, override)
+
+
+def test_several_seeds_depths_and_the_control(study_path, home, tmp_path):
+    result = again(
+        study_path,
+        home,
+        tmp_path,
+        "seeds=[0, 1]",
+        "adaptation.methods=['top:1', 'shuffled-labels']",
+        "sae.layers=[]",
+        "similarity.units=['token']",
+    )
+    table = result.table("similarity").query("measure == 'cka'")
+    assert set(zip(table.method, table.seed, strict=True)) == {
+        (m, s) for m in ("top:1", "shuffled-labels") for s in (0, 1)
+    }
+    below = table[(table.method == "top:1") & (table.layer <= 1)]
+    assert np.abs(below.value - 1).max() <= 1e-12  # what stands below the trained block
+    assert (table[(table.method == "top:1") & (table.layer == 2)].value < 1).all()
+
+
+def test_a_finished_checkpoint_is_compared_without_training(first, study_path, home, tmp_path):
+    checkpoint = next((home / "adapt").glob("full-*")) / "checkpoint"
+    result = again(study_path, home, tmp_path, f"adaptation.methods=['checkpoint:{checkpoint}']", "sae.layers=[]")
+    trained, taken = first.table("similarity"), result.table("similarity")
+    columns = ["unit", "measure", "layer", "value"]
+    expected = trained[trained.method == "full"][columns].reset_index(drop=True)
+    assert expected.equals(taken[columns].reset_index(drop=True))
+    after = result.table("adaptation").query("when == 'after' and trainable_parameters == 0")
+    assert (
+        after.accuracy.iloc[0]
+        == first.table("adaptation").query("method == 'full' and `when` == 'after'").accuracy.iloc[0]
+    )
+
+
+def command(study_path, out):
+    return [sys.executable, "-m", "layerprobe", "run", str(study_path), "--out", str(out)]
+
+
+def test_a_killed_run_goes_on_from_its_last_finished_task(study_path, tmp_path):
+    env = {**os.environ, "LAYERPROBE_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen(command(study_path, tmp_path / "out"), env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(Path(tmp_path / "home").glob("adapt/head-*/meta.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Run.load(tmp_path / "out").record["status"] == "running"
+    result = run(Study.load(study_path), out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    assert result.record["status"] == "complete"
+    assert "adapt" in stages(result, reused=True) and "capture" in stages(result, reused=True)
+
+
+def test_an_interrupted_run_says_how_to_go_on(study_path, tmp_path):
+    env = {**os.environ, "LAYERPROBE_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen(command(study_path, tmp_path / "out"), env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not list(Path(tmp_path / "home").glob("capture/base-*/meta.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert f"go on with: layerprobe run {study_path} --out {tmp_path / 'out'}" in told
+    assert "Traceback" not in told
+    record = Run.load(tmp_path / "out").record
+    assert (record["status"], record["error"]) == ("failed", "interrupted")
