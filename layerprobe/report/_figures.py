@@ -60,7 +60,11 @@ def layer_strip(similarity: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
         for x, row in enumerate(table.itertuples()):
             colour = "#111" if 1 - row.value > 0.6 else "#fff"
             figure.add_annotation(
-                x=layers[x], y=y, text=f"{1 - row.value:.2f}", showarrow=False, font={"color": colour, "size": 13}
+                x=layers[x],
+                y=y,
+                text=f"{round(1 - row.value, 2) + 0.0:.2f}",
+                showarrow=False,
+                font={"color": colour, "size": 13},
             )
             if row.ci_high < BEGINS:
                 figure.add_shape(
@@ -117,6 +121,25 @@ def drift(similarity: pd.DataFrame, methods: Sequence[str], measure: str, unit: 
     return _styled(figure, height=380)
 
 
+def by_unit(similarity: pd.DataFrame, method: str, measure: str) -> go.Figure:
+    """One measure by layer for one method, a line a unit."""
+    figure = go.Figure()
+    for number, unit in enumerate(similarity.unit.unique()):
+        table = drift_of(similarity, method, measure, unit)
+        reach = {"array": table.ci_high - table.value, "arrayminus": table.value - table.ci_low}
+        figure.add_scatter(
+            x=table.layer,
+            y=table.value,
+            mode="lines+markers",
+            name=NAMES.get(unit, unit),
+            line={"color": COLOURS[number % len(COLOURS)]},
+            error_y={"type": "data", "symmetric": False, **reach},
+        )
+    figure.update_xaxes(title="layer (0 = embeddings)", dtick=1)
+    figure.update_yaxes(title=f"{NAMES.get(measure, measure)}<br>lower = more changed", rangemode="tozero")
+    return _styled(figure, height=340)
+
+
 def grids(table: pd.DataFrame, method: str, unit: str) -> go.Figure:
     """CKA of every layer with every layer: base with base, base with adapted, adapted with adapted."""
     from plotly.subplots import make_subplots
@@ -167,7 +190,13 @@ def transfer(quality: pd.DataFrame, method: str) -> go.Figure:
             y=ev,
             name=name,
             marker_color=COLOURS[number],
-            error_y={"type": "data", "symmetric": False, "array": part.ev_high - ev, "arrayminus": ev - part.ev_low},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": part.ev_high - ev,
+                "arrayminus": ev - part.ev_low,
+                "color": "#777",
+            },
         )
     figure.update_yaxes(title="explained variance on test texts")
     figure.update_layout(barmode="group")
@@ -197,6 +226,7 @@ def task_shares(shares: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
                 mode="markers",
                 showlegend=number == 0 and side == "base",
                 name="95th percentile with permuted labels",
+                legendrank=2000,
                 marker={"symbol": "line-ew-open", "size": 22, "color": "#D55E00"},
             )
     figure.update_yaxes(title="share of judged latents", tickformat=".0%")
@@ -224,6 +254,7 @@ def quality(adaptation: pd.DataFrame) -> go.Figure:
                 "symmetric": False,
                 "array": after.accuracy_high - after.accuracy,
                 "arrayminus": after.accuracy - after.accuracy_low,
+                "color": "#888",
             },
         )
     )

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 BEGINS = 0.95
 """A layer counts as changed where the upper end of its CKA interval is below this."""
+UNCHANGED = 1e-9
+"""A similarity this near to 1 is that of an untouched layer."""
 REFERENCES = "reference:"
 
 
@@ -39,6 +41,16 @@ def methods(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     found = [tables[name]["method"] for name in ("adaptation", "similarity") if name in tables]
     names = {name for column in found for name in column.unique() if not name.startswith(REFERENCES)}
     return sorted(names, key=_depth)
+
+
+def moved(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Methods under which a layer changed at all (all, where nothing was compared or nothing changed)."""
+    names, table = methods(tables), tables.get("similarity")
+    if table is None:
+        return names
+    rows = table[~table.measure.str.endswith("_baseline")]
+    change = (1 - rows.value).abs().groupby(rows.method).max()
+    return [name for name in names if change.get(name, 1.0) > UNCHANGED] or names
 
 
 def _depth(method: str) -> tuple[int, int, str]:
@@ -78,7 +90,7 @@ def _where(drift: pd.DataFrame, method: str) -> list[Finding]:
     if main.empty:
         return []
     name = "CKA" if len(cka) else "cosine"
-    if (1 - main.value).abs().max() <= 1e-9:
+    if (1 - main.value).abs().max() <= UNCHANGED:
         return [
             Finding(
                 f"Under {method}, no layer of the body changed: {name} with the base is exactly 1 in all of them.",
@@ -101,7 +113,7 @@ def _where(drift: pd.DataFrame, method: str) -> list[Finding]:
     )
     if len(cosine) and len(cka):
         other = drift_of(drift, method, "paired_cosine_baseline", unit)
-        beside = f" (unrelated rows: {other.iloc[-1].value:.2f})" if len(other) else ""
+        beside = f" (rows of unrelated texts: {other.iloc[-1].value:.2f})" if len(other) else ""
         text += f" and mean cosine {_value(cosine.iloc[-1])}{beside}"
     text += "."
     if len(changed) and len(kept):
@@ -159,7 +171,7 @@ def paired_gap(tables: Mapping[str, pd.DataFrame], one: str, other: str, seed: i
 def _features(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
     shares, quality = tables.get("latent_shares"), tables.get("sae")
     found = []
-    order = [name for name in methods(tables) if name != "head"]
+    order = moved(tables)
     if shares is not None and order:
         method = "full" if "full" in order else order[-1]
         rows = shares[shares.method == method]
@@ -177,10 +189,10 @@ def _features(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
         rows = quality[(quality.method == method) & (quality.kind == "trained") & (quality.trained_on == "base")]
         rows = rows[(rows.seed == rows.seed.min()) & (rows.layer == rows.layer.max())].set_index("evaluated_on")
         if {"base", "adapted"} <= set(rows.index):
-            own, moved = rows.loc["base"], rows.loc["adapted"]
+            own, other = rows.loc["base"], rows.loc["adapted"]
             text = (
                 f"At layer {int(own.layer)}, features learnt on the base explain {_variance(own)} of the base's variance and "
-                f"{_variance(moved)} of the adapted model's."
+                f"{_variance(other)} of the adapted model's."
             )
             found.append(Finding(text, "features"))
     return found

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
 from layerprobe.report import _figures as figures
-from layerprobe.report._findings import REFERENCES, findings, methods, seeds_of, unit_of
+from layerprobe.report._findings import REFERENCES, findings, methods, moved, seeds_of, unit_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from layerprobe.runs import Run
 
-LARGEST_DOWNLOAD = 2_000_000
+LARGEST_DOWNLOAD = 400_000
 """Bytes of a table that the page carries itself; larger ones are named with their place in the run folder."""
 
 
@@ -79,11 +79,13 @@ def _drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         for measure in ("cka", "paired_cosine", "procrustes"):
             if measure in set(similarity.measure):
                 drawn[f"drift-{measure}"] = figures.drift(similarity, names, measure, unit)
+        if similarity.unit.nunique() > 1 and "cka" in set(similarity.measure):
+            drawn["units"] = figures.by_unit(similarity, moved(tables)[-1], "cka")
     if "sae" in tables:
-        for number, method in enumerate(names):
+        for number, method in enumerate(moved(tables)):
             drawn[f"transfer-{number}"] = figures.transfer(tables["sae"], method)
     if "latent_shares" in tables:
-        drawn["shares"] = figures.task_shares(tables["latent_shares"], names)
+        drawn["shares"] = figures.task_shares(tables["latent_shares"], moved(tables))
     if "adaptation" in tables:
         drawn["quality"] = figures.quality(tables["adaptation"])
     return drawn
@@ -95,7 +97,7 @@ def _grids(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
         return []
     unit = unit_of(table)
     return [
-        {"method": method, "figure": figures.grids(table, method, unit).to_plotly_json()} for method in methods(tables)
+        {"method": method, "figure": figures.grids(table, method, unit).to_plotly_json()} for method in moved(tables)
     ]
 
 
@@ -132,7 +134,8 @@ def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dic
         unit, n = figures.NAMES[unit_of(similarity)], int(similarity["n"].max())
         seeds = seeds_of(similarity, names[-1])
     return {
-        "methods": names,
+        "moved": moved(tables),
+        "unmoved": [name for name in names if name not in moved(tables)],
         "unit": unit,
         "n": n,
         "seeds": seeds,
