@@ -263,7 +263,14 @@ def test_a_killed_run_goes_on_from_its_last_finished_task(study_path, tmp_path):
 
 def test_an_interrupted_run_says_how_to_go_on(study_path, tmp_path):
     env = {**os.environ, "LAYERPROBE_HOME": str(tmp_path / "home")}
-    process = subprocess.Popen(command(study_path, tmp_path / "out"), env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(study_path, tmp_path / "out"),
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background makes its children deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 300
     while not list(Path(tmp_path / "home").glob("capture/base-*/meta.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
