@@ -14,7 +14,7 @@ test: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/quickstart.py
 
 $(BIN)/python:

@@ -8,7 +8,7 @@ import numpy as np
 WORDS = [f"w{i}" for i in range(60)] + ["good", "bad", "fine", "film", "match", "market", "."]
 
 
-def make_encoder(folder, family="bert", n_layers=2, width=32, seed=0, labels=None) -> Path:
+def make_encoder(folder, family="bert", n_layers=2, width=32, seed=0, labels=None, positions=66) -> Path:
     """A random encoder of a family with its tokenizer; with `labels`, as a classifier of these names."""
     import torch
     import transformers
@@ -39,13 +39,13 @@ def make_encoder(folder, family="bert", n_layers=2, width=32, seed=0, labels=Non
 
     common = {"vocab_size": len(vocabulary), "pad_token_id": 0}
     shape = {"hidden_size": width, "num_hidden_layers": n_layers, "num_attention_heads": 4}
-    sized = {**common, **shape, "intermediate_size": 2 * width, "max_position_embeddings": 66}
+    sized = {**common, **shape, "intermediate_size": 2 * width, "max_position_embeddings": positions}
     configs = {
         "bert": lambda: transformers.BertConfig(**sized),
         "roberta": lambda: transformers.RobertaConfig(**sized, type_vocab_size=1),
         "electra": lambda: transformers.ElectraConfig(**sized, embedding_size=width // 2),
         "distilbert": lambda: transformers.DistilBertConfig(
-            **common, dim=width, n_layers=n_layers, n_heads=4, hidden_dim=2 * width, max_position_embeddings=66
+            **common, dim=width, n_layers=n_layers, n_heads=4, hidden_dim=2 * width, max_position_embeddings=positions
         ),
         "modernbert": lambda: transformers.ModernBertConfig(
             **sized, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3, local_attention=16

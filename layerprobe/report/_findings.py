@@ -182,7 +182,7 @@ def _features(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
             parts.append(f"{_share(pair['base'].share)} to {_share(pair['adapted'].share)} at layer {layer}")
         if parts:
             high = rows.share_permuted_high.max()
-            text = f"Under {method}, the share of latents associated with a label goes from {'; '.join(parts)} (with labels permuted, at most {_share(high)} in 95% of draws)."
+            text = f"Under {method}, the share of latents associated with a label goes from {'; '.join(parts)} (with labels permuted, at most {100 * high:.1f}% in 95% of draws)."
             found.append(Finding(text, "features"))
     if quality is not None and order:
         method = "full" if "full" in order else order[-1]

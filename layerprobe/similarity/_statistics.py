@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import finite
 
-BUDGET = 48_000_000
+BUDGET = 24_000_000
 """Numbers held in float64 at a time, over all representations of a chunk."""
 
 
