@@ -100,6 +100,7 @@ def load_corpus(
     labels, names = _labels(frame[label], source, label)
     columns = [_texts(frame[column], source, column) for column in texts]
     kept, dropped = _distinct(columns, given_test, labels)
+    labels, names = _used(labels, names, kept)
     notes = [*notes, *dropped]
     columns = [[column[i] for i in kept] for column in columns]
     examples = Examples(
@@ -410,6 +411,14 @@ def _distinct(
             f"{duplicates:,} repetitions of an earlier text were left out{also}; the first one's label was kept."
         )
     return np.array(sorted(first.values()), dtype=np.int64), notes
+
+
+def _used(labels: np.ndarray, names: list[str], kept: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Labels numbered anew without the classes that no kept text has."""
+    present = set(labels[kept].tolist())
+    used = [number for number in range(len(names)) if number in present]
+    new = {old: number for number, old in enumerate(used)}
+    return np.array([new.get(int(label), -1) for label in labels], dtype=np.int64), [names[old] for old in used]
 
 
 # Splitting ------------------------------------------------------------------------------------------------------------

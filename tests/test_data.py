@@ -83,6 +83,12 @@ def test_string_labels_are_numbered_in_sorted_order_and_whole_numbers_in_theirs(
     assert load_corpus(write(tmp_path / "b.csv", sixty(("10", "9", "-1")))).label_names == ("-1", "9", "10")
 
 
+def test_a_class_that_no_text_has_is_no_class(tmp_path):
+    corpus = load_corpus(write(tmp_path / "t.csv", [*sixty(("a", "c")), ("", "b"), ("text 1", "d")]))
+    assert corpus.label_names == ("a", "c")
+    assert set(corpus.train.labels) == {0, 1}
+
+
 def test_pairs_twenty_classes_and_named_columns(tmp_path):
     rows = [(f"question {i}", f"answer {i % 7}", f"class {i % 20}") for i in range(400)]
     path = write(tmp_path / "t.csv", rows, ("q", "a", "kind"))
