@@ -1,17 +1,37 @@
 """Representational similarity: arrays in, numbers with their uncertainty out."""
 
+from layerprobe.similarity import geometry
+from layerprobe.similarity._cca import mean_cca, mean_squared_cca, pwcca, svcca
+from layerprobe.similarity._cka import cka, cka_angle
 from layerprobe.similarity._compare import Estimate, compare, grid
-from layerprobe.similarity._measures import cka, paired_cosine, paired_cosine_baseline, procrustes
+from layerprobe.similarity._cosine import paired_cosine, paired_cosine_baseline
+from layerprobe.similarity._knn import jaccard_knn, mutual_knn
+from layerprobe.similarity._predictivity import linear_predictivity
+from layerprobe.similarity._rsa import rsa
+from layerprobe.similarity._shape import ShapeMetric, procrustes, procrustes_angle, shape_distance
 from layerprobe.similarity._table import MEASURES, Measure
 
 __all__ = [
     "MEASURES",
     "Estimate",
     "Measure",
+    "ShapeMetric",
     "cka",
+    "cka_angle",
     "compare",
+    "geometry",
     "grid",
+    "jaccard_knn",
+    "linear_predictivity",
+    "mean_cca",
+    "mean_squared_cca",
+    "mutual_knn",
     "paired_cosine",
     "paired_cosine_baseline",
     "procrustes",
+    "procrustes_angle",
+    "pwcca",
+    "rsa",
+    "shape_distance",
+    "svcca",
 ]

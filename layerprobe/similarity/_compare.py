@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import array, checked, grouped
-from layerprobe.similarity._measures import cka_of, other_rows, procrustes_of, row_cosines
+from layerprobe.similarity._cka import cka_of
+from layerprobe.similarity._cosine import other_rows, row_cosines
+from layerprobe.similarity._shape import procrustes_of
 from layerprobe.similarity._statistics import BUDGET, Pair, Sizes, statistics
 from layerprobe.similarity._table import MEASURES
 

@@ -221,3 +221,16 @@ def _take(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
         return np.asarray(x[rows[0] : rows[-1] + 1], dtype=np.float64)
     return np.asarray(x[rows], dtype=np.float64)
+
+
+def one_fold(
+    x: np.ndarray, y: np.ndarray, groups: Int[np.ndarray, " n"], measure: str
+) -> tuple[Pair, Pair, Pair, Sizes]:
+    """Statistics of x with y, x with x and y with y over the whole sample; one object where x and y are one."""
+    folds = np.zeros(int(groups.max()) + 1, dtype=np.int64)
+    if x is y:
+        made, sizes = statistics({"x": x}, [("x", "x")], groups, folds, measure)
+        return made["x", "x"], made["x", "x"], made["x", "x"], sizes
+    pairs = [("x", "y"), ("x", "x"), ("y", "y")]
+    made, sizes = statistics({"x": x, "y": y}, pairs, groups, folds, measure)
+    return made["x", "y"], made["x", "x"], made["y", "y"], sizes
