@@ -215,8 +215,8 @@ def similarity(inputs: Inputs, method: Method, seed: int, capture: str) -> Build
                 sides["base"], sides["adapted"], groups, measures=asked.measures, seed=seed, progress=inputs.progress
             )
             drift.append(table.assign(method=method.name, seed=seed, unit=unit, rows="all"))
-            crossed = grid(sides, groups, measure="cka", progress=inputs.progress)
-            grids.append(crossed.assign(method=method.name, seed=seed, unit=unit, measure="cka"))
+            crossed = grid(sides, groups, progress=inputs.progress)
+            grids.append(crossed.assign(method=method.name, seed=seed, unit=unit))
         _save(folder, "similarity", pd.concat(drift, ignore_index=True))
         _save(folder, "similarity_grid", pd.concat(grids, ignore_index=True))
 

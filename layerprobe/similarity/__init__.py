@@ -1,10 +1,13 @@
 """Representational similarity: arrays in, numbers with their uncertainty out."""
 
 from layerprobe.similarity import geometry
+from layerprobe.similarity._accumulator import SimilarityAccumulator
 from layerprobe.similarity._cca import mean_cca, mean_squared_cca, pwcca, svcca
 from layerprobe.similarity._cka import cka, cka_angle
-from layerprobe.similarity._compare import Estimate, compare, grid
+from layerprobe.similarity._compare import compare
 from layerprobe.similarity._cosine import paired_cosine, paired_cosine_baseline
+from layerprobe.similarity._grid import grid
+from layerprobe.similarity._intervals import Estimate
 from layerprobe.similarity._knn import jaccard_knn, mutual_knn
 from layerprobe.similarity._predictivity import linear_predictivity
 from layerprobe.similarity._rsa import rsa
@@ -16,6 +19,7 @@ __all__ = [
     "Estimate",
     "Measure",
     "ShapeMetric",
+    "SimilarityAccumulator",
     "cka",
     "cka_angle",
     "compare",

@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import checked
-from layerprobe.similarity._statistics import Pair, Sizes, one_fold
+from layerprobe.similarity._passes import one_fold
+from layerprobe.similarity._statistics import Pair, Sizes
 
 SINGULAR = 1e-10
 """A direction with less than this share of the largest variance is taken to be linearly dependent on the others."""

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import checked, finite, grouped
-from layerprobe.similarity._statistics import Pair, Sizes, one_fold
+from layerprobe.similarity._passes import one_fold
+from layerprobe.similarity._statistics import Pair, Sizes
 
 
 def cka(

@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import checked, finite
-from layerprobe.similarity._statistics import Pair, Sizes, one_fold
+from layerprobe.similarity._passes import one_fold
+from layerprobe.similarity._statistics import Pair, Sizes
 
 
 def procrustes(x: Any, y: Any) -> float:

@@ -10,12 +10,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import finite
-
-BUDGET = 24_000_000
-"""Numbers held in float64 at a time, over all representations of a chunk."""
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -95,57 +89,8 @@ class Pair:
         return float(both / two + apart / four - 2 * chain / three)
 
 
-def statistics(
-    layers: Mapping[str, np.ndarray],
-    pairs: Sequence[tuple[str, str]],
-    groups: Int[np.ndarray, " n"],
-    folds: Int[np.ndarray, " examples"],
-    measure: str,
-) -> tuple[dict[tuple[str, str], Pair], Sizes]:
-    """Statistics of pairs of representations of the same rows.
-
-    Args:
-        layers: name -> `(n, d)`; may be memory-mapped, is read twice, in chunks of whole examples.
-        pairs: which to cross.
-        groups: example of each row, 0 ... E-1.
-        folds: fold of each example, 0 ... F-1.
-        measure: named in errors.
-
-    Raises:
-        MeasureError: if a value is not finite, or a representation is constant.
-    """
-    n_folds = int(folds.max()) + 1
-    counts = np.bincount(groups)
-    order = np.argsort(folds[groups] * len(counts) + groups, kind="stable")
-    one_row_each = bool((counts == 1).all())
-    chunks = _chunks(counts, folds, sum(x.shape[1] for x in layers.values()), 0 if one_row_each else len(layers))
-    ends = np.cumsum([sizes.sum() for _, sizes in chunks])
-    spans = [(order[end - sizes.sum() : end], fold, sizes) for (fold, sizes), end in zip(chunks, ends, strict=True)]
-    means = {}
-    for name, x in layers.items():
-        total = sum((finite(_take(x, here), measure).sum(0) for here, _, _ in spans), np.zeros(x.shape[1]))
-        means[name] = total / len(order)
-    made = {pair: _empty(layers[pair[0]].shape[1], layers[pair[1]].shape[1], n_folds, one_row_each) for pair in pairs}
-    powers = np.zeros((n_folds, 4))
-    for here, fold, sizes in spans:
-        powers[fold] += [(sizes.astype(np.float64) ** power).sum() for power in (1, 2, 3, 4)]
-        sides = {name: _side(_take(x, here) - means[name], sizes, one_row_each) for name, x in layers.items()}
-        for (a, b), pair in made.items():
-            _add(pair, fold, sides[a], sides[b])
-    for name in layers:
-        own = next((pair for pair in made if pair == (name, name)), None)
-        if own is not None:
-            spread = np.trace(made[own].cross.sum(0)) / len(order)
-            if not spread > 1e-24 * (1 + (means[name] ** 2).sum()):
-                raise MeasureError(
-                    f"{measure} was given a constant representation ({name}, shape {layers[name].shape}): every row is "
-                    "the same, so similarity is undefined; leave it out."
-                )
-    return made, Sizes(powers)
-
-
 @dataclass(frozen=True)
-class _Side:
+class Side:
     """One representation's rows of some whole examples, with what every pair needs of them."""
 
     rows: np.ndarray
@@ -159,17 +104,48 @@ class _Side:
     """x_i' x_j within each example, all in one."""
 
 
-def _side(rows: np.ndarray, sizes: np.ndarray, one_row_each: bool) -> _Side:
+def side(rows: np.ndarray, sizes: np.ndarray, one_row_each: bool) -> Side:
     if one_row_each:
-        return _Side(rows, rows, np.einsum("nd,nd->n", rows, rows), None, None)
+        return Side(rows, rows, np.einsum("nd,nd->n", rows, rows), None, None)
     parts = np.split(rows, np.cumsum(sizes)[:-1])
     sums = np.stack([part.sum(0) for part in parts])
     along = np.concatenate([part @ total for part, total in zip(parts, sums, strict=True)])
     grams = np.concatenate([(part @ part.T).ravel() for part in parts])
-    return _Side(rows, sums, np.einsum("nd,nd->n", sums, sums), along, grams)
+    return Side(rows, sums, np.einsum("nd,nd->n", sums, sums), along, grams)
 
 
-def _add(pair: Pair, fold: int, x: _Side, y: _Side) -> None:
+class Sums:
+    """Statistics of several pairs at once, added to in batches of whole examples."""
+
+    def __init__(
+        self, widths: Mapping[Any, int], pairs: Sequence[tuple[Any, Any]], n_folds: int, one_row_each: bool
+    ) -> None:
+        self.one_row_each = one_row_each
+        self.pairs = {(a, b): _empty(widths[a], widths[b], n_folds, one_row_each) for a, b in pairs}
+        self.powers = np.zeros((n_folds, 4))
+
+    def add(
+        self, rows: Mapping[Any, Float[np.ndarray, "n _"]], counts: Int[np.ndarray, " examples"], fold: int
+    ) -> None:
+        """Add rows of whole examples, those of one example together.
+
+        Args:
+            rows: name -> rows about a mean that is the same in all batches.
+            counts: rows of each example.
+            fold: where they belong.
+        """
+        self.powers[fold] += [(counts.astype(np.float64) ** power).sum() for power in (1, 2, 3, 4)]
+        sides = {name: side(value, counts, self.one_row_each) for name, value in rows.items()}
+        for (a, b), pair in self.pairs.items():
+            pair.__dict__.pop("totals", None)
+            _add(pair, fold, sides[a], sides[b])
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.powers)
+
+
+def _add(pair: Pair, fold: int, x: Side, y: Side) -> None:
     pair.cross[fold] += x.rows.T @ y.rows
     pair.sum_x[fold] += x.sums.sum(0)
     pair.sum_y[fold] += y.sums.sum(0)
@@ -203,34 +179,3 @@ def _empty(d_x: int, d_y: int, n_folds: int, one_row_each: bool) -> Pair:
         sums_x=sums_x,
         sums_y=sums_y,
     )
-
-
-def _chunks(counts: np.ndarray, folds: np.ndarray, width: int, grams: int) -> list[tuple[int, np.ndarray]]:
-    """(fold, rows of each example) of runs of whole examples, none across two folds."""
-    chunks: list[tuple[int, np.ndarray]] = []
-    for fold in range(int(folds.max()) + 1):
-        sizes = counts[folds == fold]
-        if not len(sizes):
-            continue
-        part = np.cumsum(sizes * width + sizes * sizes * grams) // BUDGET
-        chunks += [(fold, sizes[part == p]) for p in np.unique(part)]
-    return chunks
-
-
-def _take(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return np.asarray(x[rows[0] : rows[-1] + 1], dtype=np.float64)
-    return np.asarray(x[rows], dtype=np.float64)
-
-
-def one_fold(
-    x: np.ndarray, y: np.ndarray, groups: Int[np.ndarray, " n"], measure: str
-) -> tuple[Pair, Pair, Pair, Sizes]:
-    """Statistics of x with y, x with x and y with y over the whole sample; one object where x and y are one."""
-    folds = np.zeros(int(groups.max()) + 1, dtype=np.int64)
-    if x is y:
-        made, sizes = statistics({"x": x}, [("x", "x")], groups, folds, measure)
-        return made["x", "x"], made["x", "x"], made["x", "x"], sizes
-    pairs = [("x", "y"), ("x", "x"), ("y", "y")]
-    made, sizes = statistics({"x": x, "y": y}, pairs, groups, folds, measure)
-    return made["x", "y"], made["x", "x"], made["y", "y"], sizes

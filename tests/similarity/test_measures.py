@@ -183,8 +183,8 @@ def test_compare_agrees_with_the_measures_and_repeats():
 
 def test_jackknife_folds_equal_leaving_the_rows_out():
     from layerprobe.similarity._cka import cka_of
+    from layerprobe.similarity._passes import statistics
     from layerprobe.similarity._shape import procrustes_of
-    from layerprobe.similarity._statistics import statistics
 
     x, y = related(80, 5)
     groups = np.repeat(np.arange(20), 4)
@@ -198,7 +198,7 @@ def test_jackknife_folds_equal_leaving_the_rows_out():
 
 
 def test_jackknife_folds_of_uneven_texts_are_slow_sums_about_the_whole_mean():
-    from layerprobe.similarity._statistics import statistics
+    from layerprobe.similarity._passes import statistics
 
     groups = np.repeat(np.arange(9), [1, 3, 2, 1, 1, 2, 3, 2, 1])
     x, y = related(16, 3)
