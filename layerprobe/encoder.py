@@ -205,6 +205,14 @@ def head_parameter_names(model: nn.Module, encoder: Encoder) -> frozenset[str]:
     )
 
 
+def same_body(one: nn.Module, other: nn.Module, encoder: Encoder) -> bool:
+    """Whether two classifiers have equal weights in all that stands below the head, and so equal layers."""
+    head = head_parameter_names(one, encoder)
+    values, others = one.state_dict(), other.state_dict()
+    body = [name for name in values if name not in head]
+    return all(name in others and torch.equal(values[name], others[name]) for name in body)
+
+
 def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
     """One pass: the L + 1 layers, each `(batch, tokens, width)`, and the logits `(batch, classes)`.
 

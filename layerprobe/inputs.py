@@ -225,6 +225,13 @@ class Inputs:
             "units": list(asked.units),
         }
 
+    def nulls_identity(self, method: Method, seed: int) -> Identity:
+        plain = self.similarity_identity(method, seed)
+        return lambda done: {**plain(done), "shuffles": self.study.similarity.shuffles}
+
+    def geometry_identity(self, method: Method, seed: int) -> Identity:
+        return lambda done: {"method": method.name, "seed": seed, "units": list(self.study.similarity.units)}
+
     def sentences_identity(self, method: Method, seed: int) -> Identity:
         return lambda done: {"method": method.name, "seed": seed}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shutil
@@ -270,11 +271,27 @@ def _tasks(inputs: Inputs) -> list[Task]:
     for method in inputs.methods:
         for seed in inputs.seeds(method):
             made += _method_tasks(inputs, method, seed)
+        if len(inputs.seeds(method)) > 1 and method.kind != "head":  # a head leaves every layer to the base
+            made.append(_seeds_task(inputs, method))
     return made
 
 
+def _seeds_task(inputs: Inputs, method: Method) -> Task:
+    from layerprobe import comparisons
+
+    captures = [(seed, f"capture: {_called(method.name, seed)}") for seed in inputs.seeds(method)]
+    pairs = [(*one, *other) for one, other in itertools.pairwise(captures)]
+    return Task(
+        "seeds",
+        method.name,
+        inputs.similarity_identity(method, captures[0][0]),
+        comparisons.seeds(inputs, method, pairs),
+        parents=tuple(name for _, name in captures),
+    )
+
+
 def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
-    from layerprobe import stages
+    from layerprobe import comparisons, stages
 
     name = _called(method.name, seed)
     adapt, capture = f"adapt: {name}", f"capture: {name}"
@@ -297,7 +314,21 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         "similarity",
         name,
         inputs.similarity_identity(method, seed),
-        stages.similarity(inputs, method, seed, capture),
+        comparisons.similarity(inputs, method, seed, capture),
+        parents=("capture: base", capture),
+    )
+    yield Task(
+        "nulls",
+        name,
+        inputs.nulls_identity(method, seed),
+        comparisons.nulls(inputs, method, seed, capture),
+        parents=("capture: base", capture),
+    )
+    yield Task(
+        "geometry",
+        name,
+        inputs.geometry_identity(method, seed),
+        comparisons.geometry(inputs, method, seed, capture),
         parents=("capture: base", capture),
     )
     yield Task(
@@ -361,7 +392,7 @@ def _outline(study: Study) -> tuple[PlannedTask, ...]:
     for method in names:
         for seed in study.seeds[:1] if method.startswith("checkpoint:") else study.seeds:
             name = _called(method, seed)
-            pairs += [(stage, name) for stage in ("adapt", "capture", "similarity", "sentences")]
+            pairs += [(stage, name) for stage in ("adapt", "capture", "similarity", "nulls", "geometry", "sentences")]
             if layers:
                 pairs.append(("capture-sae", name))
                 pairs += [(stage, f"{name} layer {layer}") for layer in layers for stage in ("sae", "features")]

@@ -24,8 +24,11 @@ VERSIONS: Mapping[str, int] = {
     "capture": 1,
     "capture-train": 1,
     "capture-sae": 1,
-    "reference": 1,
-    "similarity": 1,
+    "reference": 2,
+    "similarity": 2,
+    "nulls": 1,
+    "seeds": 1,
+    "geometry": 1,
     "sentences": 1,
     "sae": 1,
     "features": 1,
@@ -75,9 +78,9 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
             {**named, "when": when, "split": "test", **_quality(measured), **cost}
             for when, measured in (("before", result.before), ("after", result.after))
         ]
-        _save(folder, "adaptation", pd.DataFrame(quality))
-        _save(folder, "training_log", result.log.assign(**named))
-        _save(folder, "predictions", _predictions(inputs, result.predictions, **named))
+        save(folder, "adaptation", pd.DataFrame(quality))
+        save(folder, "training_log", result.log.assign(**named))
+        save(folder, "predictions", _predictions(inputs, result.predictions, **named))
         write_json(folder / "settings.json", {"checkpoint": method.path, **result.settings})
 
     return build
@@ -139,10 +142,17 @@ def capture_sae(inputs: Inputs, adapt: str | None) -> Build:
     """Token rows of the chosen layers to train dictionaries on."""
 
     def build(folder: Path, done: Parents) -> None:
-        from layerprobe.activations import ActivationStore, capture
+        from layerprobe.activations import ActivationStore, capture, twin
+        from layerprobe.encoder import same_body
 
+        model = _model(inputs, done, adapt)
+        base = ActivationStore.open(done["capture-sae: base"].folder / "rows") if adapt else None
+        if base is not None and same_body(model, _model(inputs, done, None), inputs.encoder):
+            # Equal weights give equal rows: that base and adapted agree bit by bit is seen on the test texts.
+            twin(base, folder / "rows")
+            return
         capture(
-            _model(inputs, done, adapt),
+            model,
             inputs.encoder,
             inputs.sae_examples,
             folder / "rows",
@@ -152,7 +162,7 @@ def capture_sae(inputs: Inputs, adapt: str | None) -> Build:
             pooled=False,
             dtype=inputs.study.activations.dtype,
             device=inputs.device,
-            reference=ActivationStore.open(done["capture-sae: base"].folder / "rows") if adapt else None,
+            reference=base,
             progress=inputs.progress,
         )
 
@@ -186,39 +196,8 @@ def reference(inputs: Inputs) -> Build:
         majority = adaptation.quality(always, corpus.test.labels)
         named = {"method": "reference:majority", "seed": seed}
         rows.append({**named, "when": "after", "split": "test", **_quality(majority)})
-        _save(folder, "adaptation", pd.DataFrame(rows))
-        _save(folder, "predictions", pd.concat(predictions, ignore_index=True))
-
-    return build
-
-
-def similarity(inputs: Inputs, method: Method, seed: int, capture: str) -> Build:
-    """How alike base and adapted are, layer by layer and layer against layer."""
-
-    def build(folder: Path, done: Parents) -> None:
-        import pandas as pd
-
-        from layerprobe.similarity import compare, grid
-
-        base, adapted = _pair(done, capture)
-        asked = inputs.study.similarity
-        drift, grids = [], []
-        for unit in asked.units:
-            # The first token's embedding is one vector for all texts, so that nothing there can be compared.
-            layers = [layer for layer in base.layers if _varies(base.unit(unit, layer))]
-            sides = {
-                side: {layer: store.unit(unit, layer) for layer in layers}
-                for side, store in (("base", base), ("adapted", adapted))
-            }
-            groups = base.groups(unit)
-            table = compare(
-                sides["base"], sides["adapted"], groups, measures=asked.measures, seed=seed, progress=inputs.progress
-            )
-            drift.append(table.assign(method=method.name, seed=seed, unit=unit, rows="all"))
-            crossed = grid(sides, groups, progress=inputs.progress)
-            grids.append(crossed.assign(method=method.name, seed=seed, unit=unit))
-        _save(folder, "similarity", pd.concat(drift, ignore_index=True))
-        _save(folder, "similarity_grid", pd.concat(grids, ignore_index=True))
+        save(folder, "adaptation", pd.DataFrame(rows))
+        save(folder, "predictions", pd.concat(predictions, ignore_index=True))
 
     return build
 
@@ -230,7 +209,7 @@ def sentences(inputs: Inputs, method: Method, seed: int, capture: str) -> Build:
         import numpy as np
         import pandas as pd
 
-        base, adapted = _pair(done, capture)
+        base, adapted = pair_of(done, capture)
         chosen = _shown_rows(inputs, base)
         about = base.rows.iloc[chosen]
         frames = []
@@ -238,7 +217,7 @@ def sentences(inputs: Inputs, method: Method, seed: int, capture: str) -> Build:
             x, y = (np.asarray(store.tokens(layer)[chosen], dtype=np.float64) for store in (base, adapted))
             cosine = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
             frames.append(_token_frame(base, about).assign(layer=layer, change=1 - np.clip(cosine, -1, 1)))
-        _save(folder, "sentences", pd.concat(frames, ignore_index=True).assign(method=method.name, seed=seed))
+        save(folder, "sentences", pd.concat(frames, ignore_index=True).assign(method=method.name, seed=seed))
 
     return build
 
@@ -276,7 +255,7 @@ def features(
         from layerprobe import sae
         from layerprobe.activations import ActivationStore
 
-        stores = dict(zip(("base", "adapted"), _pair(done, capture), strict=True))
+        stores = dict(zip(("base", "adapted"), pair_of(done, capture), strict=True))
         training = {"base": "capture-sae: base", "adapted": rows}
         trained = {
             side: sae.load(done[task].folder / "dictionary")
@@ -342,11 +321,11 @@ def features(
             for on, store in stores.items():
                 codes = dictionary.encode(store.tokens(layer)[chosen])[:, top]
                 shown.append(_activations(store, chosen, codes, top).assign(**named, side=side, on=on))
-        _save(folder, "sae", pd.DataFrame(quality))
-        _save(folder, "latents", pd.concat(latents, ignore_index=True))
-        _save(folder, "latent_shares", pd.DataFrame(shares))
-        _save(folder, "sae_log", pd.concat(logs, ignore_index=True))
-        _save(folder, "sentence_latents", pd.concat(shown, ignore_index=True))
+        save(folder, "sae", pd.DataFrame(quality))
+        save(folder, "latents", pd.concat(latents, ignore_index=True))
+        save(folder, "latent_shares", pd.DataFrame(shares))
+        save(folder, "sae_log", pd.concat(logs, ignore_index=True))
+        save(folder, "sentence_latents", pd.concat(shown, ignore_index=True))
 
     return build
 
@@ -366,22 +345,13 @@ def checkpoint_folder(artifact: Artifact) -> Path:
     return Path(settings["checkpoint"]).expanduser() if settings["checkpoint"] else artifact.folder / "checkpoint"
 
 
-def _pair(done: Parents, capture: str) -> tuple[ActivationStore, ActivationStore]:
+def pair_of(done: Parents, capture: str, base: str = "capture: base") -> tuple[ActivationStore, ActivationStore]:
+    """Two captures of the same texts, checked to be of the same rows."""
     from layerprobe.activations import ActivationStore, paired
 
-    base = ActivationStore.open(done["capture: base"].folder / "rows")
-    adapted = ActivationStore.open(done[capture].folder / "rows")
-    paired(base, adapted)
-    return base, adapted
-
-
-def _varies(rows: Any) -> bool:
-    """Whether any two rows differ by more than rounding."""
-    import numpy as np
-
-    first = np.asarray(rows[0], dtype=np.float64)
-    spread = max(float(np.abs(rows[start : start + 4096] - first).max()) for start in range(0, len(rows), 4096))
-    return spread > 1e-5 * (1e-12 + float(np.abs(first).max()))
+    one, other = (ActivationStore.open(done[name].folder / "rows") for name in (base, capture))
+    paired(one, other)
+    return one, other
 
 
 def _shown_rows(inputs: Inputs, store: ActivationStore) -> Any:
@@ -472,7 +442,7 @@ def _predictions(inputs: Inputs, probabilities: Any, *, method: str, seed: int) 
     )
 
 
-def _save(folder: Path, name: str, table: pd.DataFrame) -> None:
+def save(folder: Path, name: str, table: pd.DataFrame) -> None:
     (folder / "tables").mkdir(exist_ok=True)
     table.to_parquet(folder / "tables" / f"{name}.parquet", index=False)
 
@@ -487,8 +457,9 @@ __all__ = [
     "capture_train",
     "features",
     "load_inputs",
+    "pair_of",
     "reference",
+    "save",
     "sentences",
-    "similarity",
     "train_sae",
 ]

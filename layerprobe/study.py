@@ -89,6 +89,8 @@ class SimilaritySection(_Section):
     """Measures of base against adapted, by function name; `layerprobe measures` lists them."""
     units: Annotated[tuple[Unit, ...], BeforeValidator(_as_tuple)] = ("token", "mean", "cls")
     """What one row is: a token, the mean over a text's tokens, or its first token."""
+    shuffles: Count = 19
+    """Shuffles of whole texts that make the null; a value beyond all of 19 is beyond it at 5%."""
 
 
 class SaeSection(_Section):

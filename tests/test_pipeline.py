@@ -66,6 +66,8 @@ def test_every_table_of_the_contract_is_there(first):
         "adaptation": "method seed when split accuracy macro_f1 loss trainable_parameters total_parameters seconds",
         "training_log": "method seed step epoch loss",
         "similarity": "method seed unit rows measure layer value ci_low ci_high n",
+        "similarity_nulls": "method seed unit measure layer null value low high draws n",
+        "geometry": "method seed unit side layer measure value ci_low ci_high n",
         "similarity_grid": "method seed unit measure side_a layer_a side_b layer_b value n",
         "sae": "method seed layer trained_on evaluated_on kind explained_variance l0 dead_share",
         "latents": "method seed layer side latent auroc effect p q task",
@@ -102,9 +104,10 @@ def test_head_leaves_every_layer_identical(first, home):
 
 
 def test_full_drifts_more_with_depth(first):
-    table = (
-        first.table("similarity").query("method == 'full' and measure == 'cka' and unit == 'token'").set_index("layer")
+    table = first.table("similarity").query(
+        "method == 'full' and measure == 'cka' and unit == 'token' and rows == 'all'"
     )
+    table = table.set_index("layer")
     assert table.value[2] < table.value[0] < 1
     assert (table.ci_low <= table.value).all() and (table.value <= table.ci_high).all()
     assert set(table.n) == {30}
@@ -118,6 +121,25 @@ def test_untouched_layers_share_one_dictionary_and_its_numbers(first, home):
         assert tasks["sae", f"full seed 0 layer {layer}"]["key"] != base["key"]
     values = first.table("sae").query("method == 'head' and kind == 'trained'").groupby("layer").explained_variance
     assert (values.max() == values.min()).all()
+
+
+def test_robust_rows_nulls_and_geometry_stand_beside_the_drift(first):
+    table = first.table("similarity").query("method == 'full' and measure == 'cka' and unit == 'token'")
+    assert set(table["rows"]) == {"all", "no-special", "no-outliers"}
+    rows = table.groupby("rows").n_rows.max()
+    assert rows["no-special"] == rows["all"] - 2 * 30  # [CLS] and [SEP] of thirty texts
+    assert rows["all"] - 15 <= rows["no-outliers"] < rows["all"]
+    nulls = first.table("similarity_nulls")
+    assert set(nulls.method) == {"full"}  # under head nothing moved
+    null = nulls.query("measure == 'cka' and unit == 'mean'")
+    assert (null.draws == 19).all() and (null.low <= null.value).all() and (null.value <= null.high).all()
+    assert null.value.abs().max() < 0.3 < table.value.max()
+    shape = first.table("geometry")
+    assert set(shape.measure) == {"anisotropy", "effective_rank", "participation_ratio", "intrinsic_dimension"}
+    head = shape.query("method == 'head'").pivot_table(
+        index=["unit", "layer", "measure"], columns="side", values="value"
+    )
+    assert (head.base == head.adapted).all()
 
 
 def test_a_second_run_computes_nothing_and_gives_the_same_tables(first, study_path, home, tmp_path):
@@ -170,7 +192,7 @@ def test_space_is_checked_before_anything_starts(study_path, tmp_path, monkeypat
 
 
 def test_a_full_disk_keeps_what_was_finished(study_path, tmp_path, monkeypatch):
-    from layerprobe import stages as module
+    from layerprobe import comparisons as module
 
     def full(*args, **kwargs):
         def build(folder, done):
@@ -226,6 +248,11 @@ def test_several_seeds_depths_and_the_control(study_path, home, tmp_path):
     below = table[(table.method == "top:1") & (table.layer <= 1)]
     assert np.abs(below.value - 1).max() <= 1e-12  # what stands below the trained block
     assert (table[(table.method == "top:1") & (table.layer == 2)].value < 1).all()
+    seeds = result.table("similarity_nulls").query("null == 'seed-1' and measure == 'cka'")
+    assert set(seeds.method) == {"top:1", "shuffled-labels"} and set(seeds.layer) == {0, 1, 2}
+    assert (seeds[seeds.method == "top:1"].query("layer <= 1").value - 1).abs().max() <= 1e-12
+    html = (result.folder / "index.html").read_text()
+    assert "more than a seed?" in html and "more than with any labels?" in html
 
 
 def test_a_finished_checkpoint_is_compared_without_training(first, study_path, home, tmp_path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.activations._store import ActivationStore, estimate_bytes, paired
+from layerprobe.activations._store import ActivationStore, estimate_bytes, paired, twin
 
 if TYPE_CHECKING:
     from layerprobe.activations._capture import capture
 
-__all__ = ["ActivationStore", "capture", "estimate_bytes", "paired"]
+__all__ = ["ActivationStore", "capture", "estimate_bytes", "paired", "twin"]
 
 
 def __getattr__(name: str) -> Any:

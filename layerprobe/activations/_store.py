@@ -194,6 +194,18 @@ def _share(path: Path, original: Path) -> None:
         twin.unlink(missing_ok=True)  # other disk, or no hard links: both copies stay
 
 
+def twin(store: ActivationStore, folder: str | Path) -> ActivationStore:
+    """The same store in a second folder, sharing its files where the disk allows it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    for path in sorted(store.folder.iterdir()):
+        try:
+            os.link(path, folder / path.name)
+        except OSError:
+            shutil.copy2(path, folder / path.name)
+    return ActivationStore.open(folder)
+
+
 def clear(folder: Path) -> None:
     """Remove a half-written store."""
     shutil.rmtree(folder, ignore_errors=True)

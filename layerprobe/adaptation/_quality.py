@@ -94,7 +94,7 @@ def reference(
         if folds >= 2:
             search = GridSearchCV(
                 pipeline,
-                {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1]},
+                {"logisticregression__C": [1e-3, 1e-2, 1e-1]},
                 scoring="neg_log_loss",
                 cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
             ).fit(x, train_labels)

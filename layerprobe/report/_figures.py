@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from layerprobe.report._findings import BEGINS, drift_of, seeds_of, unit_of
+from layerprobe.report._findings import BEGINS, drift_of, seeds_of, top, unit_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,10 +15,22 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, safe for colour-blind readers; black is left out, which a dark page would hide.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SCALE = "Viridis"
+NULLS = {"shuffled-texts": ("x-thin-open", "shuffled texts"), "seed-": ("diamond-open", "another seed")}
 NAMES = {
     "paired_cosine": "Mean cosine of the same row",
     "cka": "CKA (debiased, linear)",
     "procrustes": "Procrustes similarity",
+    "cka_angle": "CKA angle (radians)",
+    "mean_cca": "Mean canonical correlation",
+    "mean_squared_cca": "Mean squared canonical correlation",
+    "svcca": "SVCCA",
+    "pwcca": "PWCCA",
+    "procrustes_angle": "Procrustes angle (radians)",
+    "shape_distance": "Shape distance (radians)",
+    "rsa": "RSA (correlation, Spearman)",
+    "mutual_knn": "Mutual 10 nearest neighbours",
+    "jaccard_knn": "Jaccard of 10 nearest neighbours",
+    "linear_predictivity": "Linear predictivity (R²)",
     "token": "each token",
     "mean": "mean of each text",
     "cls": "first token of each text",
@@ -77,11 +89,13 @@ def layer_strip(similarity: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
                 )
     figure.update_xaxes(title="layer (0 = embeddings)", dtick=1, showgrid=False)
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
-    return _styled(figure, height=130 + 46 * len(shown))
+    return styled(figure, height=130 + 46 * len(shown))
 
 
-def drift(similarity: pd.DataFrame, methods: Sequence[str], measure: str, unit: str) -> go.Figure:
-    """A measure by layer with its interval, a line a method and seed; dotted: what unrelated rows score."""
+def drift(
+    similarity: pd.DataFrame, methods: Sequence[str], measure: str, unit: str, nulls: pd.DataFrame | None = None
+) -> go.Figure:
+    """A measure by layer with its interval, a line a method and seed, beside its nulls."""
     figure = go.Figure()
     for number, method in enumerate(methods):
         colour = COLOURS[number % len(COLOURS)]
@@ -117,8 +131,44 @@ def drift(similarity: pd.DataFrame, methods: Sequence[str], measure: str, unit: 
                     line={"color": colour, "dash": "dot"},
                 )
     figure.update_xaxes(title="layer (0 = embeddings)", dtick=1)
-    figure.update_yaxes(title=f"{NAMES.get(measure, measure)}<br>lower = more changed", rangemode="tozero")
-    return _styled(figure, height=380)
+    for kind, (symbol, words) in NULLS.items():
+        _add_null(figure, nulls, methods, measure, unit, kind, symbol, words)
+    sense = "lower" if top(measure) else "higher"
+    figure.update_yaxes(title=f"{NAMES.get(measure, measure)}<br>{sense} = more changed", rangemode="tozero")
+    return styled(figure, height=380)
+
+
+def _add_null(
+    figure: go.Figure,
+    nulls: pd.DataFrame | None,
+    methods: Sequence[str],
+    measure: str,
+    unit: str,
+    null: str,
+    symbol: str,
+    words: str,
+) -> None:
+    if nulls is None or nulls.empty:
+        return
+    rows = nulls[(nulls.measure == measure) & (nulls.unit == unit) & nulls.null.str.startswith(null)]
+    for number, method in enumerate(methods):
+        part = rows[rows.method == method]
+        part = part[part.seed == part.seed.min()].sort_values("layer")
+        if part.empty:
+            continue
+        figure.add_scatter(
+            x=part.layer,
+            y=part.value,
+            mode="markers",
+            name=f"{method}: {words}",
+            marker={"symbol": symbol, "size": 9, "color": COLOURS[number % len(COLOURS)]},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": part.high - part.value,
+                "arrayminus": part.value - part.low,
+            },
+        )
 
 
 def by_unit(similarity: pd.DataFrame, method: str, measure: str) -> go.Figure:
@@ -137,14 +187,14 @@ def by_unit(similarity: pd.DataFrame, method: str, measure: str) -> go.Figure:
         )
     figure.update_xaxes(title="layer (0 = embeddings)", dtick=1)
     figure.update_yaxes(title=f"{NAMES.get(measure, measure)}<br>lower = more changed", rangemode="tozero")
-    return _styled(figure, height=340)
+    return styled(figure, height=340)
 
 
-def grids(table: pd.DataFrame, method: str, unit: str) -> go.Figure:
-    """CKA of every layer with every layer: base with base, base with adapted, adapted with adapted."""
+def grids(table: pd.DataFrame, method: str, unit: str, measure: str) -> go.Figure:
+    """One measure of every layer with every layer: base with base, base with adapted, adapted with adapted."""
     from plotly.subplots import make_subplots
 
-    rows = table[(table.method == method) & (table.unit == unit)]
+    rows = table[(table.method == method) & (table.unit == unit) & (table.measure == measure)]
     rows = rows[rows.seed == rows.seed.min()]
     pairs = [("base", "base"), ("base", "adapted"), ("adapted", "adapted")]
     figure = make_subplots(rows=1, cols=3, subplot_titles=[f"{a} × {b}" for a, b in pairs], horizontal_spacing=0.07)
@@ -162,9 +212,14 @@ def grids(table: pd.DataFrame, method: str, unit: str) -> go.Figure:
         figure.update_xaxes(title=f"layer of {b}", row=1, col=column, dtick=1)
         figure.update_yaxes(title=f"layer of {a}" if column == 1 else "", row=1, col=column, dtick=1)
     figure.update_layout(
-        coloraxis={"colorscale": SCALE, "cmin": 0, "cmax": 1, "colorbar": {"title": "CKA", "thickness": 12}}
+        coloraxis={
+            "colorscale": SCALE,
+            "cmin": 0,
+            "cmax": 1 if top(measure) else None,
+            "colorbar": {"title": measure, "thickness": 12},
+        }
     )
-    return _styled(figure, height=340)
+    return styled(figure, height=340)
 
 
 def transfer(quality: pd.DataFrame, method: str) -> go.Figure:
@@ -200,7 +255,7 @@ def transfer(quality: pd.DataFrame, method: str) -> go.Figure:
         )
     figure.update_yaxes(title="explained variance on test texts")
     figure.update_layout(barmode="group")
-    return _styled(figure, height=380)
+    return styled(figure, height=380)
 
 
 def task_shares(shares: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
@@ -231,7 +286,7 @@ def task_shares(shares: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
             )
     figure.update_yaxes(title="share of judged latents", tickformat=".0%")
     figure.update_layout(barmode="group")
-    return _styled(figure, height=360)
+    return styled(figure, height=360)
 
 
 def quality(adaptation: pd.DataFrame) -> go.Figure:
@@ -260,10 +315,10 @@ def quality(adaptation: pd.DataFrame) -> go.Figure:
     )
     figure.update_xaxes(title="accuracy on test texts (95% Wilson interval); further right is better")
     figure.update_yaxes(autorange="reversed", type="category")
-    return _styled(figure, height=120 + 34 * len(names))
+    return styled(figure, height=120 + 34 * len(names))
 
 
-def _styled(figure: go.Figure, *, height: int) -> go.Figure:
+def styled(figure: go.Figure, *, height: int) -> go.Figure:
     grid: dict[str, Any] = {
         "gridcolor": "rgba(128,128,128,.25)",
         "zerolinecolor": "rgba(128,128,128,.4)",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 BEGINS = 0.95
 """A layer counts as changed where the upper end of its CKA interval is below this."""
-UNCHANGED = 1e-9
+UNCHANGED = 1e-6
 """A similarity this near to 1 is that of an untouched layer."""
 REFERENCES = "reference:"
 
@@ -48,9 +48,14 @@ def moved(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     names, table = methods(tables), tables.get("similarity")
     if table is None:
         return names
-    rows = table[~table.measure.str.endswith("_baseline")]
-    change = (1 - rows.value).abs().groupby(rows.method).max()
+    rows = table[~table.measure.isin(["paired_cosine_baseline", "linear_predictivity"])]
+    change = (rows.value - rows.measure.map(top)).abs().groupby(rows.method).max()
     return [name for name in names if change.get(name, 1.0) > UNCHANGED] or names
+
+
+def top(measure: str) -> float:
+    """The value of a layer that did not change: 0 for distances, 1 for similarities."""
+    return 0.0 if measure.endswith(("_angle", "_distance")) else 1.0
 
 
 def _depth(method: str) -> tuple[int, int, str]:
@@ -65,7 +70,9 @@ def drift_of(
     table: pd.DataFrame, method: str, measure: str, unit: str = "token", seed: int | None = None
 ) -> pd.DataFrame:
     """One measure by layer, for the given seed or else the first one."""
-    rows = table[(table.method == method) & (table.measure == measure) & (table.unit == unit)]
+    rows = table[
+        (table.method == method) & (table.measure == measure) & (table.unit == unit) & (table["rows"] == "all")
+    ]
     if rows.empty:
         return rows
     return rows[rows.seed == (rows.seed.min() if seed is None else seed)].sort_values("layer")

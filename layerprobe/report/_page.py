@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
 from layerprobe.report import _figures as figures
+from layerprobe.report._compared import panels
 from layerprobe.report._findings import REFERENCES, findings, methods, moved, seeds_of, unit_of
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def write_report(run: Run, path: str | Path) -> Path:
         findings=findings(tables, run.record),
         figures={name: figure.to_plotly_json() for name, figure in _drawn(tables).items()},
         grids=_grids(tables),
+        measures=_measures(tables),
+        panels=panels(tables),
         quality=_quality_rows(tables),
         dictionaries=_dictionary_rows(tables),
         facts=_facts(tables, run.record),
@@ -76,9 +79,8 @@ def _drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     if similarity is not None and len(similarity):
         drawn["strip"] = figures.layer_strip(similarity, names)
         unit = unit_of(similarity)
-        for measure in ("cka", "paired_cosine", "procrustes"):
-            if measure in set(similarity.measure):
-                drawn[f"drift-{measure}"] = figures.drift(similarity, names, measure, unit)
+        for measure in _measures(tables):
+            drawn[f"drift-{measure}"] = figures.drift(similarity, names, measure, unit, tables.get("similarity_nulls"))
         if similarity.unit.nunique() > 1 and "cka" in set(similarity.measure):
             drawn["units"] = figures.by_unit(similarity, moved(tables)[-1], "cka")
     if "sae" in tables:
@@ -91,13 +93,25 @@ def _drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     return drawn
 
 
+def _measures(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Measures that a drift curve is drawn of, CKA first; the cosine's baseline stands in the cosine's own figure."""
+    table = tables.get("similarity")
+    there = [] if table is None else [m for m in dict.fromkeys(table.measure) if m != "paired_cosine_baseline"]
+    return sorted(there, key=lambda name: (name != "cka", there.index(name)))
+
+
 def _grids(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     table = tables.get("similarity_grid")
     if table is None:
         return []
     unit = unit_of(table)
+    names = sorted(dict.fromkeys(table.measure), key=lambda name: name != "cka")
     return [
-        {"method": method, "figure": figures.grids(table, method, unit).to_plotly_json()} for method in moved(tables)
+        {
+            "method": method,
+            "figures": {name: figures.grids(table, method, unit, name).to_plotly_json() for name in names},
+        }
+        for method in moved(tables)
     ]
 
 

@@ -9,6 +9,7 @@ from layerprobe.similarity._cosine import paired_cosine, paired_cosine_baseline
 from layerprobe.similarity._grid import grid
 from layerprobe.similarity._intervals import Estimate
 from layerprobe.similarity._knn import jaccard_knn, mutual_knn
+from layerprobe.similarity._nulls import shuffled
 from layerprobe.similarity._predictivity import linear_predictivity
 from layerprobe.similarity._rsa import rsa
 from layerprobe.similarity._shape import ShapeMetric, procrustes, procrustes_angle, shape_distance
@@ -37,5 +38,6 @@ __all__ = [
     "pwcca",
     "rsa",
     "shape_distance",
+    "shuffled",
     "svcca",
 ]

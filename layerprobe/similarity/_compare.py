@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._accumulator import OF_PRODUCTS
-from layerprobe.similarity._arrays import array, checked, grouped
+from layerprobe.similarity._arrays import checked, grouped
 from layerprobe.similarity._cosine import other_rows, row_cosines
-from layerprobe.similarity._intervals import Estimate, bootstrap_mean, folds_of, jackknife
+from layerprobe.similarity._intervals import Estimate, bootstrap_mean, folds_of, jackknife, sample_rows
 from layerprobe.similarity._knn import distances, nearest
 from layerprobe.similarity._passes import statistics
 from layerprobe.similarity._predictivity import held_out
@@ -186,12 +186,3 @@ class _Layer:
     def _jackknife(self, name: str, function: Any, examples: int, n_folds: int) -> Estimate:
         measure = next(measure for measure in MEASURES if measure.name == name)
         return jackknife(function, n_folds, examples, measure.low, measure.high)
-
-
-def sample_rows(groups: Any, most: int, seed: int) -> np.ndarray:
-    """Rows of a seeded sample of whole examples, at most so many rows (but always of one example), in their order."""
-    groups = array(groups)
-    counts = np.bincount(groups)
-    order = np.random.default_rng(seed).permutation(len(counts))
-    kept = order[: max(1, int(np.searchsorted(np.cumsum(counts[order]), most, side="right")))]
-    return np.flatnonzero(np.isin(groups, kept))

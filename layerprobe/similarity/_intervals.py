@@ -56,3 +56,11 @@ def bootstrap_mean(values: Float[np.ndarray, " rows"], groups: Int[np.ndarray, "
 def folds_of(examples: int, n_groups: int, seed: int) -> Int[np.ndarray, " examples"]:
     """Which of `n_groups` groups each example is in: equal sizes, in seeded order."""
     return np.random.default_rng(seed).permutation(np.arange(examples) % min(n_groups, examples))
+
+
+def sample_rows(groups: Int[np.ndarray, " n"], most: int, seed: int) -> Int[np.ndarray, " m"]:
+    """Rows of a seeded sample of whole examples, at most so many rows (but always of one example), in their order."""
+    counts = np.bincount(groups)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    kept = order[: max(1, int(np.searchsorted(np.cumsum(counts[order]), most, side="right")))]
+    return np.flatnonzero(np.isin(groups, kept))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import array, finite
+from layerprobe.similarity._arrays import array, finite, grouped
+from layerprobe.similarity._intervals import folds_of, jackknife, sample_rows
 from layerprobe.similarity._rsa import unit_rows
 
-__all__ = ["anisotropy", "effective_rank", "intrinsic_dimension", "participation_ratio"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["anisotropy", "describe", "effective_rank", "intrinsic_dimension", "participation_ratio"]
 
 
 def anisotropy(x: Any) -> float:
@@ -78,6 +84,77 @@ def two_nn(distances: Float[np.ndarray, "n n"], *, discard: float = 0.1) -> floa
     kept = int(n * (1 - discard))
     heights = -np.log1p(-np.arange(1, n + 1) / (n + 1))
     return float(ratios[:kept] @ heights[:kept] / (ratios[:kept] @ ratios[:kept]))
+
+
+def describe(x: Any, groups: Any = None, *, most: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """All four, each with a 95% delete-group jackknife interval over whole examples.
+
+    Args:
+        x: rows x features.
+        groups: example of each row; rows of one example are no neighbours of each other.
+        most: rows of whole examples that the intrinsic dimension, which needs an n x n matrix, is taken of.
+        seed: of the groups of examples and the sample.
+
+    Returns:
+        `measure, value, ci_low, ci_high, n, n_rows`. A measure that is undefined on these rows (repeated rows have no
+        nearest distance) is left out.
+
+    Raises:
+        MeasureError: for fewer than 8 examples, values that are not finite, or constant rows.
+    """
+    import pandas as pd
+    from scipy.spatial.distance import cdist
+
+    x = _rows(x, "geometry")
+    numbers = grouped(groups, len(x), "geometry")
+    examples = int(numbers.max()) + 1
+    if examples < 8:
+        raise MeasureError(f"geometry was given {examples} examples; an interval needs at least 8: give more texts.")
+    folds = folds_of(examples, 20, seed)[numbers]
+    n_folds = int(folds.max()) + 1
+    centre, unit = x - x.mean(0), unit_rows(x, "anisotropy")
+    parts = [np.flatnonzero(folds == fold) for fold in range(n_folds)]
+    products = np.stack([centre[part].T @ centre[part] for part in parts])
+    sums, directions = (np.stack([z[part].sum(0) for part in parts]) for z in (centre, unit))
+    counts = np.array([len(part) for part in parts])
+    whole = products.sum(0), sums.sum(0), directions.sum(0), int(counts.sum())
+
+    @cache
+    def spectrum(fold: int | None) -> Float[np.ndarray, " d"]:
+        product, total, _, n = whole
+        if fold is not None:
+            product, total, n = product - products[fold], total - sums[fold], n - int(counts[fold])
+        values = np.maximum(np.linalg.eigvalsh(product - np.outer(total, total) / n), 0)
+        return np.where(values > 1e-12 * values[-1], values, 0)
+
+    def cosine(fold: int | None) -> float:
+        total, n = whole[2], whole[3]
+        if fold is not None:
+            total, n = total - directions[fold], n - int(counts[fold])
+        return float((total @ total - n) / (n * (n - 1)))
+
+    chosen = sample_rows(numbers, most, seed)
+    apart = numbers[chosen][:, None] != numbers[chosen][None]
+    distances = np.where(apart, cdist(x[chosen], x[chosen]), np.inf)
+
+    def dimension(fold: int | None) -> float:
+        keep = np.flatnonzero(folds[chosen] != (-1 if fold is None else fold))
+        return two_nn(distances[np.ix_(keep, keep)])
+
+    made: list[tuple[str, Callable[[int | None], float], float, float, int]] = [
+        ("anisotropy", cosine, -1.0, 1.0, len(x)),
+        ("effective_rank", lambda fold: effective_rank_of(spectrum(fold)), 1.0, float(x.shape[1]), len(x)),
+        ("participation_ratio", lambda fold: participation_ratio_of(spectrum(fold)), 1.0, float(x.shape[1]), len(x)),
+        ("intrinsic_dimension", dimension, 0.0, np.inf, len(chosen)),
+    ]
+    rows = []
+    for name, function, low, high, n_rows in made:
+        try:
+            found = jackknife(function, n_folds, examples, low, high)
+        except MeasureError:
+            continue
+        rows.append((name, found.value, found.low, found.high, examples, n_rows))
+    return pd.DataFrame(rows, columns=["measure", "value", "ci_low", "ci_high", "n", "n_rows"])
 
 
 def effective_rank_of(values: Float[np.ndarray, " d"]) -> float:

@@ -9,7 +9,7 @@ from layerprobe import similarity
 from layerprobe.errors import MeasureError
 from layerprobe.similarity import SimilarityAccumulator, cka, compare, grid
 from layerprobe.similarity._accumulator import OF_PRODUCTS
-from layerprobe.similarity._compare import sample_rows
+from layerprobe.similarity._intervals import sample_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*below ten rows a feature:UserWarning")
 
