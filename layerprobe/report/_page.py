@@ -149,6 +149,7 @@ def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dic
         seeds = seeds_of(similarity, names[-1])
     return {
         "moved": moved(tables),
+        "nulls": "similarity_nulls" in tables and len(tables["similarity_nulls"]) > 0,
         "unmoved": [name for name in names if name not in moved(tables)],
         "unit": unit,
         "n": n,

@@ -134,8 +134,11 @@ class Sums:
             counts: rows of each example.
             fold: where they belong.
         """
+        self.add_sides({name: side(value, counts, self.one_row_each) for name, value in rows.items()}, counts, fold)
+
+    def add_sides(self, sides: Mapping[Any, Side], counts: Int[np.ndarray, " examples"], fold: int) -> None:
+        """Add rows whose own sums are known already."""
         self.powers[fold] += [(counts.astype(np.float64) ** power).sum() for power in (1, 2, 3, 4)]
-        sides = {name: side(value, counts, self.one_row_each) for name, value in rows.items()}
         for (a, b), pair in self.pairs.items():
             pair.__dict__.pop("totals", None)
             _add(pair, fold, sides[a], sides[b])

@@ -103,7 +103,6 @@ def describe(x: Any, groups: Any = None, *, most: int = 1000, seed: int = 0) -> 
         MeasureError: for fewer than 8 examples, values that are not finite, or constant rows.
     """
     import pandas as pd
-    from scipy.spatial.distance import cdist
 
     x = _rows(x, "geometry")
     numbers = grouped(groups, len(x), "geometry")
@@ -135,7 +134,12 @@ def describe(x: Any, groups: Any = None, *, most: int = 1000, seed: int = 0) -> 
 
     chosen = sample_rows(numbers, most, seed)
     apart = numbers[chosen][:, None] != numbers[chosen][None]
-    distances = np.where(apart, cdist(x[chosen], x[chosen]), np.inf)
+    # From inner products, ten times as fast as differences; what rounding leaves of repeated rows is no distance.
+    some = centre[chosen]
+    squares = np.einsum("nd,nd->n", some, some)
+    squared = squares[:, None] + squares[None] - 2 * some @ some.T
+    squared[squared < 1e-12 * squares.mean()] = 0
+    distances = np.where(apart, np.sqrt(squared), np.inf)
 
     def dimension(fold: int | None) -> float:
         keep = np.flatnonzero(folds[chosen] != (-1 if fold is None else fold))

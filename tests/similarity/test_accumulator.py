@@ -205,3 +205,51 @@ def test_samples_are_of_whole_texts():
     for example in np.unique(groups[rows]):
         assert (groups[rows] == example).sum() == example + 1
     assert not np.array_equal(rows, sample_rows(groups, 100, 1))
+
+
+def test_shuffled_texts_are_a_null_that_keeps_texts_whole():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(2, 5, size=80)
+    counts[-1] = 9  # no other text is as long
+    groups = np.repeat(np.arange(80), counts)
+    order = rng.permutation(len(groups))  # rows of one text need not stand together
+    shared = rng.standard_normal((80, 6))
+    x, y = ((shared[groups] + rng.standard_normal((len(groups), 6)))[order] for _ in range(2))
+    groups = groups[order]
+    names = ["paired_cosine", "cka", "procrustes", "rsa", "mutual_knn", "linear_predictivity"]
+    null = similarity.shuffled({2: x}, {2: y}, groups, measures=names, progress=False).set_index("measure")
+    real = compare({2: x}, {2: y}, groups, measures=names, progress=False).set_index("measure")
+    assert set(null.index) == set(names) - {"linear_predictivity"}
+    assert set(null.n) == {79} and set(null.draws) == {19}
+    for name in null.index:
+        assert null.low[name] <= null.value[name] <= null.high[name] < real.value[name], name
+    assert abs(null.value["cka"]) < 0.02 and abs(null.value["paired_cosine"]) < 0.05
+
+
+def test_a_shuffle_by_sums_is_the_measure_of_shuffled_rows():
+    from layerprobe.similarity._nulls import _blocks_in_order, _exchange, _values
+
+    rng = np.random.default_rng(0)
+    counts = np.repeat([1, 2, 3], 10)
+    groups = np.repeat(np.arange(30), counts)
+    x, y = rng.standard_normal((2, 60, 4))
+    exchange = _exchange(counts, rng)
+    assert (exchange != np.arange(30)).all() and (counts[exchange] == counts).all()
+    order = _blocks_in_order(counts, exchange)
+    for example in range(30):
+        assert groups[order][groups == example].tolist() == [exchange[example]] * counts[example]
+    found = _values(x, y, groups, [exchange], ["cka", "procrustes", "paired_cosine", "mutual_knn"], 0)
+    assert found["cka"] == [pytest.approx(cka(x, y[order], groups=groups), abs=1e-10)]
+    assert found["procrustes"] == [pytest.approx(similarity.procrustes(x, y[order]), abs=1e-10)]
+    assert found["paired_cosine"] == [pytest.approx(similarity.paired_cosine(x, y[order]), abs=1e-12)]
+
+
+def test_described_geometry_is_that_of_the_functions():
+    from layerprobe.similarity import geometry
+
+    x = np.random.default_rng(0).standard_normal((200, 5)) @ np.diag([3, 2, 1, 1, 0.1]) + 1
+    table = geometry.describe(x).set_index("measure")
+    for name in ("anisotropy", "effective_rank", "participation_ratio", "intrinsic_dimension"):
+        assert table.value[name] == pytest.approx(getattr(geometry, name)(x), rel=1e-6), name
+        assert table.ci_low[name] < table.value[name] < table.ci_high[name]
+    assert "intrinsic_dimension" not in set(geometry.describe(np.repeat(x, 2, axis=0)).measure)

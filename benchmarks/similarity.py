@@ -1,0 +1,212 @@
+"""Speed of the similarity measures beside bare products and peers, streaming memory, and coverage of the intervals.
+
+    python benchmarks/similarity.py             # speed: 13 x 13 layers, n = 4,096, d = 768; about two minutes on two cores
+    python benchmarks/similarity.py --coverage  # how often 95% intervals cover planted truth; about ten minutes
+
+Run it while nothing else runs. Ratios are of medians within this one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+
+from layerprobe.similarity import SimilarityAccumulator, cka, compare, grid, paired_cosine
+from layerprobe.similarity import __dict__ as measures
+
+N, D, LAYERS = 4096, 768, 13
+
+
+def seconds(function: Callable[[], object], repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def line(what: str, value: str) -> None:
+    print(f"{what:72} {value}", flush=True)
+
+
+def sides() -> dict[str, dict[int, np.ndarray]]:
+    """Two encoders whose layers share half of their variance, float32."""
+    rng = np.random.default_rng(0)
+    made: dict[str, dict[int, np.ndarray]] = {"base": {}, "adapted": {}}
+    for layer in range(LAYERS):
+        made["base"][layer] = rng.standard_normal((N, D), dtype=np.float32)
+        made["adapted"][layer] = made["base"][layer] + rng.standard_normal((N, D), dtype=np.float32)
+    return made
+
+
+def speed() -> None:
+    layers = sides()
+    flat = [*layers["base"].values(), *layers["adapted"].values()]
+    doubles = [x.astype(np.float64) for x in flat]
+    bare64 = seconds(lambda: [x @ x.T for x in doubles])
+    bare32 = seconds(lambda: [x @ x.T for x in flat])
+    line("26 bare Gram products, float64 / float32", f"{bare64:6.2f} s / {bare32:.2f} s")
+    exact = seconds(lambda: grid(layers, progress=False))
+    line(
+        "exact debiased CKA grid, all three squares, float64",
+        f"{exact:6.2f} s   {exact / bare64:.2f}x the bare products (goal 1.25)",
+    )
+    minibatch = seconds(lambda: grid(layers, estimator="minibatch", batch=256, progress=False))
+    line("minibatch grid, batch 256", f"{minibatch:6.2f} s")
+    whole = grid(layers, progress=False)
+    part = grid(layers, estimator="minibatch", batch=256, progress=False)
+    line("    its largest error against the exact value", f"{np.abs(whole.value - part.value).max():.4f}")
+    peer(layers, minibatch)
+    x, y = flat[3], flat[16]
+    one = seconds(lambda: cka(x, y), 5)
+    svd = seconds(lambda: np.linalg.svd(doubles[3][:D], compute_uv=False))
+    line("one pair: CKA", f"{one * 1e3:6.0f} ms;  one SVD of {D} x {D}: {svd * 1e3:.0f} ms")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in (
+            "cka_angle",
+            "procrustes",
+            "procrustes_angle",
+            "shape_distance",
+            "mean_cca",
+            "mean_squared_cca",
+            "svcca",
+            "pwcca",
+        ):
+            taken = seconds(lambda name=name: measures[name](x, y))
+            line(f"    {name}", f"{taken * 1e3:6.0f} ms   {taken / one:.2f}x CKA; {(taken - one) / svd:+.1f} SVDs more")
+        for name in ("rsa", "mutual_knn", "jaccard_knn", "linear_predictivity"):
+            taken = seconds(lambda name=name: measures[name](x[:1000], y[:1000]), 1)
+            line(f"    {name} (1,000 rows)", f"{taken * 1e3:6.0f} ms")
+    intervals = seconds(
+        lambda: compare(
+            layers["base"], layers["adapted"], np.arange(N), measures=["paired_cosine", "cka"], progress=False
+        ),
+        1,
+    )
+    line("intervals of all 13 cosines and CKAs (goal: 10 s)", f"{intervals:6.2f} s")
+    memory()
+    second_opinions(x[:300, :20], y[:300, :20])
+
+
+def peer(layers: dict[str, dict[int, np.ndarray]], own: float) -> None:
+    """The same minibatch estimate by the package pytorch-cka, where it is installed (base x adapted only)."""
+    try:
+        import torch
+        from cka.hsic import hsic
+    except ImportError:
+        line("pytorch-cka is not installed (pip install pytorch-cka)", "-")
+        return
+    tensors = {side: [torch.from_numpy(x) for x in by.values()] for side, by in layers.items()}
+
+    def theirs() -> None:
+        everything = tensors["base"] + tensors["adapted"]
+        with torch.inference_mode():
+            for start in range(0, N, 256):
+                grams = torch.stack([x[start : start + 256] @ x[start : start + 256].T for x in everything])
+                for i in range(LAYERS):
+                    for j in range(LAYERS):
+                        hsic(grams[i], grams[LAYERS + j])
+
+    taken = seconds(theirs)
+    line(
+        "pytorch-cka's HSIC over the same batches, 13 x 13, float32",
+        f"{taken:6.2f} s   ours / theirs {own / taken:.2f}",
+    )
+
+
+def memory() -> None:
+    """Peak memory of the accumulator for ten times the rows."""
+    import tracemalloc
+
+    peaks = []
+    for batches in (4, 40):
+        rng = np.random.default_rng(0)
+        accumulator = SimilarityAccumulator()
+        tracemalloc.start()
+        for _ in range(batches):
+            accumulator.add({"base": rng.standard_normal((4096, D)), "adapted": rng.standard_normal((4096, D))})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    line("accumulator, peak memory at 16,384 and at 163,840 rows", f"{peaks[0] / 1e6:.0f} MB, {peaks[1] / 1e6:.0f} MB")
+
+
+def second_opinions(x: np.ndarray, y: np.ndarray) -> None:
+    """RSA beside rsatoolbox, where it is installed."""
+    try:
+        from rsatoolbox.data import Dataset
+        from rsatoolbox.rdm import calc_rdm, compare as compare_rdms
+    except ImportError:
+        line("rsatoolbox is not installed (pip install rsatoolbox)", "-")
+        return
+    start = time.perf_counter()
+    theirs = float(
+        compare_rdms(*(calc_rdm(Dataset(z.astype(np.float64)), "correlation") for z in (x, y)), "spearman")[0, 0]
+    )
+    middle = time.perf_counter()
+    ours = measures["rsa"](x, y)
+    taken = time.perf_counter() - middle
+    line("rsa beside rsatoolbox", f"{ours:.10f} and {theirs:.10f}; {taken / (middle - start):.2f}x its time")
+
+
+def coverage(draws: int = 200) -> None:
+    """Share of 95% intervals that hold the value of a large sample; goal 92% to 98%."""
+    rng = np.random.default_rng(0)
+    d, n = 6, 300
+    weights = np.linspace(1, 2, d)
+
+    def pair(size: int) -> tuple[np.ndarray, np.ndarray]:
+        x = rng.standard_normal((size, d)) * weights
+        return x, x + rng.standard_normal((size, d))
+
+    names = ["paired_cosine", "cka", "mean_cca", "procrustes", "svcca", "rsa", "mutual_knn"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        big = pair(200_000)
+        truth = {name: measures[name](*big) for name in ("cka", "mean_cca", "procrustes", "svcca")}
+        truth["paired_cosine"] = paired_cosine(*big)
+        truth["rsa"] = float(np.mean([measures["rsa"](*pair(1500)) for _ in range(12)]))
+        # Neighbourhoods depend on n: their truth is the mean at this n.
+        truth["mutual_knn"] = float(np.mean([measures["mutual_knn"](*pair(n)) for _ in range(400)]))
+        held = dict.fromkeys(names, 0)
+        for draw in range(draws):
+            x, y = pair(n)
+            table = compare({0: x}, {0: y}, np.arange(n), measures=names, seed=draw, progress=False).set_index(
+                "measure"
+            )
+            for name in names:
+                held[name] += bool(table.ci_low[name] <= truth[name] <= table.ci_high[name])
+    print(f"coverage of 95% intervals, n = {n} examples, {draws} draws (a share of .95 has a standard error of .015)")
+    for name in names:
+        line(f"    {name}", f"{held[name] / draws:.3f}")
+    print("tokens: 80 texts of 5 to 15 dependent tokens")
+    held = dict.fromkeys(("paired_cosine", "cka"), 0)
+
+    def texts(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        groups = np.repeat(np.arange(number), rng.integers(5, 16, size=number))
+        shared, extra = rng.standard_normal((2, number, d))
+        x = shared[groups] * weights + rng.standard_normal((len(groups), d))
+        return x, x + 0.7 * extra[groups] + 0.7 * rng.standard_normal((len(groups), d)), groups
+
+    big_x, big_y, big_groups = texts(15_000)
+    truth = {"paired_cosine": paired_cosine(big_x, big_y), "cka": cka(big_x, big_y, groups=big_groups)}
+    for draw in range(draws):
+        x, y, groups = texts(80)
+        table = compare({0: x}, {0: y}, groups, measures=list(held), seed=draw, progress=False).set_index("measure")
+        for name in held:
+            held[name] += bool(table.ci_low[name] <= truth[name] <= table.ci_high[name])
+    for name, count in held.items():
+        line(f"    {name}", f"{count / draws:.3f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coverage", action="store_true", help="coverage of the intervals instead of speed")
+    sys.exit(coverage() if parser.parse_args().coverage else speed())
