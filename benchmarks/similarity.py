@@ -111,9 +111,7 @@ def peer(layers: dict[str, dict[int, np.ndarray]], own: float) -> None:
         with torch.inference_mode():
             for start in range(0, N, 256):
                 grams = torch.stack([x[start : start + 256] @ x[start : start + 256].T for x in everything])
-                for i in range(LAYERS):
-                    for j in range(LAYERS):
-                        hsic(grams[i], grams[LAYERS + j])
+                hsic(grams[:LAYERS], grams[LAYERS:])
 
     taken = seconds(theirs)
     line(
@@ -142,7 +140,8 @@ def second_opinions(x: np.ndarray, y: np.ndarray) -> None:
     """RSA beside rsatoolbox, where it is installed."""
     try:
         from rsatoolbox.data import Dataset
-        from rsatoolbox.rdm import calc_rdm, compare as compare_rdms
+        from rsatoolbox.rdm import calc_rdm
+        from rsatoolbox.rdm import compare as compare_rdms
     except ImportError:
         line("rsatoolbox is not installed (pip install rsatoolbox)", "-")
         return

@@ -14,7 +14,7 @@ from layerprobe.similarity._passes import one_fold
 from layerprobe.similarity._statistics import Pair, Sizes
 
 SINGULAR = 1e-10
-"""A direction with less than this share of the largest variance is taken to be linearly dependent on the others."""
+"""A column of which the others leave less than this share unforetold is taken to be linearly dependent on them."""
 
 
 def mean_cca(x: Any, y: Any) -> float:
@@ -102,10 +102,10 @@ def pwcca_of(xy: Pair, xx: Pair, yy: Pair, sizes: Sizes, fold: int | None = None
             f"pwcca was given x of width {own.shape[0]} and y of width {yy.centred_cross(sizes, fold).shape[0]}; "
             "its directions are those of x, so give the narrower side as x."
         )
-    white_x = _inverse_root(own, "pwcca")
-    white_y = _inverse_root(yy.centred_cross(sizes, fold), "pwcca")
-    left, values, _ = np.linalg.svd(white_x @ xy.centred_cross(sizes, fold) @ white_y, full_matrices=False)
-    weights = np.abs(own @ white_x @ left).sum(0)
+    root_x, root_y = _root(own, "pwcca"), _root(yy.centred_cross(sizes, fold), "pwcca")
+    left, values, _ = np.linalg.svd(_whitened(xy.centred_cross(sizes, fold), root_x, root_y), full_matrices=False)
+    # x_j' h_i over all columns j: the directions are the rows' inverse root times the left vectors.
+    weights = np.abs(root_x @ left).sum(0)
     return float(np.clip(values, 0, 1) @ weights / weights.sum())
 
 
@@ -131,7 +131,7 @@ def _correlations(
         return np.ones(own_x.shape[0])
     own_y = yy.centred_cross(sizes, fold)
     _enough(own_x, own_y, sizes, fold, measure)
-    whitened = _inverse_root(own_x, measure) @ xy.centred_cross(sizes, fold) @ _inverse_root(own_y, measure)
+    whitened = _whitened(xy.centred_cross(sizes, fold), _root(own_x, measure), _root(own_y, measure))
     return np.clip(np.linalg.svd(whitened, compute_uv=False), 0, 1)
 
 
@@ -144,15 +144,26 @@ def _enough(own_x: np.ndarray, own_y: np.ndarray, sizes: Sizes, fold: int | None
         )
 
 
-def _inverse_root(own: Float[np.ndarray, "d d"], measure: str) -> Float[np.ndarray, "d d"]:
-    values, vectors = np.linalg.eigh(own)
-    if values[0] <= SINGULAR * values[-1]:
+def _root(own: Float[np.ndarray, "d d"], measure: str) -> Float[np.ndarray, "d d"]:
+    """Cholesky root L of a covariance, L L' = own."""
+    try:
+        root = np.linalg.cholesky(own)
+    except np.linalg.LinAlgError:
+        root = np.zeros_like(own)
+    # L_ii^2 is what of column i the columns before it do not foretell.
+    left = np.diag(root) ** 2 <= SINGULAR * np.diag(own)
+    if left.any():
         raise MeasureError(
-            f"{measure} was given a representation of width {len(own)} with "
-            f"{int((values <= SINGULAR * values[-1]).sum())} constant or linearly dependent columns; leave these out, or use "
-            "svcca, which keeps the leading components."
+            f"{measure} was given a representation of width {len(own)} with constant or linearly dependent columns; leave "
+            "these out, or use svcca, which keeps the leading components."
         )
-    return (vectors / np.sqrt(values)) @ vectors.T
+    return root
+
+
+def _whitened(
+    cross: Float[np.ndarray, "d_x d_y"], root_x: Float[np.ndarray, "d_x d_x"], root_y: Float[np.ndarray, "d_y d_y"]
+) -> Float[np.ndarray, "d_x d_y"]:
+    return np.linalg.inv(root_x) @ cross @ np.linalg.inv(root_y).T
 
 
 def _leading(own: Float[np.ndarray, "d d"], variance: float) -> Float[np.ndarray, "d k"]:

@@ -129,16 +129,22 @@ def _from_grams(layers: Mapping[Key, np.ndarray], batch: int | None, progress: b
     """Debiased CKA from Gram matrices, a block of rows at a time (batch None), or averaged over batches of rows."""
     names = list(layers)
     n = len(layers[names[0]])
-    values = [np.asarray(finite(np.asarray(layers[name], dtype=np.float64), "grid")) for name in names]
     if batch is None:
+        values = [finite(np.asarray(layers[name], dtype=np.float64), "grid") for name in names]
         total = _hsic_of_rows([x - x.mean(0) for x in values], progress)
     else:
+        # In the rows' own precision: what float32 rounds is a thousandth of what batches leave out.
+        values = [
+            layers[name] if layers[name].dtype == np.float32 else layers[name].astype(np.float64) for name in names
+        ]
         total = np.zeros((len(names), len(names)))
         for start in tqdm(range(0, n, batch), desc="layer grid", leave=False, disable=not progress, delay=1):
             part = [x[start : start + batch] for x in values]
             if len(part[0]) >= 4:
                 total += _hsic_of_rows([x - x.mean(0) for x in part], False)
     own = np.diag(total)
+    if not np.isfinite(total).all():
+        raise MeasureError("grid was given NaN or infinite values; drop or correct these rows.")
     if (own <= 0).any():
         raise MeasureError(
             f"cka is undefined for layer {names[int(own.argmin())]}: it is constant, or has too few rows."

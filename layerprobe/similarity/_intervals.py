@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -45,12 +46,20 @@ def bootstrap_mean(values: Float[np.ndarray, " rows"], groups: Int[np.ndarray, "
     """Mean over rows, with a percentile interval over 2,000 resamples of whole examples."""
     counts = np.bincount(groups).astype(np.float64)
     sums = np.bincount(groups, weights=values)
-    draws = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
-    means = (draws @ sums) / (draws @ counts)
+    both = np.stack([sums, counts], axis=1)
+    drawn = np.concatenate([times.astype(np.float64) @ both for times in _resamples(len(counts), seed)])
+    means = drawn[:, 0] / drawn[:, 1]
     low, high = np.quantile(means, [0.025, 0.975])
     value = sums.sum() / counts.sum()
     # Rounding may leave a constant's mean and quantiles a few units in the last place apart.
     return Estimate(float(value), float(min(low, value)), float(max(high, value)), len(counts))
+
+
+@lru_cache(maxsize=2)
+def _resamples(examples: int, seed: int) -> list[np.ndarray]:
+    """How often each example is drawn, in each of the resamples: the same for all layers. A byte each, in blocks."""
+    rng, shares = np.random.default_rng(seed), np.full(examples, 1 / examples)
+    return [rng.multinomial(examples, shares, size=200).astype(np.uint8) for _ in range(RESAMPLES // 200)]
 
 
 def folds_of(examples: int, n_groups: int, seed: int) -> Int[np.ndarray, " examples"]:

@@ -116,6 +116,8 @@ def shape_distance_of(
     """Shape distance from statistics."""
     if xy is xx:
         return 0.0
+    if alpha == 1:
+        return procrustes_angle_of(xy, xx, yy, sizes, fold)
     own_x, own_y = xx.centred_cross(sizes, fold), yy.centred_cross(sizes, fold)
     white_x, white_y = _whitening(own_x, alpha), _whitening(own_y, alpha)
     nuclear = np.linalg.svd(white_x @ xy.centred_cross(sizes, fold) @ white_y, compute_uv=False).sum()

@@ -58,6 +58,27 @@ class Pair:
         total = self.totals[name]
         return total if fold is None else total - getattr(self, name)[fold]
 
+    def _inner(self, one: str, other: str, fold: int | None) -> float:
+        """Inner product of two sums of matrices, without making the matrices that lack a fold."""
+        a, b = self.totals[one], self.totals[other]
+        if (one, other) not in self._products:
+            self._products[one, other] = float(np.vdot(a, b))
+        whole = self._products[one, other]
+        if fold is None:
+            return whole
+        c, d = getattr(self, one)[fold], getattr(self, other)[fold]
+        mixed = 2 * np.vdot(a, c) if one == other else np.vdot(a, d) + np.vdot(c, b)
+        return float(whole - mixed + np.vdot(c, d))
+
+    def _between(self, name: str, x: np.ndarray, y: np.ndarray, fold: int | None) -> float:
+        """x' M y of a sum of matrices."""
+        found = x @ self.totals[name] @ y
+        return float(found if fold is None else found - x @ getattr(self, name)[fold] @ y)
+
+    @cached_property
+    def _products(self) -> dict[tuple[str, str], float]:
+        return {}
+
     def centred_cross(self, sizes: Sizes, fold: int | None = None) -> Float[np.ndarray, "d_x d_y"]:
         """Cross product of the centred rows, of the whole sample or without one fold."""
         x, y = self.less("sum_x", fold), self.less("sum_y", fold)
@@ -73,14 +94,17 @@ class Pair:
         """
         n, p2, p3, p4 = sizes.without(fold)
         own, bridge, quartic = self.less("scalars", fold)
-        cross, between = self.less("cross", fold), self.less("between", fold)
         x, y = self.less("sum_x", fold), self.less("sum_y", fold)
         squares_x, squares_y = self.less("squares_x", fold), self.less("squares_y", fold)
-        both = (cross * cross).sum() - own
-        chain = x @ cross @ y - x @ self.less("rows_x", fold) - y @ self.less("rows_y", fold)
-        chain += 2 * bridge - (between * cross).sum()
-        overlap = x @ between @ y - x @ self.less("sums_x", fold) - y @ self.less("sums_y", fold)
-        square = (between * between).sum()
+        product = self._inner("cross", "cross", fold)
+        if self.between is self.cross:
+            chained = square = product
+        else:
+            chained, square = self._inner("between", "cross", fold), self._inner("between", "between", fold)
+        both = product - own
+        chain = self._between("cross", x, y, fold) - x @ self.less("rows_x", fold) - y @ self.less("rows_y", fold)
+        chain += 2 * bridge - chained
+        overlap = self._between("between", x, y, fold) - x @ self.less("sums_x", fold) - y @ self.less("sums_y", fold)
         overlap += 2 * quartic - square
         apart = (x @ x - squares_x) * (y @ y - squares_y) - 4 * overlap - 2 * (square - quartic)
         two = n * n - p2
@@ -140,7 +164,8 @@ class Sums:
         """Add rows whose own sums are known already."""
         self.powers[fold] += [(counts.astype(np.float64) ** power).sum() for power in (1, 2, 3, 4)]
         for (a, b), pair in self.pairs.items():
-            pair.__dict__.pop("totals", None)
+            for stale in ("totals", "_products"):
+                pair.__dict__.pop(stale, None)
             _add(pair, fold, sides[a], sides[b])
 
     @property

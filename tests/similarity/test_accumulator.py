@@ -137,6 +137,19 @@ def test_both_forms_of_the_grid_are_the_measure(monkeypatch):
     assert one == pytest.approx(cka(sides["base"][0], sides["adapted"][1], estimator="minibatch", batch=40), abs=1e-12)
 
 
+def test_minibatches_of_float32_rows_lose_nothing_that_counts():
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((400, 20)).astype(np.float32) for _ in range(2))
+    sides = {"base": {0: x}, "adapted": {0: x + y}}
+    exact = {side: {0: z[0].astype(np.float64)} for side, z in sides.items()}
+    tables = [grid(given, estimator="minibatch", batch=100, progress=False) for given in (sides, exact)]
+    assert np.abs(tables[0].value - tables[1].value).max() < 1e-5
+    sides["adapted"][0][3, 3] = np.nan
+    for estimator in ("full", "minibatch"):
+        with pytest.raises(MeasureError, match="NaN or infinite"):
+            grid(sides, estimator=estimator, progress=False)
+
+
 def test_grids_of_other_measures_and_of_tokens():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 3)
