@@ -90,17 +90,19 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A fo
 
 @app.command()
 def measures() -> None:
-    """List the similarity measures of `similarity.measures`: range, what each is blind to, source."""
+    """List the similarity measures: range, symmetry, what each is unchanged by, least number of rows, source."""
     from rich.console import Console
     from rich.table import Table
 
     from layerprobe.similarity import MEASURES
 
-    table = Table("measure", "kind", "range", "unchanged by", "source", box=None, pad_edge=False)
+    table = Table("measure", "kind", "range", "symmetric", "unchanged by", "rows", "source", box=None, pad_edge=False)
     for measure in MEASURES:
         blind = ", ".join(sorted(measure.invariant_to)) or "nothing"
-        table.add_row(measure.name, measure.kind, f"{measure.low:g} to {measure.high:g}", blind, measure.citation)
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+        span, symmetric = f"{measure.low:.3g} to {measure.high:.3g}", "yes" if measure.symmetric else "no"
+        least = f"{measure.minimum}+"
+        table.add_row(measure.name, measure.kind, span, symmetric, blind, least, measure.citation)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
 @app.command()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from layerprobe.adaptation import Method
 
 OUTLIERS = 0.001
-"""Share of rows, by norm on either side, that a robustness check leaves out."""
+"""Share of a layer's rows, by norm on each side, that a robustness check leaves out."""
 GEOMETRY_ROWS = 1000
 """Rows of whole texts that the intrinsic dimension is taken of."""
 
@@ -28,8 +28,7 @@ def similarity(inputs: Inputs, method: Method, seed: int, capture: str) -> Build
     def build(folder: Path, done: Parents) -> None:
         import pandas as pd
 
-        from layerprobe.similarity import compare, grid
-        from layerprobe.similarity._accumulator import OF_PRODUCTS
+        from layerprobe.similarity import LINEAR, compare, grid
 
         base, adapted = pair_of(done, capture)
         asked = inputs.study.similarity
@@ -56,7 +55,7 @@ def similarity(inputs: Inputs, method: Method, seed: int, capture: str) -> Build
                 side: {layer: store.unit(unit, layer) for layer in layers}
                 for side, store in (("base", base), ("adapted", adapted))
             }
-            linear = [name for name in asked.measures if name in OF_PRODUCTS]
+            linear = [name for name in asked.measures if name in LINEAR]
             if linear:
                 crossed = grid(sides, base.groups(unit), measures=linear, progress=inputs.progress)
                 grids.append(crossed.assign(method=method.name, seed=seed, unit=unit))
@@ -192,16 +191,13 @@ def _row_sets(
     plain = np.flatnonzero(~base.rows["special"].to_numpy())
     if _texts(base, plain) >= 8:
         yield "no-special", plain, changed
-    # Rows that are far out in any layer, on either side, are left out of all: one set of rows for one curve.
     count = max(1, round(OUTLIERS * base.n_rows))
-    out: set[int] = set()
     for layer in changed:
-        for store in (base, adapted):
-            norms = np.linalg.norm(store.unit(unit, layer), axis=1)
-            out |= set(np.argpartition(norms, -count)[-count:].tolist())
-    kept = np.setdiff1d(np.arange(base.n_rows), np.array(sorted(out)))
-    if _texts(base, kept) >= 8:
-        yield "no-outliers", kept, changed
+        norms = [np.linalg.norm(store.unit(unit, layer), axis=1) for store in (base, adapted)]
+        far = np.concatenate([np.argpartition(of, -count)[-count:] for of in norms])
+        kept = np.setdiff1d(np.arange(base.n_rows), far)
+        if _texts(base, kept) >= 8:
+            yield "no-outliers", kept, [layer]
 
 
 def _texts(store: ActivationStore, rows: np.ndarray) -> int:

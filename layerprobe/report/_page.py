@@ -149,6 +149,7 @@ def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dic
         seeds = seeds_of(similarity, names[-1])
     return {
         "moved": moved(tables),
+        "left_out": _left_out(tables),
         "nulls": "similarity_nulls" in tables and len(tables["similarity_nulls"]) > 0,
         "unmoved": [name for name in names if name not in moved(tables)],
         "unit": unit,
@@ -156,6 +157,17 @@ def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dic
         "seeds": seeds,
         "judged": int(shares["live"].min()) if shares is not None and len(shares) else 0,
     }
+
+
+def _left_out(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Which measures were undefined where, and why."""
+    table = tables.get("similarity_left_out")
+    if table is None:
+        return []
+    return [
+        f"{measure} was left out of {figures.NAMES[str(unit)]}: {rows.why.iloc[0]}"
+        for (measure, unit), rows in table.groupby(["measure", "unit"], sort=False)
+    ]
 
 
 def _tokens(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Representational similarity: arrays in, numbers with their uncertainty out."""
 
 from layerprobe.similarity import geometry
-from layerprobe.similarity._accumulator import SimilarityAccumulator
+from layerprobe.similarity._accumulator import LINEAR, SimilarityAccumulator
 from layerprobe.similarity._cca import mean_cca, mean_squared_cca, pwcca, svcca
 from layerprobe.similarity._cka import cka, cka_angle
 from layerprobe.similarity._compare import compare
@@ -16,6 +16,7 @@ from layerprobe.similarity._shape import ShapeMetric, procrustes, procrustes_ang
 from layerprobe.similarity._table import MEASURES, Measure
 
 __all__ = [
+    "LINEAR",
     "MEASURES",
     "Estimate",
     "Measure",

@@ -29,6 +29,9 @@ OF_PRODUCTS: Mapping[str, Callable[..., float]] = {
 }
 """Measures that cross products are enough for."""
 
+LINEAR = tuple(OF_PRODUCTS)
+"""Their names."""
+
 
 class SimilarityAccumulator:
     """Sums from which every linear measure between layers follows, exactly, whatever the number of rows.
