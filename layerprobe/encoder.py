@@ -16,20 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from layerprobe.errors import EncoderError
+from layerprobe.layers import FAMILIES, blocks, edited, forward, same_layer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from layerprobe.data import Examples
-
-FAMILIES: Mapping[str, str] = {
-    "bert": "encoder.layer",
-    "roberta": "encoder.layer",
-    "electra": "encoder.layer",
-    "distilbert": "transformer.layer",
-    "modernbert": "layers",
-}
-"""Where each family (`model_type`) keeps its blocks, below its body."""
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json")
@@ -182,18 +174,6 @@ def load_classifier(folder: str | Path, encoder: Encoder) -> PreTrainedModel:
     return model
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a classifier, in order; block i puts out layer i + 1 counted from zero."""
-    body: Any = model.base_model
-    return list(body.get_submodule(FAMILIES[body.config.model_type]))
-
-
-def embeddings(model: nn.Module) -> nn.Module:
-    """What turns token ids into layer 0, with what maps its width to the blocks' (ELECTRA) left outside."""
-    body: Any = model.base_model
-    return body.embeddings
-
-
 def head_parameter_names(model: nn.Module, encoder: Encoder) -> frozenset[str]:
     """Parameters above the last block's output, less a pretrained pooler; these are what `head` trains."""
     body = f"{model.base_model_prefix}."
@@ -211,35 +191,6 @@ def same_body(one: nn.Module, other: nn.Module, encoder: Encoder) -> bool:
     values, others = one.state_dict(), other.state_dict()
     body = [name for name in values if name not in head]
     return all(name in others and torch.equal(values[name], others[name]) for name in body)
-
-
-def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """One pass: the L + 1 layers, each `(batch, tokens, width)`, and the logits `(batch, classes)`.
-
-    The layers are read by hooks at the blocks, so that the last one is the last block's own output in every family.
-    """
-    layers: list[Tensor] = []
-    stack = blocks(model)
-
-    def first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        layers.append(args[0] if args else kwargs["hidden_states"])
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        layers.append(output[0] if isinstance(output, tuple) else output)
-
-    handles = [stack[0].register_forward_pre_hook(first, with_kwargs=True)]
-    handles += [block.register_forward_hook(after) for block in stack]
-    try:
-        logits = model(**inputs).logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    return tuple(layers), logits
-
-
-def hidden_states(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The L + 1 layers of one pass, each `(batch, tokens, width)`."""
-    return forward(model, inputs)[0]
 
 
 def tokenize(encoder: Encoder, examples: Examples, max_length: int) -> list[dict[str, list[int]]]:
@@ -274,7 +225,7 @@ def collate(
     fill = {"input_ids": encoder.tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
     accepted = encoder.tokenizer.model_input_names
     keys = [key for key in _INPUTS if key in chosen[0] and (key in accepted or key == "attention_mask")]
-    if encoder.family not in ("bert", "electra"):
+    if encoder.family not in ("bert", "electra", "albert"):
         keys = [key for key in keys if key != "token_type_ids"]
     return {
         key: torch.tensor([row[key] + [fill[key]] * (longest - len(row[key])) for row in chosen], dtype=torch.long)
@@ -424,7 +375,7 @@ def _check_numbering(model: PreTrainedModel, name: str, pad: int) -> None:
         if layer == len(stack) and last_is_normed:
             norm: Any = model.base_model.final_norm
             own = norm(own)
-        if not torch.allclose(own, given, atol=1e-5, rtol=1e-4):
+        if not same_layer(own, given):
             raise EncoderError(
                 f"Hidden state {layer} of {name} is not the output of its block {layer}; it can't be numbered."
             )
@@ -437,24 +388,9 @@ def _check_numbering(model: PreTrainedModel, name: str, pad: int) -> None:
 
 def _with_noise(model: nn.Module, inputs: Mapping[str, Tensor], layer: int, generator: torch.Generator) -> Tensor:
     """Logits with noise, as large as the layer itself, added to one layer."""
-    stack = blocks(model)
 
     def noisy(value: Tensor) -> Tensor:
         return value + value.std() * torch.randn(value.shape, generator=generator)
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (noisy(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": noisy(kwargs["hidden_states"])}
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return (noisy(output[0]), *output[1:]) if isinstance(output, tuple) else noisy(output)
-
-    if layer == 0:
-        handle = stack[0].register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = stack[layer - 1].register_forward_hook(after)
-    try:
+    with edited(model, {layer: noisy}):
         return model(**inputs).logits
-    finally:
-        handle.remove()

@@ -1,4 +1,4 @@
-"""Encoders: five families numbered alike, checkpoints matched with their base, and mistakes named."""
+"""Encoders: six families numbered alike, checkpoints matched with their base, and mistakes named."""
 
 import contextlib
 import json
@@ -11,10 +11,11 @@ from tiny import make_encoder
 
 from layerprobe import encoder as module
 from layerprobe.data import Examples
-from layerprobe.encoder import blocks, collate, forward, load_classifier, load_encoder, tokenize
+from layerprobe.encoder import collate, load_classifier, load_encoder, tokenize
 from layerprobe.errors import EncoderError
+from layerprobe.layers import blocks, edited, forward
 
-FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert")
+FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert", "albert")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -46,15 +47,8 @@ def test_a_written_layer_changes_all_above_it_and_none_below(family):
     inputs = collate(family, tokenize(family, texts("w1 w2 w3 good"), 32), [0])
     with torch.no_grad():
         before, _ = forward(model, inputs)
-        handle = blocks(model)[0].register_forward_hook(
-            lambda m, a, out: (
-                (out[0] + 1.0 * torch.randn_like(out[0]), *out[1:])
-                if isinstance(out, tuple)
-                else out + torch.randn_like(out)
-            )
-        )
-        after, _ = forward(model, inputs)
-        handle.remove()
+        with edited(model, {1: lambda value: value + torch.randn_like(value)}):
+            after, _ = forward(model, inputs)
     assert torch.equal(before[0], after[0])
     assert not torch.allclose(before[2], after[2], atol=1e-3)
 

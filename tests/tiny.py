@@ -29,7 +29,7 @@ def make_encoder(folder, family="bert", n_layers=2, width=32, seed=0, labels=Non
         special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
     )
     names = ["input_ids", "attention_mask"]
-    if family in ("bert", "electra"):
+    if family in ("bert", "electra", "albert"):
         names.insert(1, "token_type_ids")
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -44,6 +44,7 @@ def make_encoder(folder, family="bert", n_layers=2, width=32, seed=0, labels=Non
         "bert": lambda: transformers.BertConfig(**sized),
         "roberta": lambda: transformers.RobertaConfig(**sized, type_vocab_size=1),
         "electra": lambda: transformers.ElectraConfig(**sized, embedding_size=width // 2),
+        "albert": lambda: transformers.AlbertConfig(**sized, embedding_size=width // 2),
         "distilbert": lambda: transformers.DistilBertConfig(
             **common, dim=width, n_layers=n_layers, n_heads=4, hidden_dim=2 * width, max_position_embeddings=positions
         ),

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from layerprobe.activations._store import ROWS, ActivationStore, clear, finish, matrix_file
 from layerprobe.data import Examples
-from layerprobe.encoder import Encoder, blocks, collate, forward, length_sorted_batches, tokenize
+from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import EncoderError, StorageError, StudyError
+from layerprobe.layers import blocks, forward
 
 
 def capture(

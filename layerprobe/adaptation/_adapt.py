@@ -16,8 +16,9 @@ from torch import nn
 from layerprobe.adaptation._methods import Method
 from layerprobe.adaptation._quality import Quality, probabilities, quality
 from layerprobe.data import Examples
-from layerprobe.encoder import Encoder, blocks, head_parameter_names, load_classifier, quiet, tokenize
+from layerprobe.encoder import Encoder, head_parameter_names, load_classifier, quiet, tokenize
 from layerprobe.errors import StudyError
+from layerprobe.layers import blocks
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from layerprobe.data import Examples
-from layerprobe.encoder import Encoder, collate, forward, length_sorted_batches, tokenize
+from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
+from layerprobe.layers import forward
 
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -51,7 +52,12 @@ class _CachedBody(nn.Module):
             if norm.bias is not None:
                 rows = rows + norm.bias
         pooler: Any = self.pooler
-        pooled = rows[:, 0] if pooler is None else pooler(rows)
+        if pooler is None:
+            pooled = rows[:, 0]
+        elif self.family == "albert":  # a bare linear map, with what follows it in the body's own forward
+            pooled = torch.tanh(pooler(rows[:, 0]))
+        else:
+            pooled = pooler(rows)
         return BaseModelOutputWithPooling(last_hidden_state=rows, pooler_output=pooled)
 
 

@@ -6,8 +6,9 @@ import torch
 
 from layerprobe.activations import ActivationStore, capture, estimate_bytes, paired
 from layerprobe.data import Examples
-from layerprobe.encoder import collate, forward, tokenize
+from layerprobe.encoder import collate, tokenize
 from layerprobe.errors import EncoderError, StorageError, StudyError
+from layerprobe.layers import forward
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def test_divergence_is_told(tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
 def test_frozen_blocks_stay_in_eval_mode_while_training(tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
     from transformers import Trainer
 
-    from layerprobe.encoder import blocks
+    from layerprobe.layers import blocks
 
     seen = []
     real = Trainer.training_step
