@@ -111,7 +111,7 @@ def doctor() -> None:
     import shutil
 
     from layerprobe.artifacts import home
-    from layerprobe.pipeline import versions
+    from layerprobe.provenance import versions
 
     for package, version in versions().items():
         print(f"{package:14} {version}")

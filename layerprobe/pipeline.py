@@ -2,62 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.artifacts import Artifact, ArtifactStore, digest
+from layerprobe.artifacts import Artifact, ArtifactStore
 from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError
+from layerprobe.provenance import provenance
 from layerprobe.runs import PAGE, Run
 from layerprobe.study import Study, slug
+from layerprobe.tasks import Parents, Task, outline, tasks_of
 
 if TYPE_CHECKING:
-    from layerprobe.adaptation import Method
-    from layerprobe.stages import Inputs
-
-Parents = Mapping[str, Artifact]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One stage's work on one thing: what it is made from, and how."""
-
-    stage: str
-    name: str
-    identity: Callable[[Parents], dict[str, Any]]
-    """What decides the result, besides the parents' keys; may read finished parents."""
-    build: Callable[[Path, Parents], None]
-    """Writes the artifact's data into an empty folder."""
-    parents: tuple[str, ...] = ()
-    size: int = 0
-    """Bytes that it will take, estimated from above."""
-    keyed_by_content: bool = False
-    """Whether the identity is all there is to the key, so that equal content made in two ways is one artifact."""
-
-    @property
-    def id(self) -> str:
-        return f"{self.stage}: {self.name}"
-
-    def key(self, done: Parents) -> str | None:
-        """The task's key, or None while a parent is unfinished."""
-        from layerprobe.stages import VERSIONS
-
-        if any(parent not in done for parent in self.parents):
-            return None
-        parents = [] if self.keyed_by_content else [done[parent].key for parent in self.parents]
-        return digest(
-            {"stage": self.stage, "version": VERSIONS[self.stage], "identity": self.identity(done), "parents": parents}
-        )
+    from layerprobe.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -101,10 +64,15 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
     except (DataError, EncoderError) as error:
         if not _hub_sources(study):
             raise
-        return Plan(_outline(study), store.root, _free(store.root), (f"Keys and bytes are pending: {error}",))
+        return Plan(
+            tuple(PlannedTask(stage, name, None, False, None) for stage, name in outline(study)),
+            store.root,
+            _free(store.root),
+            (f"Keys and bytes are pending: {error}",),
+        )
     done: dict[str, Artifact] = {}
     lines = []
-    for task in _tasks(inputs):
+    for task in tasks_of(inputs):
         key = task.key(done)
         found = store.find(task.stage, task.name, key) if key else None
         if found:
@@ -152,7 +120,7 @@ def run(
         "question": study.question,
         "study": {"given": given, "resolved": study.resolved()},
         "command": command or f"layerprobe.run(Study.load(...), out={str(folder)!r})",
-        "provenance": _provenance(device),
+        "provenance": provenance(device),
         "tasks": [],
         "findings": [],
         "error": None,
@@ -169,7 +137,7 @@ def run(
         inputs = _inputs(study, device, progress=progress)
         result.record |= {"data": inputs.describe_data(), "encoder": inputs.describe_encoder()}
         result.record["provenance"] |= {"device": inputs.device, "precision": inputs.precision}
-        tasks = _tasks(inputs)
+        tasks = tasks_of(inputs)
         _check_space(tasks, store)
         done: dict[str, Artifact] = {}
         for number, task in enumerate(tasks, 1):
@@ -240,163 +208,9 @@ def _builder(task: Task, parents: Parents, tell: _Teller) -> Callable[[Path], No
 def _inputs(study: Study, device: str, *, progress: bool) -> Inputs:
     if progress:
         print("Reading the data and the model", file=sys.stderr, flush=True)
-    from layerprobe.stages import load_inputs
+    from layerprobe.inputs import load_inputs
 
     return load_inputs(study, device, progress=progress)
-
-
-def _tasks(inputs: Inputs) -> list[Task]:
-    """Every task of a study, parents first."""
-    from layerprobe import stages
-
-    made = [
-        Task("capture", "base", inputs.capture_identity, stages.capture_base(inputs), size=inputs.capture_bytes),
-        Task("capture-train", "base", inputs.train_identity, stages.capture_train(inputs), size=inputs.train_bytes),
-        Task(
-            "reference",
-            "logistic",
-            inputs.reference_identity,
-            stages.reference(inputs),
-            parents=("capture-train: base", "capture: base"),
-        ),
-    ]
-    layers = inputs.sae_layers
-    if layers:
-        made.append(
-            Task(
-                "capture-sae", "base", inputs.sae_rows_identity, stages.capture_sae(inputs, None), size=inputs.sae_bytes
-            )
-        )
-        made += [_dictionary(inputs, "base", layer, "capture-sae: base") for layer in layers]
-    for method in inputs.methods:
-        for seed in inputs.seeds(method):
-            made += _method_tasks(inputs, method, seed)
-        if len(inputs.seeds(method)) > 1 and method.kind != "head":  # a head leaves every layer to the base
-            made.append(_seeds_task(inputs, method))
-    return made
-
-
-def _seeds_task(inputs: Inputs, method: Method) -> Task:
-    from layerprobe import comparisons
-
-    captures = [(seed, f"capture: {_called(method.name, seed)}") for seed in inputs.seeds(method)]
-    pairs = [(*one, *other) for one, other in itertools.pairwise(captures)]
-    return Task(
-        "seeds",
-        method.name,
-        inputs.similarity_identity(method, captures[0][0]),
-        comparisons.seeds(inputs, method, pairs),
-        parents=tuple(name for _, name in captures),
-    )
-
-
-def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
-    from layerprobe import comparisons, stages
-
-    name = _called(method.name, seed)
-    adapt, capture = f"adapt: {name}", f"capture: {name}"
-    yield Task(
-        "adapt",
-        name,
-        inputs.adapt_identity(method, seed),
-        stages.adapt(inputs, method, seed),
-        size=inputs.model_bytes(method),
-    )
-    yield Task(
-        "capture",
-        name,
-        inputs.capture_identity,
-        stages.capture_adapted(inputs, adapt),
-        parents=(adapt, "capture: base"),
-        size=inputs.capture_bytes,
-    )
-    yield Task(
-        "similarity",
-        name,
-        inputs.similarity_identity(method, seed),
-        comparisons.similarity(inputs, method, seed, capture),
-        parents=("capture: base", capture),
-    )
-    yield Task(
-        "nulls",
-        name,
-        inputs.nulls_identity(method, seed),
-        comparisons.nulls(inputs, method, seed, capture),
-        parents=("capture: base", capture),
-    )
-    yield Task(
-        "geometry",
-        name,
-        inputs.geometry_identity(method, seed),
-        comparisons.geometry(inputs, method, seed, capture),
-        parents=("capture: base", capture),
-    )
-    yield Task(
-        "sentences",
-        name,
-        inputs.sentences_identity(method, seed),
-        stages.sentences(inputs, method, seed, capture),
-        parents=("capture: base", capture),
-    )
-    if not inputs.sae_layers:
-        return
-    rows = f"capture-sae: {name}"
-    yield Task(
-        "capture-sae",
-        name,
-        inputs.sae_rows_identity,
-        stages.capture_sae(inputs, adapt),
-        parents=(adapt, "capture-sae: base"),
-        size=inputs.sae_bytes,
-    )
-    for layer in inputs.sae_layers:
-        yield _dictionary(inputs, name, layer, rows)
-        base_sae, adapted_sae = f"sae: base layer {layer}", f"sae: {name} layer {layer}"
-        yield Task(
-            "features",
-            f"{name} layer {layer}",
-            inputs.features_identity(method, seed, layer),
-            stages.features(inputs, method, seed, layer, capture, rows, base_sae, adapted_sae),
-            parents=("capture: base", capture, "capture-sae: base", rows, base_sae, adapted_sae),
-        )
-
-
-def _dictionary(inputs: Inputs, side: str, layer: int, rows: str) -> Task:
-    from layerprobe import stages
-
-    return Task(
-        "sae",
-        f"{side} layer {layer}",
-        inputs.sae_identity(rows, layer),
-        stages.train_sae(inputs, rows, layer),
-        parents=(rows,),
-        size=inputs.dictionary_bytes,
-        keyed_by_content=True,
-    )
-
-
-def _called(method: str, seed: int) -> str:
-    return f"{method} seed {seed}"
-
-
-def _outline(study: Study) -> tuple[PlannedTask, ...]:
-    """The plan of a study whose model or data is out of reach: names only."""
-    from layerprobe.adaptation import parse_method
-
-    layers = study.sae.layers if study.sae.layers is not None else ("early", "middle", "last")
-    pairs: list[tuple[str, str]] = [("capture", "base"), ("capture-train", "base"), ("reference", "logistic")]
-    if layers:
-        pairs += [("capture-sae", "base"), *(("sae", f"base layer {layer}") for layer in layers)]
-    methods = study.adaptation.methods
-    names = ["every depth"] if methods == "depths" else [parse_method(method).name for method in methods]
-    for method in names:
-        for seed in study.seeds[:1] if method.startswith("checkpoint:") else study.seeds:
-            name = _called(method, seed)
-            pairs += [(stage, name) for stage in ("adapt", "capture", "similarity", "nulls", "geometry", "sentences")]
-            if layers:
-                pairs.append(("capture-sae", name))
-                pairs += [(stage, f"{name} layer {layer}") for layer in layers for stage in ("sae", "features")]
-    return tuple(PlannedTask(stage, name, None, False, None) for stage, name in pairs)
 
 
 def _finish(result: Run, inputs: Inputs, done: Parents, store: ArtifactStore) -> None:
@@ -454,51 +268,6 @@ def _stay_offline(study: Study) -> None:
     os.environ.setdefault("WANDB_MODE", "disabled")
     if not _hub_sources(study):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-PACKAGES = ("layerprobe", "torch", "transformers", "datasets", "sae-lens", "plotly", "numpy", "scipy", "scikit-learn")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that a run's numbers depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _provenance(device: str) -> dict[str, Any]:
-    commit, dirty = _git_state()
-    return {
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": versions(),
-        "device": device,
-        "precision": None,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "finished": None,
-        "seconds": None,
-    }
-
-
-def _git_state() -> tuple[str | None, bool | None]:
-    """Commit of the checkout that this package runs from and whether it was changed; None for an installed wheel."""
-    source = Path(__file__).resolve().parent
-    if not (source.parent / ".git").exists():
-        return None, None
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", source, *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
 
 
 def _one_line(error: BaseException) -> str:

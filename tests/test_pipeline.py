@@ -207,7 +207,7 @@ def test_space_is_checked_before_anything_starts(study_path, tmp_path, monkeypat
 
 
 def test_a_full_disk_keeps_what_was_finished(study_path, tmp_path, monkeypatch):
-    from layerprobe import comparisons as module
+    from layerprobe.stages import comparing as module
 
     def full(*args, **kwargs):
         def build(folder, done):

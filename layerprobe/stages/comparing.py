@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import MeasureError
 from layerprobe.inputs import Inputs, Parents
-from layerprobe.stages import Build, pair_of, save
+from layerprobe.stages.files import Build, pair_of, save
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,0 +1,25 @@
+"""The stages: the only bridge from a study and its artifacts to the packages that compute.
+
+One function a stage, in modules by what they are about. Each returns a build: a function that writes one artifact's data
+into an empty folder from finished parents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+VERSIONS: Mapping[str, int] = {
+    "adapt": 1,
+    "capture": 1,
+    "capture-train": 1,
+    "capture-sae": 1,
+    "reference": 2,
+    "similarity": 2,
+    "nulls": 1,
+    "seeds": 1,
+    "geometry": 1,
+    "sentences": 1,
+    "sae": 1,
+    "features": 1,
+}
+"""Raised when a stage's result changes for the same input, so that older artifacts are not taken for it."""

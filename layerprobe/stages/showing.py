@@ -1,0 +1,71 @@
+"""The stage that keeps a few texts for a reader to look at, token by token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerprobe.inputs import Inputs, Parents
+from layerprobe.stages.files import Build, pair_of, save
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from layerprobe.activations import ActivationStore
+    from layerprobe.adaptation import Method
+
+SENTENCES = 40
+"""Test texts shown token by token in a report."""
+LONGEST_SENTENCE = 64
+"""Tokens above which a text is too long to show."""
+
+
+def sentences(inputs: Inputs, method: Method, seed: int, capture: str) -> Build:
+    """How far each token of a few test texts moved in each layer: one less the cosine of base and adapted."""
+
+    def build(folder: Path, done: Parents) -> None:
+        import numpy as np
+        import pandas as pd
+
+        base, adapted = pair_of(done, capture)
+        chosen = shown_rows(inputs, base)
+        about = base.rows.iloc[chosen]
+        frames = []
+        for layer in base.layers:
+            x, y = (np.asarray(store.tokens(layer)[chosen], dtype=np.float64) for store in (base, adapted))
+            cosine = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+            frames.append(token_frame(base, about).assign(layer=layer, change=1 - np.clip(cosine, -1, 1)))
+        save(folder, "sentences", pd.concat(frames, ignore_index=True).assign(method=method.name, seed=seed))
+
+    return build
+
+
+def shown_rows(inputs: Inputs, store: ActivationStore) -> Any:
+    """Row numbers of the texts to show: short ones, taken from each label in turn."""
+    import numpy as np
+
+    example = store.rows["example"].to_numpy()
+    lengths = np.bincount(example)
+    labels = inputs.corpus.test.labels
+    queues = [
+        [i for i in range(len(lengths)) if labels[i] == label and 3 < lengths[i] <= LONGEST_SENTENCE]
+        for label in range(len(inputs.corpus.label_names))
+    ]
+    turns = max(len(queue) for queue in queues)
+    shown = [queue[i] for i in range(turns) for queue in queues if i < len(queue)][:SENTENCES]
+    rows = np.flatnonzero(np.isin(example, shown))
+    order = np.lexsort((store.rows["token_index"].to_numpy()[rows], example[rows]))
+    return rows[order]
+
+
+def token_frame(store: ActivationStore, about: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "example_id": store.example_ids[about["example"].to_numpy()],
+            "token_index": about["token_index"].to_numpy(),
+            "token": about["token"].to_numpy(),
+            "special": about["special"].to_numpy(),
+        }
+    )
