@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +39,14 @@ def write_report(run: Run, path: str | Path) -> Path:
     path = Path(path)
     tables = {name: run.table(name) for name in run.tables}
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("layerprobe.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals["data"] = lambda value: Markup(_json(value))
-    source = resources.files("layerprobe.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    html = environment.from_string(source).render(
+    html = environment.get_template("page.html.j2").render(
         record=run.record,
         findings=findings(tables, run.record),
         figures={name: figure.to_plotly_json() for name, figure in _drawn(tables).items()},
