@@ -16,6 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from layerprobe.errors import StudyError
 
 Unit = Literal["token", "mean", "cls"]
+Control = Literal["untrained", "frozen-decoder", "second-seed"]
+Part = Literal["probes", "weights", "interventions"]
 
 Count = Annotated[StrictInt, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -38,6 +40,23 @@ class ModelSection(_Section):
     """Whether code from the model's own folder may run. Leave it off unless you have read that code."""
 
 
+class OodSection(_Section):
+    name: StrictStr
+    """Names the set in the tables."""
+    source: StrictStr
+    """As `data.source`."""
+    config: StrictStr | None = None
+    """As `data.config`."""
+    revision: StrictStr | None = None
+    """As `data.revision`."""
+    text: Annotated[StrictStr | tuple[StrictStr, StrictStr] | None, BeforeValidator(_as_tuple)] = None
+    """As `data.text`."""
+    label: StrictStr | None = None
+    """As `data.label`; its labels are those of the data, or some of them."""
+    rows: Count | None = None
+    """Texts to measure on. Default: all."""
+
+
 class DataSection(_Section):
     source: StrictStr
     """`bundled:tweets`, `bundled:bbc-news`, a local CSV, TSV, JSONL or Parquet file, or a `datasets` Hub id."""
@@ -57,19 +76,32 @@ class DataSection(_Section):
     """Word pieces kept of each text, special tokens included."""
     seed: StrictInt = 0
     """Seed of the split. All training seeds share one split, so that everything is compared on one test set."""
+    ood: Annotated[tuple[OodSection, ...], BeforeValidator(_as_tuple)] = ()
+    """Out-of-domain sets (`[[data.ood]]`) that quality is measured on, too."""
 
 
 class AdaptationSection(_Section):
     methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_as_tuple)] = ("head", "full")
-    """`head`, `top:k`, `full`, `checkpoint:PATH`, and the control `shuffled-labels`; or "depths" for every depth."""
+    """`head`, `top:k`, `full`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`, `checkpoint:PATH`, and the control
+    `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
     epochs: Count = 2
     """Passes over the training texts (`head` is trained to convergence instead)."""
     batch_size: Count = 16
     """Texts in a training batch."""
     learning_rate: Rate = 5e-5
-    """Peak learning rate of AdamW for `top:k`, `full` and `shuffled-labels`."""
+    """Peak learning rate of AdamW for `top:k`, `full`, `lp-ft` and `shuffled-labels`."""
     head_learning_rate: Rate | None = None
     """Learning rate of `head`. Default: chosen on a validation part of the training texts."""
+    learning_rates: dict[StrictStr, Rate] = {}
+    """Peak learning rates of single methods, such as `{"lora:8" = 1e-3}`; the others keep their defaults."""
+    search: StrictBool = False
+    """Whether to choose each method's learning rate on a validation part of the training texts."""
+    pooling: Literal["model", "mean", "cls"] = "model"
+    """What the head reads: the family's own head, the mean over tokens, or the first token; one for all methods."""
+    checkpoints: Count | None = None
+    """How many checkpoints to keep while training, evenly spaced, to read transfer along the steps. Default: none."""
+    margin: Rate = 0.01
+    """Loss of accuracy against `full` below which a shallower depth counts as sufficient."""
 
 
 class ActivationsSection(_Section):
@@ -104,6 +136,19 @@ class SaeSection(_Section):
     """Active latents for each token, in the TopK family."""
     rows: Count = 60_000
     """Token rows of each layer and side to train on."""
+    controls: Annotated[tuple[Control, ...], BeforeValidator(_as_tuple)] = (
+        "untrained",
+        "frozen-decoder",
+        "second-seed",
+    )
+    """Dictionaries beside the trained ones: not trained, trained with a frozen random decoder, from another seed."""
+    crosscoder: StrictBool = True
+    """Whether to train a joint dictionary on base and adapted rows, which tells shared features from exclusive ones."""
+
+
+class InternalsSection(_Section):
+    parts: Annotated[tuple[Part, ...], BeforeValidator(_as_tuple)] = ("probes", "weights", "interventions")
+    """What to look at inside: linear probes of the task by layer, change of weights, and which layers are needed."""
 
 
 class Study(_Section):
@@ -121,6 +166,7 @@ class Study(_Section):
     activations: ActivationsSection = ActivationsSection()
     similarity: SimilaritySection = SimilaritySection()
     sae: SaeSection = SaeSection()
+    internals: InternalsSection = InternalsSection()
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Study:
@@ -160,7 +206,7 @@ class Study(_Section):
         try:
             study = cls.model_validate(content)
         except ValidationError as error:
-            raise StudyError(f"{origin}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+            raise StudyError(f"{origin}: {'; '.join(_sentence(e).rstrip('.') for e in error.errors())}.") from None
         for key, values in (("seeds", study.seeds), ("similarity.units", study.similarity.units)):
             if len(set(values)) != len(values):
                 raise StudyError(f"{origin}: {key} = {list(values)} names a value twice; name each once.")
@@ -190,8 +236,10 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
             return str((folder / value).resolve())
         return value
 
-    for section, key in (("model", "name"), ("data", "source")):
-        table = content.get(section)
+    data = content.get("data")
+    further = data.get("ood") if isinstance(data, dict) else None
+    places = [(content.get("model"), "name"), (data, "source")]
+    for table, key in [*places, *((one, "source") for one in (further if isinstance(further, list) else []))]:
         if isinstance(table, dict) and key in table:
             table[key] = absolute(table[key])
     methods = content.get("adaptation", {}).get("methods") if isinstance(content.get("adaptation"), dict) else None
@@ -229,7 +277,12 @@ def _sentence(error: Any) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"the keys there are {', '.join(known)}."
         return f"unknown key {unknown!r}; {hint}"
     if error["type"] == "missing":
-        return f"{where} is missing" + ("; a study needs model.name and data.source." if where else "")
+        needs = (
+            "each [[data.ood]] needs a name and a source"
+            if "ood" in where
+            else "a study needs model.name and data.source"
+        )
+        return f"{where} is missing; {needs}."
     field = _field(error["loc"])
     meaning = f" ({field})" if field else ""
     return f"{where} = {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}{meaning}"
@@ -244,6 +297,8 @@ _KEYS = set(Study.model_fields) | {key for section in _SECTIONS.values() for key
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    if location[:2] == ("data", "ood"):
+        return list(OodSection.model_fields)
     model = _SECTIONS.get(str(location[0])) if location else Study
     return list(model.model_fields) if model else []
 
