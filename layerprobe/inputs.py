@@ -110,6 +110,12 @@ class Inputs:
         last = self.encoder.n_layers
         return tuple(sorted({max(1, last // 4), max(1, last // 2), last}))
 
+    @property
+    def train_layers(self) -> tuple[int, ...]:
+        """Layers whose pooled vectors of the training texts are kept: all for probes, else the last."""
+        last = self.encoder.n_layers
+        return tuple(range(last + 1)) if "probes" in self.study.internals.parts else (last,)
+
     @cached_property
     def sae_texts(self) -> str:
         """Where dictionary rows come from: `unseen` texts if the source has enough of them, else the `train` texts.
@@ -152,7 +158,7 @@ class Inputs:
     def train_bytes(self) -> int:
         from layerprobe.activations import estimate_bytes
 
-        return estimate_bytes(0, len(self.corpus.train), 1, self.encoder.width, "float32")
+        return estimate_bytes(0, len(self.corpus.train), len(self.train_layers), self.encoder.width, "float32")
 
     @cached_property
     def sae_bytes(self) -> int:
@@ -211,7 +217,7 @@ class Inputs:
         return {"encoder": self.encoder.fingerprint, "examples": asked.examples, "dtype": asked.dtype, **self._texts}
 
     def train_identity(self, done: Parents) -> dict[str, Any]:
-        return {"encoder": self.encoder.fingerprint, **self._texts}
+        return {"encoder": self.encoder.fingerprint, "layers": list(self.train_layers), **self._texts}
 
     def reference_identity(self, done: Parents) -> dict[str, Any]:
         return {"seed": self.study.seeds[0]}
@@ -232,8 +238,12 @@ class Inputs:
     def geometry_identity(self, method: Method, seed: int) -> Identity:
         return lambda done: {"method": method.name, "seed": seed, "units": list(self.study.similarity.units)}
 
-    def sentences_identity(self, method: Method, seed: int) -> Identity:
+    def named_identity(self, method: Method, seed: int) -> Identity:
+        """Of stages that ask nothing of the study beyond what their parents were made with."""
         return lambda done: {"method": method.name, "seed": seed}
+
+    def interventions_identity(self, method: Method, seed: int) -> Identity:
+        return lambda done: {"method": method.name, "seed": seed, "examples": self.study.activations.examples}
 
     def sae_rows_identity(self, done: Parents) -> dict[str, Any]:
         return {

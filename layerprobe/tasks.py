@@ -52,11 +52,17 @@ class Task:
 
 def tasks_of(inputs: Inputs) -> list[Task]:
     """Every task of a study, parents first."""
-    from layerprobe.stages import adapting, capturing
+    from layerprobe.stages import adapting, capturing, internals
 
     made = [
         Task("capture", "base", inputs.capture_identity, capturing.capture_base(inputs), size=inputs.capture_bytes),
-        Task("capture-train", "base", inputs.train_identity, capturing.capture_train(inputs), size=inputs.train_bytes),
+        Task(
+            "capture-train",
+            "base",
+            inputs.train_identity,
+            capturing.capture_train(inputs, None),
+            size=inputs.train_bytes,
+        ),
         Task(
             "reference",
             "logistic",
@@ -65,6 +71,16 @@ def tasks_of(inputs: Inputs) -> list[Task]:
             parents=("capture-train: base", "capture: base"),
         ),
     ]
+    if "probes" in inputs.study.internals.parts:
+        made.append(
+            Task(
+                "probes",
+                "base",
+                inputs.reference_identity,
+                internals.probe_base(inputs),
+                parents=("capture-train: base", "capture: base"),
+            )
+        )
     layers = inputs.sae_layers
     if layers:
         made.append(
@@ -143,10 +159,11 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
     yield Task(
         "sentences",
         name,
-        inputs.sentences_identity(method, seed),
+        inputs.named_identity(method, seed),
         showing.sentences(inputs, method, seed, capture),
         parents=("capture: base", capture),
     )
+    yield from _internals_tasks(inputs, method, seed, adapt, capture)
     if not inputs.sae_layers:
         return
     rows = f"capture-sae: {name}"
@@ -167,6 +184,40 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
             inputs.features_identity(method, seed, layer),
             dictionaries.features(inputs, method, seed, layer, capture, rows, base_sae, adapted_sae),
             parents=("capture: base", capture, "capture-sae: base", rows, base_sae, adapted_sae),
+        )
+
+
+def _internals_tasks(inputs: Inputs, method: Method, seed: int, adapt: str, capture: str) -> Iterable[Task]:
+    from layerprobe.stages import capturing, internals
+
+    name, parts = _called(method.name, seed), inputs.study.internals.parts
+    named = inputs.named_identity(method, seed)
+    if "probes" in parts:
+        train = f"capture-train: {name}"
+        yield Task(
+            "capture-train",
+            name,
+            inputs.train_identity,
+            capturing.capture_train(inputs, adapt),
+            parents=(adapt, "capture-train: base"),
+            size=inputs.train_bytes,
+        )
+        yield Task(
+            "probes",
+            name,
+            named,
+            internals.probes(inputs, method, seed, capture, train),
+            parents=("capture-train: base", train, "capture: base", capture, "probes: base"),
+        )
+    if "weights" in parts:
+        yield Task("weights", name, named, internals.weights(inputs, method, seed, adapt), parents=(adapt,))
+    if "interventions" in parts:
+        yield Task(
+            "interventions",
+            name,
+            inputs.interventions_identity(method, seed),
+            internals.interventions(inputs, method, seed, adapt),
+            parents=(adapt,),
         )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from layerprobe.inputs import Inputs, Parents
 from layerprobe.stages.files import Build, model_of
+
+if TYPE_CHECKING:
+    from layerprobe.activations import ActivationStore
 
 
 def capture_base(inputs: Inputs) -> Build:
@@ -39,21 +43,26 @@ def _capture_test(inputs: Inputs, adapt: str | None) -> Build:
     return build
 
 
-def capture_train(inputs: Inputs) -> Build:
-    """The pretrained encoder's pooled last layer on the training texts, for the reference classifier."""
+def capture_train(inputs: Inputs, adapt: str | None) -> Build:
+    """Pooled vectors of the training texts: the last layer's for the reference classifier, all of them for probes."""
 
     def build(folder: Path, done: Parents) -> None:
-        from layerprobe.activations import capture
+        from layerprobe.activations import ActivationStore, capture
 
+        model = model_of(inputs, done, adapt)
+        base = ActivationStore.open(done["capture-train: base"].folder / "rows") if adapt else None
+        if _is_base(inputs, done, model, base, folder):
+            return
         capture(
-            model_of(inputs, done, None),
+            model,
             inputs.encoder,
             inputs.corpus.train,
             folder / "rows",
             max_length=inputs.study.data.max_length,
-            layers=[inputs.encoder.n_layers],
+            layers=inputs.train_layers,
             token_examples=0,
             device=inputs.device,
+            reference=base,
             progress=inputs.progress,
         )
 
@@ -64,14 +73,11 @@ def capture_sae(inputs: Inputs, adapt: str | None) -> Build:
     """Token rows of the chosen layers to train dictionaries on."""
 
     def build(folder: Path, done: Parents) -> None:
-        from layerprobe.activations import ActivationStore, capture, twin
-        from layerprobe.encoder import same_body
+        from layerprobe.activations import ActivationStore, capture
 
         model = model_of(inputs, done, adapt)
         base = ActivationStore.open(done["capture-sae: base"].folder / "rows") if adapt else None
-        if base is not None and same_body(model, model_of(inputs, done, None), inputs.encoder):
-            # Equal weights give equal rows: that base and adapted agree bit by bit is seen on the test texts.
-            twin(base, folder / "rows")
+        if _is_base(inputs, done, model, base, folder):
             return
         capture(
             model,
@@ -89,3 +95,17 @@ def capture_sae(inputs: Inputs, adapt: str | None) -> Build:
         )
 
     return build
+
+
+def _is_base(inputs: Inputs, done: Parents, model: Any, base: ActivationStore | None, folder: Path) -> bool:
+    """Whether a model's body is the base's own; then its rows are the base's, and are shared instead of computed.
+
+    Equal weights give equal rows: that base and adapted agree bit by bit is seen on the test texts.
+    """
+    from layerprobe.activations import twin
+    from layerprobe.encoder import same_body
+
+    if base is None or not same_body(model, model_of(inputs, done, None), inputs.encoder):
+        return False
+    twin(base, folder / "rows")
+    return True
