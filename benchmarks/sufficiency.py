@@ -19,7 +19,7 @@ from scipy.stats import binom, norm
 from layerprobe.sufficiency import smallest_sufficient_depth
 from layerprobe.sufficiency._depth import in_sequence
 from layerprobe.sufficiency._score import noninferiority_p
-from layerprobe.sufficiency._spread import critical_values, spread
+from layerprobe.sufficiency._spread import simultaneous, spread
 
 DEPTHS = (*tuple(f"top:{k}" for k in range(6, 0, -1)), "head")
 MARGIN, ALPHA = 0.01, 0.05
@@ -145,7 +145,7 @@ def coverage(
     for gaps, everywhere, these in crossed(n, m, studies, seed, gap=MARGIN, wobble=wobble):
         known = spread(gaps)
         truth = these if known.conditional_on_seeds else everywhere
-        reach = critical_values(known.correlation, known.df, alpha=0.05, draws=draws, seed=0)
+        reach = simultaneous(known, alpha=0.05, draws=draws, seed=0)
         off = np.abs(known.mean - truth) / known.se
         held += bool((off <= reach).all())
         alone += bool(off[0] <= t.ppf(0.975, known.df[0]))

@@ -14,7 +14,7 @@ from layerprobe.errors import MeasureError
 from layerprobe.sufficiency._power import check_alpha, check_margin, needed_of
 from layerprobe.sufficiency._results import paired
 from layerprobe.sufficiency._score import bound, lower_bound, noninferiority_p, tally
-from layerprobe.sufficiency._spread import critical_values, spread
+from layerprobe.sufficiency._spread import simultaneous, spread
 
 POWER = 0.8
 
@@ -102,7 +102,7 @@ def smallest_sufficient_depth(
     df = np.full(len(joined.methods), np.inf) if known.conditional_on_seeds else known.df
     p = noninferiority_p(counts, margin, known.seed_variance, df)
     # A method without spread has no correlation to others; its own term only makes the interval wider.
-    reach = critical_values(known.correlation, known.df, alpha=alpha, draws=10_000, seed=0)
+    reach = simultaneous(known, alpha=alpha, draws=10_000, seed=0)
     upper = -bound(counts[:, ::-1], reach, known.seed_variance)
     needed, observed = needed_of(joined, margin=margin, power=POWER, alpha=alpha)
     ordered = np.array([name in depths for name in joined.methods])

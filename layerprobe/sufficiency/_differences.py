@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from layerprobe.sufficiency._results import paired
-from layerprobe.sufficiency._spread import critical_values, spread
+from layerprobe.sufficiency._spread import simultaneous, spread
 
 
 def differences(results: pd.DataFrame, *, reference: str = "full", draws: int = 10_000, seed: int = 0) -> pd.DataFrame:
@@ -19,7 +19,7 @@ def differences(results: pd.DataFrame, *, reference: str = "full", draws: int = 
 
     Returns:
         One row a method: `method`, `reference`, `accuracy`, `reference_accuracy`, `difference`, `ci_low` and `ci_high` (this
-        method alone), `band_low` and `band_high` (all methods together, max-T), `se`, `df`, `disagreement` (share of answers
+        method alone), `band_low` and `band_high` (all methods together: max-T, or Sidak's with five or more seeds), `se`, `df`, `disagreement` (share of answers
         in which exactly one of the two is right), `n` (examples), `seeds`, `conditional_on_seeds`, `identical`.
         With fewer than five seeds differences are averaged over seeds and the intervals speak of these seeds only
         (`conditional_on_seeds`); with five or more, examples and seeds are both random, crossed effects.
@@ -37,11 +37,9 @@ def differences(results: pd.DataFrame, *, reference: str = "full", draws: int = 
     identical = ~gaps.any(axis=(1, 2))
     varied = known.se > 0
     reach = np.zeros(len(known.se))
-    reach[varied] = (
-        critical_values(known.correlation[np.ix_(varied, varied)], known.df[varied], alpha=0.05, draws=draws, seed=seed)
-        if varied.any()
-        else 0.0
-    )
+    if varied.any():
+        moving = spread(gaps[varied])
+        reach[varied] = simultaneous(moving, alpha=0.05, draws=draws, seed=seed)
     alone = t.ppf(0.975, known.df)
     return pd.DataFrame(
         {
