@@ -1,0 +1,245 @@
+"""What is concluded about depth, how many examples it takes, and what each costs: planted cases."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+
+from layerprobe.errors import LayerprobeError
+from layerprobe.sufficiency import (
+    depths_of,
+    needed_from,
+    pareto,
+    required_examples,
+    smallest_sufficient_depth,
+)
+
+DEPTHS = {"head": 0, "top:1": 1, "top:2": 2}
+
+
+def planted(n, changes, seeds=1):
+    """`full` is right on the first three quarters; each method loses and wins so many of its answers."""
+    truth = np.arange(n) < 3 * n // 4
+    parts = [("full", truth)]
+    for method, (lost, won) in changes.items():
+        right = truth.copy()
+        right[:lost] = False
+        right[n - won :] = True
+        parts.append((method, right))
+    return pd.concat(
+        pd.DataFrame({"method": method, "seed": seed, "example_id": np.arange(n), "correct": right})
+        for method, right in parts
+        for seed in range(seeds)
+    )
+
+
+def outcomes(found):
+    return found.table.set_index("method").outcome.to_dict()
+
+
+def test_each_outcome_and_its_sentence():
+    found = smallest_sufficient_depth(
+        planted(8000, {"head": (900, 100), "top:1": (450, 380), "top:2": (300, 300), "lora:8": (310, 300)}), DEPTHS
+    )
+    assert outcomes(found) == {"head": "inferior", "top:1": "undecided", "top:2": "sufficient", "lora:8": "sufficient"}
+    assert (found.smallest, found.undecided) == ("top:2", "top:1")
+    row = found.table.set_index("method").loc["top:1"]
+    # 830 of 8,000 disagree: 6.18 x .10375 / .0001 = 6,415 would do if there were no gap; more were had, so the gap counts:
+    # (.10375 - .00875^2) x 6.1826 / .00125^2.
+    assert row.needed == 6415
+    assert found.needed == row.needed_at_observed == pytest.approx(410_212, abs=150)
+    assert (
+        "top:2 is the smallest depth shown to be sufficient: its accuracy differs from full's by +0.0000"
+        in found.sentence
+    )
+    assert "top:1, the next to be tested, is undecided (-0.0088): about 420,000 test examples" in found.sentence
+    assert "if the true difference is the one seen" in found.sentence
+    assert found.sentence.endswith("All this speaks of the seeds that were run, not of others.")
+    families = found.table.set_index("method").family
+    assert families["lora:8"] == "holm" and families["head"] == "sequence"
+    assert pd.isna(found.table.set_index("method").depth["lora:8"])
+    assert found.n == 8000 and found.seeds == 1 and found.conditional_on_seeds
+
+
+def test_what_comes_after_the_first_failure_is_not_tested_however_good():
+    found = smallest_sufficient_depth(planted(8000, {"head": (10, 20), "top:1": (10, 20), "top:2": (450, 380)}), DEPTHS)
+    assert outcomes(found) == {"head": "not tested", "top:1": "not tested", "top:2": "undecided"}
+    assert found.smallest is None
+    assert found.table.set_index("method").p["head"] < 1e-6
+    assert "No depth short of full was shown to be sufficient at the margin 0.01" in found.sentence
+    assert "top:2, the first to be tested, is undecided" in found.sentence
+    # The order is the depths', not the rows'.
+    turned = smallest_sufficient_depth(
+        planted(8000, {"head": (10, 20), "top:1": (10, 20), "top:2": (450, 380)}), {"head": 2, "top:1": 1, "top:2": 0}
+    )
+    assert turned.smallest == "top:1"
+
+
+def test_an_inferior_depth_ends_the_sequence_and_says_so():
+    found = smallest_sufficient_depth(planted(4000, {"head": (800, 100), "top:1": (90, 100)}), {"head": 0, "top:1": 1})
+    assert outcomes(found) == {"head": "inferior", "top:1": "sufficient"}
+    assert found.undecided is None and found.needed is None
+    assert "head, the next to be tested, is inferior: -0.1750, and at least 0.1" in found.sentence
+    upper = found.table.set_index("method").upper["head"]
+    # Beside the plain simultaneous interval, whose critical value for two methods lies between 1.96 and 2.24.
+    error = np.sqrt((900 / 4000 - 0.175**2) / 4000)
+    assert -0.175 + 1.9 * error < upper < -0.175 + 2.4 * error
+
+
+def test_all_sufficient_names_the_head():
+    found = smallest_sufficient_depth(planted(4000, {"head": (30, 30), "top:1": (30, 30), "top:2": (3, 3)}), DEPTHS)
+    assert found.smallest == "head" and found.undecided is None
+    assert "the next" not in found.sentence
+
+
+def test_twenty_texts_without_disagreement_are_undecided():
+    found = smallest_sufficient_depth(planted(20, {"head": (0, 0), "top:1": (0, 0)}), {"head": 0, "top:1": 1})
+    assert outcomes(found) == {"head": "not tested", "top:1": "undecided"}
+    assert found.smallest is None and found.needed == 299
+    assert found.table.p.tolist() == pytest.approx([0.99**20] * 2)
+    enough = smallest_sufficient_depth(planted(300, {"head": (0, 0), "top:1": (0, 0)}), {"head": 0, "top:1": 1})
+    assert enough.smallest == "head"
+
+
+def test_outside_the_sequence_holm_corrects():
+    """Four methods whose p is below 5% but not below 5% / 4: none is sufficient; each alone is."""
+    results = planted(4000, dict.fromkeys(("bitfit", "lora:2", "lora:4", "lora:8"), (168, 160)))
+    found = smallest_sufficient_depth(results, {})
+    p = found.table.p.iloc[0]
+    assert 0.05 / 4 < p <= 0.05
+    assert found.table.p_adjusted.tolist() == pytest.approx([4 * p] * 4)
+    assert set(outcomes(found).values()) == {"undecided"}
+    assert found.sentence == "No depth short of full was tested."
+    alone = smallest_sufficient_depth(results[results.method.isin(["full", "lora:8"])], {})
+    assert outcomes(alone) == {"lora:8": "sufficient"}
+
+
+def test_five_seeds_speak_of_all_seeds():
+    """The same mean difference, once steady over seeds and once from two bad seeds of six: only the steady one is shown."""
+    steady = planted(6000, {"head": (60, 54)}, seeds=6)
+    found = smallest_sufficient_depth(steady, {"head": 0})
+    assert found.smallest == "head" and not found.conditional_on_seeds
+    assert "seeds that were run" not in found.sentence and "6 seeds" in found.sentence
+    parts = [planted(6000, {"head": (lost, 54)}).assign(seed=s) for s, lost in enumerate((0, 0, 0, 0, 180, 180))]
+    shaky = smallest_sufficient_depth(pd.concat(parts), {"head": 0})
+    assert shaky.table.difference.iloc[0] == pytest.approx(found.table.difference.iloc[0])
+    assert shaky.smallest is None and shaky.undecided == "head" and shaky.needed is None
+    assert "varies so much between seeds" in shaky.sentence
+    # The same answers, had they been all the seeds there are, would do.
+    few = smallest_sufficient_depth(pd.concat(parts[1:5]), {"head": 0})
+    assert few.conditional_on_seeds and few.smallest == "head"
+
+
+def test_depths_are_read_from_names_and_refused_by_name():
+    assert depths_of(["head", "top:2", "full", "lora:8", "bitfit", "checkpoint:a/top:1"]) == {"head": 0, "top:2": 2}
+    results = planted(100, {"head": (1, 1), "top:1": (1, 1)})
+    refused = {
+        r"depths name 'top:3', which is not among the results; depths may be given for head, top:1": {"top:3": 3},
+        r"depths name 'full', which is the reference": {"head": 0, "full": 7},
+        r"'head' and 'top:1' both have depth 0": {"head": 0, "top:1": 0},
+    }
+    for message, depths in refused.items():
+        with pytest.raises(LayerprobeError, match=message):
+            smallest_sufficient_depth(results, depths)
+    for margin in (0, 1, -0.01, float("nan")):
+        with pytest.raises(LayerprobeError, match=r"The margin is .*above 0 and below 1"):
+            smallest_sufficient_depth(results, {"head": 0}, margin=margin)
+    with pytest.raises(LayerprobeError, match=r"The level alpha is 5; it lies above 0 and below \.5"):
+        smallest_sufficient_depth(results, {"head": 0}, alpha=5)
+
+
+def test_required_examples():
+    assert required_examples(0.12, 0.01) == 7420
+    exact = (norm.ppf(0.95) + norm.ppf(0.8)) ** 2
+    assert exact == pytest.approx(6.18, abs=0.005)
+    assert required_examples(0.2, 0.02, power=0.9, alpha=0.025) == np.ceil(10.507 * 0.2 / 0.0004)
+    # None lost of 299 is the first count that shows a loss below 1%: .99^299 <= .05 < .99^298.
+    assert required_examples(0.0, 0.01) == 299
+    assert 0.99**299 <= 0.05 < 0.99**298
+    for arguments, message in [
+        ((1.2, 0.01), "disagreement is 1.2"),
+        ((0.1, 0.0), "margin is 0.0"),
+    ]:
+        with pytest.raises(LayerprobeError, match=message):
+            required_examples(*arguments)
+    with pytest.raises(LayerprobeError, match=r"power is 0\.01"):
+        required_examples(0.1, 0.01, power=0.01)
+
+
+def test_needed_from_results():
+    results = planted(1000, {"head": (80, 40), "top:1": (30, 30), "top:2": (30, 20)})
+    table = needed_from(results).set_index("method")
+    assert table.disagreement.tolist() == pytest.approx([0.12, 0.06, 0.05])
+    assert table.needed["head"] == required_examples(0.12, 0.01) == 7420
+    assert table.needed_at_observed["head"] == np.ceil(
+        (norm.ppf(0.95) + norm.ppf(0.8)) ** 2 * (0.12 - 0.04**2) / 0.03**2
+    )
+    # A difference of exactly -margin is decided by no number of examples.
+    assert pd.isna(table.needed_at_observed["top:2"])
+    # Copies of one seed carry no more than that seed: three that agree need as many examples.
+    copies = needed_from(pd.concat([results.assign(seed=s) for s in range(3)])).set_index("method")
+    assert copies.needed.tolist() == table.needed.tolist()
+
+
+def test_pareto_marks_what_nothing_dominates():
+    table = pd.DataFrame(
+        {
+            "method": ["head", "top:1", "top:2", "full", "tie", "gone"],
+            "accuracy": [0.70, 0.74, 0.73, 0.75, 0.74, 0.80],
+            "seconds": [1.0, 2.0, 3.0, 7.0, 2.0, np.nan],
+            "flops": [1.0, 2.0, 1.0, 7.0, 3.0, 9.0],
+        }
+    )
+    found = pareto(table, costs=("seconds", "flops")).set_index(["cost", "method"])
+    seconds = found.loc["seconds"]
+    # Equal in both: neither dominates. A method without its cost is neither on the front nor off it, and dominates none.
+    assert seconds.efficient.drop("gone").to_dict() == {
+        "head": True, "top:1": True, "top:2": False, "full": True, "tie": True,
+    }  # fmt: skip
+    assert pd.isna(seconds.efficient["gone"])
+    assert seconds.dominated_by["top:2"] == "top:1"
+    flops = found.loc["flops"]
+    assert not flops.efficient["head"] and flops.dominated_by["head"] == "top:2"
+    assert not flops.efficient["tie"] and flops.dominated_by["tie"] == "top:1"
+    assert flops.efficient["gone"] and flops.efficient["top:2"]
+
+
+def test_pareto_against_every_pair():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "method": [f"m{i}" for i in range(30)],
+            "accuracy": rng.integers(0, 8, 30) / 8,
+            "seconds": rng.integers(0, 8, 30),
+        }
+    )
+    found = pareto(table, costs=["seconds"]).set_index("method")
+    rows = table.set_index("method")
+    for one in rows.index:
+        beaten = [
+            other
+            for other in rows.index
+            if rows.accuracy[other] >= rows.accuracy[one]
+            and rows.seconds[other] <= rows.seconds[one]
+            and (rows.accuracy[other], rows.seconds[other]) != (rows.accuracy[one], rows.seconds[one])
+        ]
+        assert found.efficient[one] == (not beaten)
+        assert found.dominated_by[one] in (beaten or [""])
+
+
+def test_pareto_refuses_by_name():
+    table = pd.DataFrame({"method": ["head", "head"], "accuracy": [0.7, 0.8], "seconds": [1, 2]})
+    with pytest.raises(LayerprobeError, match="'head' stands in several rows"):
+        pareto(table, costs=["seconds"])
+    with pytest.raises(LayerprobeError, match="lacks flops; it has method, accuracy, seconds"):
+        pareto(table, costs=["flops"])
+    with pytest.raises(LayerprobeError, match="asked for no cost"):
+        pareto(table, costs=[])
+
+
+def test_importing_it_loads_no_torch_and_no_scipy():
+    code = "import sys, layerprobe.sufficiency; sys.exit(any(m in sys.modules for m in ('torch', 'scipy.stats')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

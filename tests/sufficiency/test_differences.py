@@ -1,0 +1,209 @@
+"""Differences, their intervals and the table they are read from, against slow twins and planted truth."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import f_oneway, norm, t, ttest_1samp
+
+from layerprobe.errors import LayerprobeError
+from layerprobe.sufficiency import correctness, differences, seed_differences
+from layerprobe.sufficiency._results import paired
+from layerprobe.sufficiency._spread import critical_values, spread
+
+spec = importlib.util.spec_from_file_location(
+    "bench_sufficiency", Path(__file__).parents[2] / "benchmarks" / "sufficiency.py"
+)
+bench = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bench)
+
+
+def study(n=200, seeds=1, methods=("head", "top:1", "full"), seed=0):
+    rng = np.random.default_rng(seed)
+    ease = rng.standard_normal(n)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "method": method,
+                    "seed": s,
+                    "example_id": [f"text-{i}" for i in range(n)],
+                    "correct": ease + rng.standard_normal(n) + 0.2 * k + 0.2 * rng.standard_normal() > 0,
+                }
+            )
+            for k, method in enumerate(methods)
+            for s in range(seeds)
+        ],
+        ignore_index=True,
+    )
+
+
+def test_one_seed_is_the_paired_t_interval():
+    results = study()
+    wide = results.pivot(index="example_id", columns="method", values="correct").astype(float)
+    # The rows' order is no matter: everything is joined by id.
+    table = differences(results.sample(frac=1, random_state=1)).set_index("method")
+    for method in ("head", "top:1"):
+        gap = wide[method] - wide["full"]
+        interval = ttest_1samp(gap, 0).confidence_interval(0.95)
+        row = table.loc[method]
+        assert row.difference == pytest.approx(gap.mean())
+        assert (row.ci_low, row.ci_high) == pytest.approx((interval.low, interval.high))
+        assert row.disagreement == pytest.approx((wide[method] != wide["full"]).mean())
+        assert row.accuracy == pytest.approx(wide[method].mean())
+        assert row.reference_accuracy == pytest.approx(wide["full"].mean())
+        assert row.n == 200 and row.seeds == 1 and row.conditional_on_seeds and not row.identical
+        assert row.band_low < row.ci_low < row.difference < row.ci_high < row.band_high
+
+
+def test_few_seeds_are_averaged_and_move_with_their_example():
+    results = study(seeds=3)
+    mean = results.groupby(["method", "example_id"])["correct"].mean().unstack("method")
+    gap = mean["head"] - mean["full"]
+    row = differences(results).set_index("method").loc["head"]
+    interval = ttest_1samp(gap, 0).confidence_interval(0.95)
+    assert (row.ci_low, row.ci_high) == pytest.approx((interval.low, interval.high))
+    assert row.conditional_on_seeds and row.df == 199
+    points = seed_differences(results)
+    head = points[points.method == "head"]
+    assert head.seed.tolist() == [0, 1, 2]
+    assert head.difference.mean() == pytest.approx(row.difference)
+    assert head.disagreement.mean() == pytest.approx(row.disagreement)
+    one = differences(results[results.seed == 1]).set_index("method").loc["head"]
+    assert head.difference.iloc[1] == pytest.approx(one.difference)
+
+
+def test_five_seeds_are_crossed_with_examples_by_analysis_of_variance():
+    """A twin by loops: mean squares of rows, columns and rest, variance components, Satterthwaite's degrees of freedom."""
+    results = study(n=30, seeds=6)
+    joined = paired(results, "full")
+    table = differences(results)
+    for k, method in enumerate(joined.methods):
+        x = joined.gaps[k]
+        n, m = x.shape
+        grand = sum(x[i, s] for i in range(n) for s in range(m)) / (n * m)
+        rows, columns = [sum(x[i]) / m for i in range(n)], [sum(x[:, s]) / n for s in range(m)]
+        ms_rows = m * sum((a - grand) ** 2 for a in rows) / (n - 1)
+        ms_columns = n * sum((b - grand) ** 2 for b in columns) / (m - 1)
+        ms_rest = sum((x[i, s] - rows[i] - columns[s] + grand) ** 2 for i in range(n) for s in range(m))
+        ms_rest /= (n - 1) * (m - 1)
+        assert ms_columns == pytest.approx(
+            # f_oneway's F is MS_columns over the mean square within columns.
+            f_oneway(*x.T).statistic * np.mean([np.var(column, ddof=1) for column in x.T])
+        )
+        examples, seeds = (ms_rows - ms_rest) / m, max(0.0, (ms_columns - ms_rest) / n)
+        variance = examples / n + seeds / m + ms_rest / (n * m)
+        row = table[table.method == method].iloc[0]
+        assert row.se == pytest.approx(np.sqrt(variance))
+        df = (n * m * variance) ** 2 / (
+            ms_rows**2 / (n - 1) + ms_columns**2 / (m - 1) + ms_rest**2 / ((n - 1) * (m - 1))
+        )
+        assert row.df == pytest.approx(min(df, n - 1))
+        assert row.ci_high - row.difference == pytest.approx(t.ppf(0.975, row.df) * row.se)
+        assert not row.conditional_on_seeds
+        # Never narrower than if the seeds were all there are.
+        assert row.se >= x.mean(1).std(ddof=1) / np.sqrt(n) - 1e-12
+    assert differences(study(seeds=4)).conditional_on_seeds.all()
+
+
+def test_bands_are_the_multiplier_bootstrap_of_the_largest_difference():
+    results = study(n=400, methods=("head", "top:1", "top:2", "full"))
+    gaps = paired(results, "full").gaps[:, :, 0]
+    centred = gaps - gaps.mean(1, keepdims=True)
+    drawn = np.random.default_rng(1).standard_normal((20_000, 400)) @ centred.T
+    largest = (np.abs(drawn) / (np.sqrt(400) * gaps.std(1, ddof=1))).max(axis=1)
+    table = differences(results, draws=40_000)
+    ours = (table.band_high - table.difference) / table.se
+    # The t of 399 degrees of freedom widens by about 1.005.
+    assert ours.to_numpy() == pytest.approx(np.quantile(largest, 0.95), rel=0.03)
+    assert (differences(results).band_low == differences(results).band_low).all()
+    assert (differences(results, seed=1).band_low != differences(results).band_low).any()
+
+
+def test_critical_values_at_the_ends():
+    """Independent: (1 - a)^(1/k). Equal methods: no price. Few degrees of freedom: the t quantile."""
+    free = critical_values(np.eye(5), np.full(5, 1e9), alpha=0.05, draws=200_000, seed=0)
+    assert free == pytest.approx(norm.ppf((1 + 0.95**0.2) / 2), rel=0.01)
+    same = critical_values(np.ones((5, 5)), np.array([1e9, 1e9, 4, 4, 4]), alpha=0.05, draws=200_000, seed=0)
+    assert same == pytest.approx([norm.ppf(0.975)] * 2 + [t.ppf(0.975, 4)] * 3, rel=0.02)
+
+
+def test_an_identical_method_differs_by_exactly_nothing():
+    results = study()
+    twin = results[results.method == "full"].assign(method="twin")
+    alone = differences(results).set_index("method")
+    with np.errstate(all="raise"):
+        table = differences(pd.concat([results, twin])).set_index("method")
+        only = differences(pd.concat([results[results.method == "full"], twin]))
+    row = table.loc["twin"]
+    assert row.identical and row.difference == row.se == row.ci_low == row.band_low == row.band_high == 0
+    assert only.band_high.tolist() == [0] and only.identical.all()
+    assert not table.loc["head"].identical
+    # It takes no part in the bands of the others.
+    assert table.loc["head"].band_low == alone.loc["head"].band_low
+    seeds = pd.concat([study(seeds=5), study(seeds=5).query("method == 'full'").assign(method="twin")])
+    with np.errstate(all="raise"):
+        row = differences(seeds).set_index("method").loc["twin"]
+    assert row.difference == row.se == row.band_high == 0
+
+
+@pytest.mark.parametrize(("m", "wobble", "low"), [(1, 0.0, 0.925), (3, 0.1, 0.925), (5, 0.1, 0.925)])
+def test_bands_cover_planted_truth(m, wobble, low):
+    """400 studies: 92.5% is 2.3 Monte Carlo errors below 95%."""
+    held, alone, _ = bench.coverage(300, m, 400, seed=m, wobble=wobble, draws=2000)
+    assert held >= low
+    assert alone >= low
+
+
+def test_intervals_conditional_on_seeds_miss_the_truth_over_all_seeds():
+    """Why five seeds are crossed: were they only averaged, a pointwise interval would cover far less than 95%."""
+    held = 0
+    for gaps, everywhere, _ in bench.crossed(1000, 5, 150, 3, gap=0.0, wobble=0.2):
+        averaged = gaps.mean(axis=2)
+        error = averaged.std(axis=1, ddof=1) / np.sqrt(averaged.shape[1])
+        held += bool(abs(averaged[0].mean() - everywhere[0]) <= 1.96 * error[0])
+        assert not spread(gaps).conditional_on_seeds
+    assert held / 150 < 0.8
+
+
+def test_correctness_of_predictions():
+    predictions = pd.DataFrame(
+        {
+            "method": "full",
+            "seed": 0,
+            "example_id": ["a", "b"],
+            "label": pd.Categorical(["x", "y"]),
+            "predicted": pd.Categorical(["x", "x"]),
+            "probability": 0.5,
+        }
+    )
+    table = correctness(predictions)
+    assert table.columns.tolist() == ["method", "seed", "example_id", "correct"]
+    assert table.correct.tolist() == [True, False]
+    with pytest.raises(LayerprobeError, match="predictions lack the column predicted"):
+        correctness(predictions.drop(columns="predicted"))
+
+
+def test_what_cannot_be_paired_is_refused_by_name():
+    results = study(n=4, seeds=2)
+    refused = {
+        r"lack the columns seed, correct": results.drop(columns=["seed", "correct"]),
+        r"reference 'full' is not among the methods, which are head, top:1": results[results.method != "full"],
+        r"hold 'full' alone": results[results.method == "full"],
+        r"'head' has the seeds 0 and 'full' has 0, 1": results[~((results.method == "head") & (results.seed == 1))],
+        r"'top:1' lacks 1 answers that others have, the first for example 'text-2' with seed 1": results[
+            ~((results.method == "top:1") & (results.seed == 1) & (results.example_id == "text-2"))
+        ],
+        r"seed 1 on 3 of 4": results[~((results.seed == 1) & (results.example_id == "text-2"))],
+        r"'head' with seed 0 answers example 'text-0' twice": pd.concat([results, results.head(1)]),
+        r"column correct holds 0.5": results.assign(correct=0.5),
+        r"column correct holds nan": results.assign(correct=np.nan),
+        r"a single example": results[results.example_id == "text-0"],
+    }
+    for message, table in refused.items():
+        with pytest.raises(LayerprobeError, match=message):
+            differences(table)
+    as_numbers = results.assign(correct=results.correct.astype(int))
+    pd.testing.assert_frame_equal(differences(as_numbers), differences(results))
