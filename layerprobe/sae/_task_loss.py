@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,37 +78,31 @@ def task_loss(
     import pandas as pd
 
     _check(model, encoder, examples, labels, layer, dictionaries, mean)
-    names = (CLEAN, ABLATED, *dictionaries)
-    runs = _Runs(model, layer, labels, np.full((len(names), len(labels)), np.nan), np.zeros((len(names), len(labels))))
     encodings = tokenize(encoder, examples, max_length)
     batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], batch_size)
+    runs = _Runs(model, layer, labels, variants=2 + len(dictionaries))
     device = next(model.parameters()).device
-    total, tokens = np.zeros(encoder.width), 0
+
+    def drawn(bar: tqdm) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        for indices in batches:
+            yield indices, {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
+            bar.update()
+
+    title = f"task loss at layer {layer}"
     with (
         torch.inference_mode(),
-        tqdm(
-            total=2 * len(batches), desc=f"task loss at layer {layer}", leave=False, disable=not progress, delay=1
-        ) as bar,
+        tqdm(total=2 * len(batches), desc=title, leave=False, disable=not progress, delay=1) as bar,
     ):
-        for indices in batches:
-            inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
-            value, logits = _whole(model, layer, inputs)
-            runs.keep(0, indices, logits)
-            mask = inputs["attention_mask"].bool()
-            rows = value[mask].cpu().numpy()
+        total, tokens = np.zeros(encoder.width), 0
+        for indices, inputs in drawn(bar):
+            rows = runs.whole(indices, inputs, list(dictionaries.values()))
             total += rows.sum(0, dtype=np.float64)
             tokens += len(rows)
-            for number, dictionary in enumerate(dictionaries.values(), start=2):
-                rebuilt = value.clone()
-                rebuilt[mask] = torch.from_numpy(dictionary.decode(dictionary.encode(rows))).to(value)
-                runs.keep(number, indices, runs.resume(inputs, rebuilt))
-            bar.update()
-        # The mean is known only now; the layer's values are not needed for it, so none was kept.
+        # A second round, since the mean is known only now; it needs none of the layer's values, so none was kept.
         vector = torch.from_numpy(total / tokens if mean is None else mean).to(device, torch.float32)
-        for indices in batches:
-            inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
-            runs.keep(1, indices, runs.resume(inputs, inputs["attention_mask"].unsqueeze(-1) * vector))
-            bar.update()
+        for indices, inputs in drawn(bar):
+            runs.resume(1, indices, inputs, inputs["attention_mask"].unsqueeze(-1) * vector)
+    names = (CLEAN, ABLATED, *dictionaries)
     for name, losses in zip(names, runs.losses, strict=True):
         if not np.isfinite(losses).all():
             raise MeasureError(
@@ -120,23 +114,38 @@ def task_loss(
 
 
 class _Runs:
-    """The blocks above a layer, run on what is given in its stead; each example's loss and hit, by variant."""
+    """A model run whole and from a layer up; each variant's loss and hit on each example."""
 
-    def __init__(self, model: nn.Module, layer: int, labels: np.ndarray, losses: np.ndarray, right: np.ndarray) -> None:
+    def __init__(self, model: nn.Module, layer: int, labels: np.ndarray, variants: int) -> None:
         self.model, self.layer, self.labels = model, layer, torch.from_numpy(np.array(labels, dtype=np.int64))
-        self.losses, self.right = losses, right
+        self.losses, self.right = np.zeros((2, variants, len(labels)))
 
-    def resume(self, inputs: dict[str, Tensor], value: Tensor) -> Tensor:
+    def whole(
+        self, indices: np.ndarray, inputs: dict[str, Tensor], dictionaries: Sequence[Dictionary]
+    ) -> Float[np.ndarray, "tokens d"]:
+        """Run the clean variant and the dictionaries' (the third and on); the layer's rows at real tokens."""
+        value, logits = _pass(self.model, self.layer, inputs)
+        self._keep(0, indices, logits)
+        mask = inputs["attention_mask"].bool()
+        rows = value[mask].cpu().numpy()
+        for number, dictionary in enumerate(dictionaries, start=2):
+            rebuilt = value.clone()
+            rebuilt[mask] = torch.from_numpy(dictionary.decode(dictionary.encode(rows))).to(value)
+            self.resume(number, indices, inputs, rebuilt)
+        return rows
+
+    def resume(self, variant: int, indices: np.ndarray, inputs: dict[str, Tensor], value: Tensor) -> None:
+        """Run the blocks above the layer on this value of it."""
         with resumed(self.model, self.layer, lambda: value):
-            return self.model(**inputs).logits
+            self._keep(variant, indices, self.model(**inputs).logits)
 
-    def keep(self, variant: int, indices: np.ndarray, logits: Tensor) -> None:
+    def _keep(self, variant: int, indices: np.ndarray, logits: Tensor) -> None:
         scores, true = logits.cpu().double(), self.labels[indices]
         self.losses[variant, indices] = nn.functional.cross_entropy(scores, true, reduction="none").numpy()
         self.right[variant, indices] = (scores.argmax(1) == true).numpy()
 
 
-def _whole(model: nn.Module, layer: int, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _pass(model: nn.Module, layer: int, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The layer's value and the logits, of a pass in float32."""
     mixed: set[bool] = set()
     # Under autocast the norms still give float32, so the outputs' type alone would not tell.
