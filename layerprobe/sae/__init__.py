@@ -9,15 +9,23 @@ if TYPE_CHECKING:
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
     from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
+    from layerprobe.sae._matching import Matching, match
+    from layerprobe.sae._matching_null import NullComparison, compare_to_null
+    from layerprobe.sae._task_loss import task_loss
     from layerprobe.sae._training import train, untrained
 
 _HOMES = {
     "Dictionary": "_dictionary",
+    "Matching": "_matching",
+    "NullComparison": "_matching_null",
     "SaeQuality": "_evaluation",
     "TaskLatents": "_latents",
+    "compare_to_null": "_matching_null",
     "evaluate": "_evaluation",
     "latent_means": "_latents",
     "load": "_dictionary",
+    "match": "_matching",
+    "task_loss": "_task_loss",
     "task_latents": "_latents",
     "train": "_training",
     "untrained": "_training",
@@ -25,12 +33,17 @@ _HOMES = {
 
 __all__ = [
     "Dictionary",
+    "Matching",
+    "NullComparison",
     "SaeQuality",
     "TaskLatents",
+    "compare_to_null",
     "evaluate",
     "latent_means",
     "load",
+    "match",
     "task_latents",
+    "task_loss",
     "train",
     "untrained",
 ]

@@ -1,0 +1,158 @@
+"""Which latents were lost and which are new, beyond what chance alone changes between two dictionaries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from layerprobe.errors import MeasureError
+from layerprobe.sae._matching import Matching
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PERCENTILE = 5
+"""A match worse than this percentile of the null is none."""
+RESAMPLES = 2000
+ROUNDING = 1e-6
+"""How far a match must be below the null's percentile: equal dictionaries differ by rounding alone."""
+
+
+@dataclass(frozen=True)
+class NullComparison:
+    """How many latents have no match, judged by how well a dictionary matches one that differs by chance alone.
+
+    By construction about 5% of the null's own pairs are below its 5th percentile: read `lost_share` beside
+    `null_lost_share` and `new_share` beside `null_new_share`, never beside zero.
+    """
+
+    on: str
+    """`cosine` (of decoder rows) or `correlation` (of activations)."""
+    threshold: float
+    """5th percentile of the null's pairs."""
+    lost: tuple[int, ...]
+    """Live latents of the first dictionary whose match is below the threshold, or that have none."""
+    kept: tuple[int, ...]
+    """The first dictionary's other live latents."""
+    new: tuple[int, ...]
+    """Live latents of the second dictionary whose match is below the threshold, or that have none."""
+    lost_share: float
+    """Of the first dictionary's live latents."""
+    lost_low: float
+    """Exact 95% interval (Clopper and Pearson) over latents: it holds for these two trained dictionaries and this
+    threshold. How much another seed would change them is not in it."""
+    lost_high: float
+    new_share: float
+    """Of the second dictionary's live latents."""
+    new_low: float
+    new_high: float
+    null_lost_share: float
+    """Share of its first dictionary's live latents that the null itself would call lost."""
+    null_new_share: float
+    """Share of its second dictionary's live latents that the null itself would call new."""
+    mean: float
+    """Mean over the first dictionary's pairs; a latent without a partner counts among the lost, not here."""
+    mean_low: float
+    """95% percentile interval over 2,000 resamples of latents; so for the null and the difference."""
+    mean_high: float
+    null_mean: float
+    null_low: float
+    null_high: float
+    difference: float
+    """Match less null match, over latents that have both, resampled together."""
+    difference_low: float
+    difference_high: float
+    n: int
+    """Live latents of the first dictionary."""
+    n_other: int
+    """Live latents of the second."""
+
+
+def compare_to_null(
+    matched: Matching, null: Matching, *, on: Literal["cosine", "correlation"] = "cosine", seed: int = 0
+) -> NullComparison:
+    """Tell which latents were lost and which are new, by a null that differs from the first dictionary by chance alone.
+
+    Args:
+        matched: the first dictionary (base's) matched with the one in question (adapted's).
+        null: the first dictionary matched with its own kind: continued from it on the same rows in another order where
+            the one in question started from it, else trained from another start.
+        on: which match decides.
+        seed: of the resamples.
+
+    Raises:
+        MeasureError: if the two do not begin with one dictionary read on the same rows, or were not matched on what is asked for.
+    """
+    from scipy.stats import binomtest
+
+    if len(matched.table) != len(null.table):
+        raise MeasureError(
+            f"compare_to_null was given matches of {len(matched.table)} and of {len(null.table)} latents; the first "
+            "dictionary of both must be the same."
+        )
+    if not np.array_equal(matched.table["density"], null.table["density"], equal_nan=True):
+        raise MeasureError(
+            "The first dictionary fires on other shares of rows in the match than in the null; match the same dictionary "
+            "on the same rows both times."
+        )
+    for name, given in (("match", matched), ("null", null)):
+        if given.table[on].isna().all():
+            raise MeasureError(f"The {name} has no {on}; give match the rows of both sides, and widths that fit.")
+    threshold = float(np.nanpercentile(null.table[on], PERCENTILE))
+    (lost, live), (new, live_other) = (_unmatched(table, on, threshold) for table in (matched.table, matched.reverse))
+    (null_lost, null_live), (null_new, null_other) = (
+        _unmatched(table, on, threshold) for table in (null.table, null.reverse)
+    )
+    n, n_other = len(live), len(live_other)
+    lost_interval = binomtest(len(lost), n).proportion_ci(0.95)
+    new_interval = binomtest(len(new), n_other).proportion_ci(0.95)
+    pairs, null_pairs = (given.table[on].to_numpy(dtype=np.float64) for given in (matched, null))
+    mean, mean_low, mean_high = _bootstrap(pairs, seed)
+    null_mean, null_low, null_high = _bootstrap(null_pairs, seed)
+    difference, difference_low, difference_high = _bootstrap(pairs - null_pairs, seed)
+    return NullComparison(
+        on=on,
+        threshold=threshold,
+        lost=tuple(map(int, lost)),
+        kept=tuple(map(int, np.setdiff1d(live, lost))),
+        new=tuple(map(int, new)),
+        lost_share=len(lost) / n,
+        lost_low=float(lost_interval.low),
+        lost_high=float(lost_interval.high),
+        new_share=len(new) / n_other,
+        new_low=float(new_interval.low),
+        new_high=float(new_interval.high),
+        null_lost_share=len(null_lost) / len(null_live),
+        null_new_share=len(null_new) / len(null_other),
+        mean=mean,
+        mean_low=mean_low,
+        mean_high=mean_high,
+        null_mean=null_mean,
+        null_low=null_low,
+        null_high=null_high,
+        difference=difference,
+        difference_low=difference_low,
+        difference_high=difference_high,
+        n=n,
+        n_other=n_other,
+    )
+
+
+def _unmatched(table: pd.DataFrame, on: str, threshold: float) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " n"]]:
+    """Live latents without a match as good as the threshold, and all live latents."""
+    live = table["live"].to_numpy()
+    matched = table[on].to_numpy(dtype=np.float64) >= threshold - ROUNDING  # NaN, no partner, is not
+    return np.flatnonzero(live & ~matched), np.flatnonzero(live)
+
+
+def _bootstrap(values: Float[np.ndarray, " n"], seed: int) -> tuple[float, float, float]:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
