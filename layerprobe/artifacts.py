@@ -79,9 +79,18 @@ class ArtifactStore:
         return None
 
     def make(
-        self, stage: str, name: str, key: str, build: Callable[[Path], None], *, about: Mapping[str, Any]
+        self,
+        stage: str,
+        name: str,
+        key: str,
+        build: Callable[[Path], None],
+        *,
+        about: Mapping[str, Any],
+        resumable: bool = False,
     ) -> Artifact:
         """The artifact of this key: found, or built by `build(folder)` in an empty folder and then sealed.
+
+        A `resumable` build finds in its folder what an interrupted one left there.
 
         Raises:
             StorageError: if the disk is full or the store cannot be written.
@@ -95,16 +104,18 @@ class ArtifactStore:
                 if found := self.find(stage, name, key):
                     return found
                 partial = target.with_name(f".{key[:16]}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
+                if not resumable:
+                    shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(exist_ok=True)
                 try:
                     start = time.perf_counter()
                     build(partial)
                     seconds = time.perf_counter() - start
                     _seal(partial, key, {"stage": stage, "name": name, "about": dict(about), "seconds": seconds})
                     partial.rename(target)
-                except BaseException:
-                    shutil.rmtree(partial, ignore_errors=True)
+                except BaseException as error:
+                    if not (resumable and isinstance(error, KeyboardInterrupt)):
+                        shutil.rmtree(partial, ignore_errors=True)
                     raise
                 return Artifact(target, key, seconds, reused=False)
         except OSError as error:

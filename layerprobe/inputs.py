@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.artifacts import Artifact, checksum
+from layerprobe.artifacts import checksum
 from layerprobe.errors import StudyError
 from layerprobe.study import Study
+from layerprobe.task import Identity, Parents
+from layerprobe.tasks import seeds_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from layerprobe.adaptation import Method
     from layerprobe.data import Corpus, Examples
     from layerprobe.encoder import Encoder
-
-Parents = Mapping[str, Artifact]
-Identity = Callable[[Parents], dict[str, Any]]
 
 
 def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
@@ -97,8 +95,8 @@ class Inputs:
     progress: bool
 
     def seeds(self, method: Method) -> tuple[int, ...]:
-        """Seeds to run a method with; a finished checkpoint has nothing left that a seed could change."""
-        return self.study.seeds[:1] if method.kind == "checkpoint" else self.study.seeds
+        """Seeds to run a method with."""
+        return seeds_of(self.study, method)
 
     # What is captured -------------------------------------------------------------------------------------------------
 
@@ -255,20 +253,52 @@ class Inputs:
             **self._texts,
         }
 
-    def sae_identity(self, rows: str, layer: int) -> Identity:
+    def sae_identity(
+        self, rows: str, layer: int, *, start: str | None = None, beside: str | None = None, **how: bool
+    ) -> Identity:
+        """Of a dictionary: the content of its rows, not how they came about, so that equal rows have one dictionary.
+
+        One that starts from the base's, on rows that are the base's own, is the base's.
+        """
         from layerprobe.activations import ActivationStore
 
         asked = self.study.sae
+        about = {"architecture": asked.architecture, "expansion": asked.expansion, "k": asked.k}
+
+        def identity(done: Parents) -> dict[str, Any]:
+            content, base = (
+                ActivationStore.open(done[name].folder / "rows").content(layer) for name in (rows, "capture-sae: base")
+            )
+            found: dict[str, Any] = {"rows": content, **about, "seed": self.study.seeds[0], **how}
+            if beside:
+                found["beside"] = base
+            if start and (content != base or how.get("other_order")):
+                found["start"] = done[start].key
+            return found
+
+        return identity
+
+    def about_identity(self, sae: str, layer: int, capture: str) -> Identity:
+        """Of what latents are about: the dictionary, the content of the rows that it is read on, and their labels."""
+        from layerprobe.activations import ActivationStore
+
         return lambda done: {
-            "rows": ActivationStore.open(done[rows].folder / "rows").content(layer),
-            "architecture": asked.architecture,
-            "expansion": asked.expansion,
-            "k": asked.k,
+            "dictionary": done[sae].key,
+            "rows": ActivationStore.open(done[capture].folder / "rows").content(layer),
             "seed": self.study.seeds[0],
+            **self._texts,
         }
 
-    def features_identity(self, method: Method, seed: int, layer: int) -> Identity:
+    def layer_identity(self, method: Method, seed: int, layer: int) -> Identity:
         return lambda done: {"method": method.name, "seed": seed, "layer": layer}
+
+    def transfer_identity(self, method: Method, seed: int, layer: int) -> Identity:
+        controls = sorted(self.study.sae.controls)
+        return lambda done: {"method": method.name, "seed": seed, "layer": layer, "controls": controls}
+
+    def nothing_identity(self, done: Parents) -> dict[str, Any]:
+        """Of stages that hang on their parents alone."""
+        return {}
 
     # What the run's record says of them -------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageE
 from layerprobe.provenance import provenance
 from layerprobe.runs import PAGE, Run
 from layerprobe.study import Study, slug
-from layerprobe.tasks import Parents, Task, outline, tasks_of
+from layerprobe.task import Parents, Task
+from layerprobe.tasks import outline, tasks_of
 
 if TYPE_CHECKING:
     from layerprobe.inputs import Inputs
@@ -145,7 +146,14 @@ def run(
             assert key is not None, f"{task.id} stands before one of its parents"
             tell = _Teller(f"[{number}/{len(tasks)}] {task.id}", progress)
             parents = {parent: done[parent] for parent in task.parents}
-            artifact = store.make(task.stage, task.name, key, _builder(task, parents, tell), about=task.identity(done))
+            artifact = store.make(
+                task.stage,
+                task.name,
+                key,
+                _builder(task, parents, tell),
+                about=task.identity(done),
+                resumable=task.resumable,
+            )
             tell.finished(artifact)
             done[task.id] = artifact
             result.record["tasks"].append(

@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.artifacts import Artifact, digest
+from layerprobe.task import Task
 
 if TYPE_CHECKING:
     from layerprobe.adaptation import Method
     from layerprobe.inputs import Inputs
     from layerprobe.study import Study
 
-Parents = Mapping[str, Artifact]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One stage's work on one thing: what it is made from, and how."""
-
-    stage: str
-    name: str
-    identity: Callable[[Parents], dict[str, Any]]
-    """What decides the result, besides the parents' keys; may read finished parents."""
-    build: Callable[[Path, Parents], None]
-    """Writes the artifact's data into an empty folder."""
-    parents: tuple[str, ...] = ()
-    size: int = 0
-    """Bytes that it will take, estimated from above."""
-    keyed_by_content: bool = False
-    """Whether the identity is all there is to the key, so that equal content made in two ways is one artifact."""
-
-    @property
-    def id(self) -> str:
-        return f"{self.stage}: {self.name}"
-
-    def key(self, done: Parents) -> str | None:
-        """The task's key, or None while a parent is unfinished."""
-        from layerprobe.stages import VERSIONS
-
-        if any(parent not in done for parent in self.parents):
-            return None
-        parents = [] if self.keyed_by_content else [done[parent].key for parent in self.parents]
-        return digest(
-            {"stage": self.stage, "version": VERSIONS[self.stage], "identity": self.identity(done), "parents": parents}
-        )
-
 
 def tasks_of(inputs: Inputs) -> list[Task]:
     """Every task of a study, parents first."""
-    from layerprobe.stages import adapting, capturing, internals
+    from layerprobe import sae_tasks
+    from layerprobe.stages import adapting, capturing, internals, latents
 
     made = [
         Task("capture", "base", inputs.capture_identity, capturing.capture_base(inputs), size=inputs.capture_bytes),
@@ -81,8 +47,7 @@ def tasks_of(inputs: Inputs) -> list[Task]:
                 parents=("capture-train: base", "capture: base"),
             )
         )
-    layers = inputs.sae_layers
-    if layers:
+    if inputs.sae_layers:
         made.append(
             Task(
                 "capture-sae",
@@ -92,19 +57,31 @@ def tasks_of(inputs: Inputs) -> list[Task]:
                 size=inputs.sae_bytes,
             )
         )
-        made += [_dictionary(inputs, "base", layer, "capture-sae: base") for layer in layers]
-    for method in inputs.methods:
+        for layer in inputs.sae_layers:
+            made += sae_tasks.of_base(inputs, layer)
+    # The head's classifier stands in for the base's own, so it comes first.
+    for method in sorted(inputs.methods, key=lambda method: method.kind != "head"):
         for seed in inputs.seeds(method):
             made += _method_tasks(inputs, method, seed)
         if len(inputs.seeds(method)) > 1 and method.kind != "head":  # a head leaves every layer to the base
             made.append(_seeds_task(inputs, method))
+    read = tuple(task.id for task in made if task.stage == "latents")
+    if read:
+        made.append(
+            Task("crossing", "every method", inputs.nothing_identity, latents.crossing(inputs, read), parents=read)
+        )
     return made
+
+
+def seeds_of(study: Study, method: Method) -> tuple[int, ...]:
+    """Seeds to run a method with; a finished checkpoint has nothing left that a seed could change."""
+    return study.seeds[:1] if method.kind == "checkpoint" else study.seeds
 
 
 def _seeds_task(inputs: Inputs, method: Method) -> Task:
     from layerprobe.stages import comparing
 
-    captures = [(seed, f"capture: {_called(method.name, seed)}") for seed in inputs.seeds(method)]
+    captures = [(seed, f"capture: {called(method.name, seed)}") for seed in inputs.seeds(method)]
     pairs = [(*one, *other) for one, other in itertools.pairwise(captures)]
     return Task(
         "seeds",
@@ -116,9 +93,10 @@ def _seeds_task(inputs: Inputs, method: Method) -> Task:
 
 
 def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
-    from layerprobe.stages import adapting, capturing, comparing, dictionaries, showing
+    from layerprobe import sae_tasks
+    from layerprobe.stages import adapting, capturing, comparing, showing
 
-    name = _called(method.name, seed)
+    name = called(method.name, seed)
     adapt, capture = f"adapt: {name}", f"capture: {name}"
     yield Task(
         "adapt",
@@ -175,22 +153,18 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         parents=(adapt, "capture-sae: base"),
         size=inputs.sae_bytes,
     )
+    classifiers = {"adapted": adapt}
+    heads = [seed_ for method_ in inputs.methods if method_.kind == "head" for seed_ in inputs.seeds(method_)]
+    if heads:  # the base's own classifier is a trained head on it
+        classifiers["base"] = f"adapt: {called('head', seed if seed in heads else heads[0])}"
     for layer in inputs.sae_layers:
-        yield _dictionary(inputs, name, layer, rows)
-        base_sae, adapted_sae = f"sae: base layer {layer}", f"sae: {name} layer {layer}"
-        yield Task(
-            "features",
-            f"{name} layer {layer}",
-            inputs.features_identity(method, seed, layer),
-            dictionaries.features(inputs, method, seed, layer, capture, rows, base_sae, adapted_sae),
-            parents=("capture: base", capture, "capture-sae: base", rows, base_sae, adapted_sae),
-        )
+        yield from sae_tasks.of_method(inputs, method, seed, name, layer, rows, capture, classifiers)
 
 
 def _internals_tasks(inputs: Inputs, method: Method, seed: int, adapt: str, capture: str) -> Iterable[Task]:
     from layerprobe.stages import capturing, internals
 
-    name, parts = _called(method.name, seed), inputs.study.internals.parts
+    name, parts = called(method.name, seed), inputs.study.internals.parts
     named = inputs.named_identity(method, seed)
     if "probes" in parts:
         train = f"capture-train: {name}"
@@ -221,39 +195,32 @@ def _internals_tasks(inputs: Inputs, method: Method, seed: int, adapt: str, capt
         )
 
 
-def _dictionary(inputs: Inputs, side: str, layer: int, rows: str) -> Task:
-    from layerprobe.stages import dictionaries
-
-    return Task(
-        "sae",
-        f"{side} layer {layer}",
-        inputs.sae_identity(rows, layer),
-        dictionaries.train_sae(inputs, rows, layer),
-        parents=(rows,),
-        size=inputs.dictionary_bytes,
-        keyed_by_content=True,
-    )
-
-
-def _called(method: str, seed: int) -> str:
+def called(method: str, seed: int) -> str:
     return f"{method} seed {seed}"
 
 
 def outline(study: Study) -> list[tuple[str, str]]:
-    """The plan of a study whose model or data is out of reach: names only."""
-    from layerprobe.adaptation import parse_method
+    """Stage and name of each task of a study whose model or data is out of reach."""
+    return [(task.stage, task.name) for task in tasks_of(_OutOfReach(study))]  # type: ignore[arg-type]
 
-    layers = study.sae.layers if study.sae.layers is not None else ("early", "middle", "last")
-    pairs: list[tuple[str, str]] = [("capture", "base"), ("capture-train", "base"), ("reference", "logistic")]
-    if layers:
-        pairs += [("capture-sae", "base"), *(("sae", f"base layer {layer}") for layer in layers)]
-    methods = study.adaptation.methods
-    names = ["every depth"] if methods == "depths" else [parse_method(method).name for method in methods]
-    for method in names:
-        for seed in study.seeds[:1] if method.startswith("checkpoint:") else study.seeds:
-            name = _called(method, seed)
-            pairs += [(stage, name) for stage in ("adapt", "capture", "similarity", "nulls", "geometry", "sentences")]
-            if layers:
-                pairs.append(("capture-sae", name))
-                pairs += [(stage, f"{name} layer {layer}") for layer in layers for stage in ("sae", "features")]
-    return pairs
+
+class _OutOfReach:
+    """Stands in for a study's inputs where model or data can't be read: it knows names, and nothing that hangs on them."""
+
+    def __init__(self, study: Study) -> None:
+        from layerprobe.adaptation import Method, parse_method
+
+        asked = study.adaptation.methods
+        self.study = study
+        self.methods = (
+            (Method("every depth", "full"),) if asked == "depths" else tuple(parse_method(method) for method in asked)
+        )
+        self.sae_layers = ("early", "middle", "last") if study.sae.layers is None else study.sae.layers
+        self.seeds = partial(seeds_of, study)
+
+    def __getattr__(self, name: str) -> Any:
+        return _nothing
+
+
+def _nothing(*args: Any, **kwargs: Any) -> Any:
+    return _nothing

@@ -22,7 +22,12 @@ VERSIONS: Mapping[str, int] = {
     "probes": 1,
     "weights": 1,
     "interventions": 1,
-    "sae": 1,
-    "features": 1,
+    "sae": 2,
+    "crosscoder": 1,
+    "associations": 1,
+    "transfer": 1,
+    "latents": 1,
+    "sentence-latents": 1,
+    "crossing": 1,
 }
 """Raised when a stage's result changes for the same input, so that older artifacts are not taken for it."""

@@ -1,152 +1,221 @@
-"""The stages that train sparse autoencoders and read their latents."""
+"""The stages that train dictionaries on stored rows and measure how well each explains both sides."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.inputs import Inputs, Parents
-from layerprobe.stages.files import Build, pair_of, save
-from layerprobe.stages.showing import shown_rows, token_frame
+from layerprobe.stages.files import Build, model_of, pair_of, save
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from layerprobe.activations import ActivationStore
     from layerprobe.adaptation import Method
+    from layerprobe.sae import Dictionary
 
-TOP_LATENTS = 12
-"""Latents of each layer and side whose activations are shown on those texts."""
+CONTINUED_PASSES, CONTINUED_STEPS, BATCH = 2, 200, 1024
+"""How long a dictionary that goes on from another is trained: passes over its rows, and at least so many batches."""
+TASK_LOSS_TEXTS = 250
+"""Test texts, at most, that the classifier is run on with a layer rebuilt."""
 
 
-def train_sae(inputs: Inputs, rows: str, layer: int) -> Build:
-    """A sparse autoencoder on one layer's rows, saved in sae-lens' own format."""
+def train_sae(
+    inputs: Inputs,
+    rows: str,
+    layer: int,
+    *,
+    start: str | None = None,
+    other_seed: bool = False,
+    other_order: bool = False,
+    frozen: bool = False,
+) -> Build:
+    """A dictionary on one layer's rows, saved in sae-lens' own format; from the start, or going on from another."""
 
     def build(folder: Path, done: Parents) -> None:
         from layerprobe import sae
-        from layerprobe.activations import ActivationStore
 
-        asked = inputs.study.sae
+        asked, seed = inputs.study.sae, inputs.study.seeds[0]
+        matrix = _rows(done, rows).tokens(layer)
+        n = len(matrix)
         sae.train(
-            ActivationStore.open(done[rows].folder / "rows").tokens(layer),
+            matrix,
             folder / "dictionary",
             architecture=asked.architecture,
             expansion=asked.expansion,
             k=asked.k,
-            seed=inputs.study.seeds[0],
+            samples=None if start is None else max(CONTINUED_PASSES * n, CONTINUED_STEPS * min(BATCH, n)),
+            batch_size=BATCH,
+            seed=seed + 1 if other_seed else seed,
+            order_seed=seed + 2 if other_order else None,
+            start=None if start is None else dictionary_of(done, start),
+            frozen_decoder=frozen,
             progress=inputs.progress,
         )
 
     return build
 
 
-def features(
-    inputs: Inputs, method: Method, seed: int, layer: int, capture: str, rows: str, base_sae: str, adapted_sae: str
+def train_crosscoder(inputs: Inputs, rows: str, layer: int) -> Build:
+    """A joint dictionary on one layer's rows of base and adapted."""
+
+    def build(folder: Path, done: Parents) -> None:
+        from layerprobe import sae
+
+        base, adapted = pair_of(done, rows, base="capture-sae: base")
+        width = base.width
+        sae.crosscoder.train(
+            base.tokens(layer),
+            adapted.tokens(layer),
+            d_sae=round(inputs.study.sae.expansion * width),
+            k=inputs.study.sae.k,
+            seed=inputs.study.seeds[0],
+            progress=inputs.progress,
+        ).save(folder / "crosscoder")
+
+    return build
+
+
+def transfer(
+    inputs: Inputs,
+    method: Method,
+    seed: int,
+    layer: int,
+    capture: str,
+    rows: str,
+    tasks: Mapping[str, str],
+    classifiers: Mapping[str, str],
 ) -> Build:
-    """How well each side's dictionary explains both sides, and which of its latents tell the task's labels apart."""
+    """What each side's dictionary, and its controls, keep of both sides: of the rows, and of the task.
+
+    Args:
+        tasks: dictionaries by role: base, adapted, and where there are `base:second-seed`, `base:frozen-decoder`, ...
+        classifiers: the adapted model of each side, for what of the task is kept; base's is the `head` method's.
+    """
 
     def build(folder: Path, done: Parents) -> None:
         import numpy as np
         import pandas as pd
 
         from layerprobe import sae
-        from layerprobe.activations import ActivationStore
 
         stores = dict(zip(("base", "adapted"), pair_of(done, capture), strict=True))
-        training = {"base": "capture-sae: base", "adapted": rows}
-        trained = {
-            side: sae.load(done[task].folder / "dictionary")
-            for side, task in (("base", base_sae), ("adapted", adapted_sae))
-        }
-        groups = stores["base"].groups("token")
-        n_examples = int(groups.max()) + 1
-        labels = inputs.corpus.test.labels[:n_examples]
-        named: dict[str, Any] = {"method": method.name, "seed": seed, "layer": layer}
-        quality, latents, shares, shown, logs = [], [], [], [], []
-        chosen = shown_rows(inputs, stores["base"])
         tokens = {side: store.tokens(layer) for side, store in stores.items()}
-        untouched = done[base_sae].key == done[adapted_sae].key and np.array_equal(tokens["base"], tokens["adapted"])
+        groups = stores["base"].groups("token")
+        dictionaries = {role: dictionary_of(done, task) for role, task in tasks.items()}
+        keys = {role: done[task].key for role, task in tasks.items()}
+        if "untrained" in inputs.study.sae.controls:
+            for side, made_from in (("base", "capture-sae: base"), ("adapted", rows)):
+                dictionaries[f"{side}:untrained"] = sae.untrained(
+                    dictionaries[side],
+                    _rows(done, made_from).tokens(layer),
+                    architecture=inputs.study.sae.architecture,
+                    k=inputs.study.sae.k,
+                    seed=inputs.study.seeds[0],
+                )
+                keys[f"{side}:untrained"] = f"untrained beside {keys[side]}"
         # Of an untouched layer both sides are one and the same, so each thing is worked out once.
-        same = {"base": "base", "adapted": "base" if untouched else "adapted"}
+        untouched = np.array_equal(tokens["base"], tokens["adapted"])
+        named: dict[str, Any] = {"method": method.name, "seed": seed, "layer": layer}
+        by_key = {keys[role]: dictionary for role, dictionary in dictionaries.items()}
 
         @cache
-        def measured(side: str, kind: str, on: str) -> Any:
-            return sae.evaluate(candidates(side)[kind], tokens[on], groups, progress=inputs.progress)
+        def measured(key: str, on: str) -> Any:
+            return sae.evaluate(by_key[key], tokens[on], groups, progress=inputs.progress)
 
         @cache
-        def candidates(side: str) -> dict[str, sae.Dictionary]:
-            own = ActivationStore.open(done[training[side]].folder / "rows").tokens(layer)
-            architecture, k, first_seed = inputs.study.sae.architecture, inputs.study.sae.k, inputs.study.seeds[0]
-            control = sae.untrained(trained[side], own, architecture=architecture, k=k, seed=first_seed)
-            return {"trained": trained[side], "untrained": control}
+        def lost(side: str) -> pd.DataFrame:
+            chosen = inputs.corpus.test.take(range(min(len(inputs.corpus.test), TASK_LOSS_TEXTS)))
+            told = {key: by_key[key] for role, key in keys.items() if role in TASK_LOSS_ROLES}
+            return sae.task_loss(
+                model_of(inputs, done, classifiers[side]),
+                inputs.encoder,
+                chosen,
+                chosen.labels,
+                layer,
+                told,
+                max_length=inputs.study.data.max_length,
+                progress=inputs.progress,
+            ).set_index("variant")
 
-        @cache
-        def associated(side: str) -> sae.TaskLatents:
-            means = sae.latent_means(trained[side], tokens[side], groups, n_examples)
-            return sae.task_latents(means, labels, inputs.corpus.label_names, seed=inputs.study.seeds[0])
-
-        for side, dictionary in trained.items():
-            about = {
+        quality, densities = [], []
+        for role in dictionaries:
+            side, _, kind = role.partition(":")
+            trained_on = {"base": "capture-sae: base", "adapted": rows}[side]
+            about: dict[str, Any] = {
+                **named,
+                "trained_on": side,
+                "kind": kind or "trained",
                 "architecture": inputs.study.sae.architecture,
-                "d_sae": dictionary.d_sae,
+                "d_sae": dictionaries[role].d_sae,
                 "k": inputs.study.sae.k,
-                "trained_rows": len(ActivationStore.open(done[training[side]].folder / "rows").tokens(layer)),
+                "trained_rows": len(_rows(done, trained_on).tokens(layer)),
                 "texts": inputs.sae_texts,
             }
-            for kind in ("trained", "untrained"):
-                for other in stores:
-                    between = {"trained_on": side, "evaluated_on": other, "kind": kind}
-                    quality.append(
-                        {**named, **between, **_sae_quality(measured(same[side], kind, same[other])), **about}
-                    )
-            found = associated(same[side])
-            latents.append(found.table.assign(**named, side=side))
-            shares.append(
-                {
-                    **named,
-                    "side": side,
-                    "share": found.share,
-                    "share_permuted": found.share_permuted,
-                    "share_permuted_high": found.share_permuted_high,
-                    "live": found.live,
-                    "n": found.n,
-                }
-            )
-            history = done[base_sae if side == "base" else adapted_sae].folder / "dictionary" / "history.parquet"
-            logs.append(pd.read_parquet(history).assign(**named, side=side))
-            top = found.table.sort_values(["task", "effect"], ascending=False)["latent"].to_numpy()[:TOP_LATENTS]
-            for on, store in stores.items():
-                codes = dictionary.encode(store.tokens(layer)[chosen])[:, top]
-                shown.append(_activations(store, chosen, codes, top).assign(**named, side=side, on=on))
+            for on in stores:
+                found = measured(keys[role], "base" if untouched else on)
+                kept = _task_columns(lost(on), keys[role]) if on in classifiers and role in TASK_LOSS_ROLES else {}
+                quality.append({**about, "evaluated_on": on, **_quality(found), **kept})
+                densities.append(
+                    found.densities.assign(**named, trained_on=side, kind=kind or "trained", evaluated_on=on)
+                )
         save(folder, "sae", pd.DataFrame(quality))
-        save(folder, "latents", pd.concat(latents, ignore_index=True))
-        save(folder, "latent_shares", pd.DataFrame(shares))
+        save(folder, "sae_densities", pd.concat(densities, ignore_index=True))
+        logs = []
+        for role, source in tasks.items():
+            side, _, kind = role.partition(":")
+            history = pd.read_parquet(done[source].folder / "dictionary" / "history.parquet")
+            logs.append(history.assign(**named, side=side, kind=kind or "trained"))
         save(folder, "sae_log", pd.concat(logs, ignore_index=True))
-        save(folder, "sentence_latents", pd.concat(shown, ignore_index=True))
 
     return build
 
 
-def _activations(store: ActivationStore, chosen: Any, codes: Any, top: Any) -> pd.DataFrame:
-    """Non-zero activations of the chosen latents on the shown rows."""
-    import numpy as np
-    import pandas as pd
-
-    codes = np.asarray(codes)
-    row, column = np.nonzero(codes)
-    about = token_frame(store, store.rows.iloc[chosen])[["example_id", "token_index"]].iloc[row]
-    values = {"latent": top[column], "activation": codes[row, column]}
-    return pd.concat([about.reset_index(drop=True), pd.DataFrame(values)], axis=1)
+TASK_LOSS_ROLES = ("base", "adapted", "base:untrained", "base:frozen-decoder")
+"""Dictionaries that the classifier is run with."""
 
 
-def _sae_quality(measured: Any) -> dict[str, Any]:
+def dictionary_of(done: Parents, task: str) -> Dictionary:
+    """A trained dictionary."""
+    from layerprobe import sae
+
+    return sae.load(done[task].folder / "dictionary")
+
+
+def _rows(done: Parents, task: str) -> ActivationStore:
+    from layerprobe.activations import ActivationStore
+
+    return ActivationStore.open(done[task].folder / "rows")
+
+
+def _quality(measured: Any) -> dict[str, Any]:
     return {
         "explained_variance": measured.explained_variance,
         "ev_low": measured.ev_low,
         "ev_high": measured.ev_high,
         "l0": measured.l0,
         "dead_share": measured.dead_share,
+        "reconstruction_bias": measured.reconstruction_bias,
         "rows": measured.n,
         "examples": measured.examples,
+    }
+
+
+def _task_columns(lost: pd.DataFrame, key: str) -> dict[str, Any]:
+    """What of the task is kept with a dictionary's reconstruction in the layer's place."""
+    row, clean, ablated = lost.loc[key], lost.loc["clean"], lost.loc["mean_ablated"]
+    recovered = ("loss_recovered", "loss_recovered_low", "loss_recovered_high")
+    accuracy = ("accuracy_recovered", "accuracy_recovered_low", "accuracy_recovered_high")
+    return {
+        **{name: row[name] for name in (*recovered, *accuracy, "why")},
+        "task_loss": row["loss"],
+        "task_loss_clean": clean["loss"],
+        "task_loss_ablated": ablated["loss"],
+        "task_accuracy": row["accuracy"],
+        "task_accuracy_clean": clean["accuracy"],
+        "task_accuracy_ablated": ablated["accuracy"],
+        "task_texts": row["n"],
     }

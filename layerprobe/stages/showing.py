@@ -1,12 +1,15 @@
-"""The stage that keeps a few texts for a reader to look at, token by token."""
+"""The stages that keep a few texts for a reader to look at, token by token."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.inputs import Inputs, Parents
+from layerprobe.stages.dictionaries import dictionary_of
 from layerprobe.stages.files import Build, pair_of, save
+from layerprobe.stages.latents import ABOUT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 SENTENCES = 40
 """Test texts shown token by token in a report."""
+TOP_LATENTS = 12
+"""Latents of each layer and side whose activations are shown on those texts."""
 LONGEST_SENTENCE = 64
 """Tokens above which a text is too long to show."""
 
@@ -36,6 +41,40 @@ def sentences(inputs: Inputs, method: Method, seed: int, capture: str) -> Build:
             cosine = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
             frames.append(token_frame(base, about).assign(layer=layer, change=1 - np.clip(cosine, -1, 1)))
         save(folder, "sentences", pd.concat(frames, ignore_index=True).assign(method=method.name, seed=seed))
+
+    return build
+
+
+def sentence_latents(
+    inputs: Inputs,
+    method: Method,
+    seed: int,
+    layer: int,
+    capture: str,
+    tasks: Mapping[str, str],
+    abouts: Mapping[str, str],
+) -> Build:
+    """Activations of each side's foremost latents on the shown texts, in base and in the adapted model."""
+
+    def build(folder: Path, done: Parents) -> None:
+        import numpy as np
+        import pandas as pd
+
+        stores = dict(zip(("base", "adapted"), pair_of(done, capture), strict=True))
+        chosen = shown_rows(inputs, stores["base"])
+        shown = []
+        for side, task in tasks.items():
+            about = pd.read_parquet(done[abouts[side]].folder / ABOUT)
+            judged = about[about.judged].sort_values(["task", "effect"], ascending=False)
+            top = judged["latent"].to_numpy()[:TOP_LATENTS]
+            for on, store in stores.items():
+                codes = np.asarray(dictionary_of(done, task).encode(store.tokens(layer)[chosen]))[:, top]
+                row, column = np.nonzero(codes)
+                where = token_frame(store, store.rows.iloc[chosen])[["example_id", "token_index"]].iloc[row]
+                values = pd.DataFrame({"latent": top[column], "activation": codes[row, column]})
+                one = pd.concat([where.reset_index(drop=True), values], axis=1)
+                shown.append(one.assign(method=method.name, seed=seed, layer=layer, side=side, on=on))
+        save(folder, "sentence_latents", pd.concat(shown, ignore_index=True))
 
     return build
 

@@ -1,0 +1,156 @@
+"""The stages that say what each latent is about, which were lost or are new, and how the kinds shift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerprobe.inputs import Inputs, Parents
+from layerprobe.stages.dictionaries import dictionary_of
+from layerprobe.stages.files import Build, pair_of, save
+
+if TYPE_CHECKING:
+    from layerprobe.adaptation import Method
+
+ABOUT, SHARES = "associations.parquet", "shares.parquet"
+
+
+def associate(inputs: Inputs, layer: int, capture: str, sae_task: str) -> Build:
+    """What each latent of one dictionary goes with, on the test texts, and how many would with labels permuted."""
+
+    def build(folder: Path, done: Parents) -> None:
+        from layerprobe import sae
+        from layerprobe.activations import ActivationStore
+
+        store = ActivationStore.open(done[capture].folder / "rows")
+        dictionary, rows = dictionary_of(done, sae_task), store.tokens(layer)
+        example = store.groups("token")
+        labels = inputs.corpus.test.labels[: int(example.max()) + 1]
+        codes = sae.sparse_codes(dictionary, rows, progress=inputs.progress)
+        table = sae.associations(
+            dictionary, rows, store.rows, labels, inputs.corpus.label_names, codes=codes, progress=inputs.progress
+        )
+        null = sae.label_null(codes, example, labels, seed=inputs.study.seeds[0])
+        table.to_parquet(folder / ABOUT, index=False)
+        sae.latent_shares(table, codes, example, null).to_parquet(folder / SHARES, index=False)
+
+    return build
+
+
+def latents(
+    inputs: Inputs,
+    method: Method,
+    seed: int,
+    layer: int,
+    capture: str,
+    tasks: Mapping[str, str],
+    abouts: Mapping[str, str],
+    crosscoder: str | None,
+) -> Build:
+    """Both sides' latents side by side: kinds and their shift, matches beside their null, and the joint census.
+
+    Args:
+        tasks: dictionaries by role, as in `transfer`, with `base:other-order`.
+        abouts: associations by role.
+        crosscoder: the joint dictionary, where one was trained.
+    """
+
+    def build(folder: Path, done: Parents) -> None:
+        import pandas as pd
+
+        from layerprobe import sae
+
+        named: dict[str, Any] = {"method": method.name, "seed": seed, "layer": layer}
+        base, adapted = pair_of(done, capture)
+        tokens = {"base": base.tokens(layer), "adapted": adapted.tokens(layer)}
+        read = {role: dictionary_of(done, task) for role, task in tasks.items()}
+
+        def matched(one: str, other: str, on: str) -> sae.Matching:
+            return sae.match(read[one], read[other], tokens["base"], tokens[on], progress=inputs.progress)
+
+        own, null = matched("base", "adapted", "adapted"), matched("base", "base:other-order", "base")
+        pairs = [("same start", own, null)]
+        if "base:second-seed" in read and "adapted:second-seed" in read:
+            pairs.append(
+                (
+                    "different starts",
+                    matched("base", "adapted:second-seed", "adapted"),
+                    matched("base", "base:second-seed", "base"),
+                )
+            )
+        rows = []
+        for start, match, beside in pairs:
+            for on in ("cosine", "correlation"):
+                compared = sae.compare_to_null(match, beside, on=on, seed=inputs.study.seeds[0])
+                fields = {k: v for k, v in vars(compared).items() if k not in ("lost", "kept", "new")}
+                rows.append({**named, "start": start, **fields})
+        save(folder, "matching", pd.DataFrame(rows))
+        census = None
+        if crosscoder is not None:
+            joint = sae.Crosscoder.load(done[crosscoder].folder / "crosscoder")
+            census = sae.census(joint, tokens["base"], tokens["adapted"])
+            variance = joint.explained_variance(tokens["base"], tokens["adapted"])
+            about = {"ev_base": variance[0], "ev_adapted": variance[1], "d_sae": joint.d_sae, "k": joint.k}
+            save(folder, "census", census.assign(**named, **about))
+        lost = set(sae.compare_to_null(own, null, seed=inputs.study.seeds[0]).lost)
+        new = set(sae.compare_to_null(own, null, seed=inputs.study.seeds[0]).new)
+        frames = []
+        for side, partners, gone in (("base", own.table, lost), ("adapted", own.reverse, new)):
+            table = pd.read_parquet(done[abouts[side]].folder / ABOUT)
+            table = table.merge(partners.drop(columns=["density", "live"]), on="latent", how="left")
+            table["unmatched"] = table["latent"].isin(gone)
+            if census is not None:
+                table = table.join(_placed(joint, census, read[side], side))
+            frames.append(table.assign(**named, side=side))
+        save(folder, "latents", pd.concat(frames, ignore_index=True))
+        shares = []
+        for role, task in abouts.items():
+            side, _, kind = role.partition(":")
+            found = pd.read_parquet(done[task].folder / SHARES)
+            shares.append(found.assign(**named, side=side, dictionary=kind or "first"))
+        save(folder, "latent_shares", pd.concat(shares, ignore_index=True))
+
+    return build
+
+
+def _placed(joint: Any, census: Any, dictionary: Any, side: str) -> Any:
+    """For each latent of one side's dictionary, the joint latent whose direction on that side is nearest, and its Delta."""
+    import numpy as np
+    import pandas as pd
+
+    live = np.flatnonzero(census["kind"] != "dead")
+    theirs = joint.decoder[live, 0 if side == "base" else 1].astype(np.float64)
+    own = dictionary.sae.W_dec.detach().numpy().astype(np.float64)
+    theirs, own = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) for z in (theirs, own))
+    cosine = own @ theirs.T
+    nearest = cosine.argmax(1)
+    about = census.iloc[live[nearest]]
+    return pd.DataFrame(
+        {
+            "joint": about["latent"].to_numpy(),
+            "joint_cosine": cosine.max(1),
+            "delta": about["delta"].to_numpy(),
+            "joint_kind": about["kind"].to_numpy(),
+        }
+    )
+
+
+def crossing(inputs: Inputs, parents: tuple[str, ...]) -> Build:
+    """For each method, the first layer at which the adapted model's share of task latents is beyond base's."""
+
+    def build(folder: Path, done: Parents) -> None:
+        import pandas as pd
+
+        from layerprobe import sae
+
+        table = pd.concat(
+            [pd.read_parquet(done[name].folder / "tables" / "latent_shares.parquet") for name in parents],
+            ignore_index=True,
+        )
+        seeds = {"first": 0, "second-seed": 1}
+        rows = table[table.dictionary.isin(seeds)].assign(sae_seed=lambda t: t.dictionary.map(seeds))
+        both = rows.groupby(["method", "seed", "layer", "sae_seed"]).side.transform("nunique") == 2
+        save(folder, "crossing", sae.crossing(rows[both]))
+
+    return build
