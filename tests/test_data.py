@@ -380,6 +380,7 @@ def test_a_sample_of_an_ood_set_is_seeded_and_keeps_class_shares(three, tmp_path
     one, again = load_ood("o", path, three, rows=50, seed=1), load_ood("o", path, three, rows=50, seed=1)
     other = load_ood("o", path, three, rows=50, seed=2)
     assert one.examples.ids == again.examples.ids != other.examples.ids
+    assert one.fingerprint == again.fingerprint != other.fingerprint
     assert (one.examples.labels == 0).sum() == 10 and len(one.examples) == 50
     assert one.classes == (0, 2)
     assert load_ood("o", path, three, rows=2).classes == (0, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +23,9 @@ class OodSet:
     """Labels are numbered as the corpus numbers them."""
     classes: tuple[int, ...]
     """The corpus' class numbers that these texts have, ascending: a classifier chooses among them alone."""
+    fingerprint: str
+    """sha256 over the ids and labels of the examples, in their order."""
+    revision: str | None
     notes: tuple[str, ...]
     """What was left out, in words."""
 
@@ -94,4 +99,6 @@ def load_ood(
             f"The out-of-domain set {name!r} ({source}) has {len(classes)} class{'' if classes else 'es'}{only} in the "
             f"{len(taken):,} texts taken of it; a comparison needs at least two."
         )
-    return OodSet(name, taken, classes, tuple(notes))
+    content = json.dumps([list(taken.ids), taken.labels.tolist()])
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
+    return OodSet(name, taken, classes, fingerprint, found.commit, tuple(notes))
