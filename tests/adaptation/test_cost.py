@@ -1,10 +1,12 @@
 """Cost: operations against closed forms and a whole batch counted outright; seconds, memory and energy of known work."""
 
+import os
 import re
 import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_encoder
 
+import layerprobe
 from layerprobe.adaptation import Meter, TrainingFlops, parse_method, trained_parameter_names, training_flops
 from layerprobe.adaptation import _cost as cost
 from layerprobe.encoder import load_encoder
@@ -268,6 +271,9 @@ def test_real_codecarbon_looks_up_no_host_and_writes_nothing(tmp_path):
         "print(meter.cost)\n"
         "assert meter.cost.energy_wh > 0 and meter.cost.energy_kind\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(layerprobe.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert not done.stderr and not list(tmp_path.iterdir())
