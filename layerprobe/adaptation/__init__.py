@@ -9,13 +9,19 @@ from layerprobe.adaptation._methods import Method, expand_methods, parse_method
 
 if TYPE_CHECKING:
     from layerprobe.adaptation._adapt import Adaptation, adapt, precision, trained_parameter_names
-    from layerprobe.adaptation._quality import Quality, probabilities, quality, reference
+    from layerprobe.adaptation._cost import Cost, Meter, TrainingFlops, training_flops
+    from layerprobe.adaptation._quality import CALIBRATION_BINS, Quality, probabilities, quality, reference
 
 _HOMES = {
     "Adaptation": "_adapt",
     "adapt": "_adapt",
     "precision": "_adapt",
     "trained_parameter_names": "_adapt",
+    "Cost": "_cost",
+    "Meter": "_cost",
+    "TrainingFlops": "_cost",
+    "training_flops": "_cost",
+    "CALIBRATION_BINS": "_quality",
     "Quality": "_quality",
     "probabilities": "_quality",
     "quality": "_quality",
@@ -23,9 +29,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "CALIBRATION_BINS",
     "Adaptation",
+    "Cost",
+    "Meter",
     "Method",
     "Quality",
+    "TrainingFlops",
     "adapt",
     "expand_methods",
     "parse_method",
@@ -34,6 +44,7 @@ __all__ = [
     "quality",
     "reference",
     "trained_parameter_names",
+    "training_flops",
 ]
 
 
