@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
+    from layerprobe.sae._exhibit import Exhibit, exhibit, foremost
     from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Dictionary": "_dictionary",
+    "Exhibit": "_exhibit",
     "Matching": "_matching",
     "NullComparison": "_matching_null",
     "SaeQuality": "_evaluation",
     "TaskLatents": "_latents",
     "compare_to_null": "_matching_null",
     "evaluate": "_evaluation",
+    "exhibit": "_exhibit",
+    "foremost": "_exhibit",
     "latent_means": "_latents",
     "load": "_dictionary",
     "match": "_matching",
@@ -33,12 +37,15 @@ _HOMES = {
 
 __all__ = [
     "Dictionary",
+    "Exhibit",
     "Matching",
     "NullComparison",
     "SaeQuality",
     "TaskLatents",
     "compare_to_null",
     "evaluate",
+    "exhibit",
+    "foremost",
     "latent_means",
     "load",
     "match",

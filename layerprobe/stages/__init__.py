@@ -18,7 +18,7 @@ VERSIONS: Mapping[str, int] = {
     "nulls": 1,
     "seeds": 1,
     "geometry": 1,
-    "sentences": 1,
+    "sentences": 2,
     "probes": 1,
     "weights": 1,
     "interventions": 1,
@@ -27,7 +27,8 @@ VERSIONS: Mapping[str, int] = {
     "associations": 1,
     "transfer": 1,
     "latents": 1,
-    "sentence-latents": 1,
+    "sentence-latents": 2,
+    "exhibit": 1,
     "crossing": 1,
 }
 """Raised when a stage's result changes for the same input, so that older artifacts are not taken for it."""
