@@ -67,12 +67,16 @@ def exhibit(
     Raises:
         MeasureError: if the sizes of readings, tokens and labels do not fit.
     """
+    import pandas as pd
+
     example = tokens["example"].to_numpy(dtype=np.int64)
     _check(readings, len(latents), example, labels)
     starts = np.flatnonzero(np.r_[True, example[1:] != example[:-1]])
     stops = np.r_[starts[1:], len(example)]
     first = next(iter(readings))
-    histograms, classes, examples = [], [], []
+    histograms, classes = [], []
+    examples: list[tuple[Any, ...]] = []
+    activations: dict[str, list[np.ndarray]] = {name: [] for name in readings}
     for column, latent in enumerate(int(latent) for latent in latents):
         dense = {name: _column(codes, column) for name, codes in readings.items()}
         histograms += _histograms(latent, dense, bins)
@@ -81,10 +85,14 @@ def exhibit(
         peaks = np.maximum.reduceat(dense[first], starts)
         for choice, rank, level, text in _chosen(peaks, top, quantiles):
             low, high = _window(dense[first], int(starts[text]), int(stops[text]), window)
-            shown = tokens.iloc[low:high][["example", "token_index", "token", "special"]]
-            about: dict[str, Any] = {"latent": latent, "choice": choice, "rank": rank, "level": level}
-            examples.append(shown.assign(**about, **{name: values[low:high] for name, values in dense.items()}))
-    return _tables(histograms, classes, examples, list(readings))
+            examples.append((latent, choice, rank, level, low, high))
+            for name, values in dense.items():
+                activations[name].append(values[low:high])
+    return Exhibit(
+        pd.DataFrame(histograms, columns=["latent", "on", "low", "high", "tokens"]),
+        pd.DataFrame(classes, columns=["latent", "on", "label", "mean", "low", "high", "active", "n"]),
+        _examples(examples, activations, tokens),
+    )
 
 
 def _check(readings: Mapping[str, csc_array], shown: int, example: np.ndarray, labels: np.ndarray) -> None:
@@ -138,7 +146,7 @@ def _classes(
     labels: np.ndarray,
     label_names: Sequence[str],
 ) -> list[dict[str, object]]:
-    from scipy.stats import t
+    from scipy.special import stdtrit  # the t quantile, without the cost of a distribution object
 
     means = np.add.reduceat(values.astype(np.float64), starts) / (stops - starts)
     active = np.maximum.reduceat(values, starts) > 0
@@ -147,7 +155,7 @@ def _classes(
     for number in np.unique(of):
         part = means[of == number]
         n, mean = len(part), part.mean()
-        reach = t.ppf(0.975, n - 1) * part.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        reach = stdtrit(n - 1, 0.975) * part.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
         about = {"latent": latent, "on": name, "label": label_names[number]}
         spread = {"mean": mean, "low": mean - reach, "high": mean + reach}
         rows.append({**about, **spread, "active": active[of == number].mean(), "n": n})
@@ -181,16 +189,26 @@ def _window(values: np.ndarray, start: int, stop: int, window: int) -> tuple[int
     return low, low + window
 
 
-def _tables(histograms: list, classes: list, examples: list, names: list[str]) -> Exhibit:
+def _examples(
+    examples: list[tuple[Any, ...]], activations: Mapping[str, list[np.ndarray]], tokens: pd.DataFrame
+) -> pd.DataFrame:
+    """A row a token from the spans that are shown."""
     import pandas as pd
 
-    first = ["latent", "choice", "rank", "level", "example", "token_index", "token", "special", *names]
-    shown = pd.concat(examples, ignore_index=True)[first] if examples else pd.DataFrame(columns=first)
-    return Exhibit(
-        pd.DataFrame(histograms, columns=["latent", "on", "low", "high", "tokens"]),
-        pd.DataFrame(classes, columns=["latent", "on", "label", "mean", "low", "high", "active", "n"]),
-        shown,
+    spans = [np.arange(low, high) for *_, low, high in examples]
+    at = np.concatenate([np.zeros(0, dtype=np.int64), *spans])
+    lengths = [len(span) for span in spans]
+    table = pd.DataFrame(
+        {
+            name: np.repeat([about[place] for about in examples], lengths)
+            for place, name in enumerate(("latent", "choice", "rank", "level"))
+        }
     )
+    for name in ("example", "token_index", "token", "special"):
+        table[name] = tokens[name].to_numpy()[at]
+    for name, parts in activations.items():
+        table[name] = np.concatenate([np.zeros(0, dtype=np.float32), *parts])
+    return table
 
 
 def foremost(table: pd.DataFrame, count: int) -> list[int]:
