@@ -14,7 +14,8 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
 install_import_hook(
-    ["layerprobe.similarity", "layerprobe.sae", "layerprobe.activations"], typechecker="checking.typechecked"
+    ["layerprobe.similarity", "layerprobe.sae", "layerprobe.activations", "layerprobe.internals"],
+    typechecker="checking.typechecked",
 )
 
 
