@@ -228,8 +228,9 @@ def _check(base: nn.Module, adapted: nn.Module, examples: Examples) -> None:
         )
     if not len(examples):
         raise DataError("Interventions got no text to measure them on; give labelled texts, better hundreds.")
-    if not 0 <= examples.labels.min() <= examples.labels.max() < other.num_labels:
+    unknown = examples.labels[(examples.labels < 0) | (examples.labels >= other.num_labels)]
+    if len(unknown):
         raise DataError(
-            f"The texts have label {examples.labels.max()} but the adapted model's outputs are 0 to {other.num_labels - 1}; "
+            f"The texts have label {unknown[0]} but the adapted model's outputs are 0 to {other.num_labels - 1}; "
             "give texts labelled as in its training."
         )

@@ -62,7 +62,7 @@ def compare_weights(
         One row a matrix: `parameter` (its name), `layer` (0 embeddings, i block i; of a shared block the first; L for a
         pretrained pooler), `shared_by` (how many blocks use it: 1, or ALBERT's many), `role` (`embeddings`, `query`, `key`,
         `value`, `attention_output`, `feed_forward_in`, `feed_forward_out`, `pooler`, `other`; ModernBERT's fused
-        `query_key_value` and `feed_forward_in_gate`), `rows` and `columns` as stored, `relative_change` |dW|_F / |W|_F,
+        `query_key_value` and `feed_forward_in_gate`), `rows` and `columns` as stored, `relative_change` |dW|_F / |W|_F (NaN where W is zero),
         `stable_rank_base`, `stable_rank_adapted`, `stable_rank_change` (|.|_F^2 / |.|_2^2; NaN of a zero matrix),
         `intruder_dimensions`, `k` (how many were looked at: fewer in a matrix of lower rank).
         `attrs["left_out"]` lists (parameter, why) of the matrices that can't be compared.
