@@ -187,7 +187,7 @@ def test_quality_by_hand_and_its_interval():
     assert (found.accuracy, found.n) == (0.75, 4)
     assert found.macro_f1 == pytest.approx((2 / 3 + 0.8) / 2)
     assert found.loss == pytest.approx(log_loss(labels, p))
-    from layerprobe.stages.adapting import _quality
+    from layerprobe.stages.adapting import quality_row as _quality
 
     row = _quality(found)
     interval = binomtest(3, 4).proportion_ci(method="wilson")
