@@ -6,15 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerprobe.sae import crosscoder
+    from layerprobe.sae._census import census
+    from layerprobe.sae._crosscoder import Crosscoder
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
     from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
     from layerprobe.sae._training import train, untrained
 
 _HOMES = {
+    "Crosscoder": "_crosscoder",
     "Dictionary": "_dictionary",
     "SaeQuality": "_evaluation",
     "TaskLatents": "_latents",
+    "census": "_census",
     "evaluate": "_evaluation",
     "latent_means": "_latents",
     "load": "_dictionary",
@@ -24,9 +29,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "Crosscoder",
     "Dictionary",
     "SaeQuality",
     "TaskLatents",
+    "census",
+    "crosscoder",
     "evaluate",
     "latent_means",
     "load",
@@ -39,4 +47,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"layerprobe.sae.{_HOMES[name]}"), name)
+    if name == "crosscoder":
+        return importlib.import_module("layerprobe.sae.crosscoder")
     raise AttributeError(f"module 'layerprobe.sae' has no attribute {name!r}; it has {', '.join(__all__)}")
