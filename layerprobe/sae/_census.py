@@ -43,6 +43,9 @@ def census(crosscoder: Crosscoder, base_rows: Any, adapted_rows: Any) -> pd.Data
     * `shared`: Delta within .4 to .6.
     * `shifted`: all others, with those that Delta alone would call exclusive.
 
+    Delta compares shares of each side's variance: where one side spends much of its own on a few strong directions, as a
+    classifier's last layers do, everything else is weaker there, and Delta moves as a whole. Read it beside its median.
+
     Use rows that the crosscoder was not trained on, where there are enough: a latent that is active on few training
     rows fits their noise on both sides.
 

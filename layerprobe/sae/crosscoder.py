@@ -196,7 +196,7 @@ def _revive(
 def largest(scores: Float[np.ndarray, "m d_sae"], count: int) -> Int[np.ndarray, " chosen"]:
     """Flat positions, in rising order, of the largest positive scores of a whole batch; among equals the first.
 
-    Exact: numpy's partition is introselect, over ten times as fast on a CPU as `torch.topk` over the same 1.6 million.
+    Exact, and on a CPU several times as fast as `torch.topk` over a whole batch.
     """
     flat = scores.reshape(-1)
     if count >= flat.size:
