@@ -1,6 +1,6 @@
 """How many planted features a crosscoder's census names rightly, by firing rate, penalty and seed.
 
-    python benchmarks/planted_features.py              # five seeds; about three minutes on one quiet core
+    python benchmarks/planted_features.py              # five seeds; about a minute on one quiet core
     python benchmarks/planted_features.py --misjudged  # also with k away from the true number of active features
     python benchmarks/planted_features.py --speed      # seconds to train and judge 60,000 x 384 rows, 1,536 latents
 

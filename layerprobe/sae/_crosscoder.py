@@ -76,8 +76,12 @@ class Crosscoder:
         Raises:
             MeasureError: if the shapes differ from each other or from the dictionary's, or a value is not finite.
         """
-        parts = [part.codes for part in self.parts(base_rows, adapted_rows)]
-        return np.concatenate(parts) if parts else np.zeros((0, self.d_sae), dtype=np.float32)
+        codes = np.empty((len(base_rows), self.d_sae), dtype=np.float32)
+        start = 0
+        for part in self.parts(base_rows, adapted_rows):
+            codes[start : start + len(part.codes)] = part.codes
+            start += len(part.codes)
+        return codes
 
     def decode(self, codes: Float[np.ndarray, "n d_sae"]) -> Float[np.ndarray, "n 2 d"]:
         """Rows of both sides as the latents rebuild them, in each side's own units."""
