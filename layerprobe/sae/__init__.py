@@ -6,6 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerprobe.sae import crosscoder
+    from layerprobe.sae._census import census
+    from layerprobe.sae._crosscoder import Crosscoder
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
     from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
@@ -15,12 +18,14 @@ if TYPE_CHECKING:
     from layerprobe.sae._training import train, untrained
 
 _HOMES = {
+    "Crosscoder": "_crosscoder",
     "Dictionary": "_dictionary",
     "Matching": "_matching",
     "NullComparison": "_matching_null",
     "SaeQuality": "_evaluation",
     "TaskLatents": "_latents",
     "compare_to_null": "_matching_null",
+    "census": "_census",
     "evaluate": "_evaluation",
     "latent_means": "_latents",
     "load": "_dictionary",
@@ -32,12 +37,15 @@ _HOMES = {
 }
 
 __all__ = [
+    "Crosscoder",
     "Dictionary",
     "Matching",
     "NullComparison",
     "SaeQuality",
     "TaskLatents",
+    "census",
     "compare_to_null",
+    "crosscoder",
     "evaluate",
     "latent_means",
     "load",
@@ -52,4 +60,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"layerprobe.sae.{_HOMES[name]}"), name)
+    if name == "crosscoder":
+        return importlib.import_module("layerprobe.sae.crosscoder")
     raise AttributeError(f"module 'layerprobe.sae' has no attribute {name!r}; it has {', '.join(__all__)}")
