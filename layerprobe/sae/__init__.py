@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerprobe.sae import crosscoder
     from layerprobe.sae._census import census
+    from layerprobe.sae._controls import untrained
     from layerprobe.sae._crosscoder import Crosscoder
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
     from layerprobe.sae._task_loss import task_loss
-    from layerprobe.sae._training import train, untrained
+    from layerprobe.sae._training import train, train_many, untrained
 
 _HOMES = {
     "Crosscoder": "_crosscoder",
@@ -33,7 +34,8 @@ _HOMES = {
     "task_loss": "_task_loss",
     "task_latents": "_latents",
     "train": "_training",
-    "untrained": "_training",
+    "train_many": "_training",
+    "untrained": "_controls",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "task_latents",
     "task_loss",
     "train",
+    "train_many",
     "untrained",
 ]
 
