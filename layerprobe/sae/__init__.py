@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
     from layerprobe.sae._task_loss import task_loss
-    from layerprobe.sae._training import train, train_many, untrained
+    from layerprobe.sae._training import train, train_many
 
 _HOMES = {
     "Crosscoder": "_crosscoder",
