@@ -56,8 +56,9 @@ def associations(
     Hochberg 1995); of two labels one comparison is made, since the other is its mirror.
 
     **General.** Activations on tokens against token identity, continuation, punctuation, capitals, digits, function
-    and content words, special tokens, position, length and frequency (`token_properties`), by tests for tokens that
-    depend on each other within examples (`general_tests`); one family again.
+    and content words, special tokens, position, length and frequency (`token_properties`), by Spearman's correlation,
+    in tests for tokens that depend on each other within examples (`general_tests`); one family again. They do not look
+    at the labels: where a label goes with length or with a word, its latents can go with these too, and are `both`.
 
     Mutual information is between whether a latent is active in an example and the example's label, in bits, with Miller
     and Madow's correction (each entropy plus (non-empty cells - 1) / 2n nats); it is not stratified, and may come out a
@@ -80,8 +81,10 @@ def associations(
         max_activation, judged (active in 10 examples); label, pooling, auroc, effect (|2 auroc - 1|), p, q of its best
         comparison: the largest effect among discoveries, or among all if there is none (of two labels, the one that it
         is more active for; of more, an auroc below .5 says that it is less active for this label); mutual_information;
-        task (whether any comparison is a discovery); property, property_value (the token; yes or no; high or low: where
-        it is more active), property_effect (size), property_p, property_q, general, likewise;
+        task (whether any comparison is a discovery); property, property_value (where it is more active: the token; yes or
+        no; high, low, highest tenth or lowest tenth; or `not` one of these), property_effect (size of the correlation),
+        property_auroc (of the activation there against elsewhere; NaN for high and low), property_p, property_q,
+        general, likewise;
         kind: dead if it is active on no row, else task, general, both or unexplained. What cannot be judged is
         missing or NaN, and its kind unexplained.
 
@@ -188,7 +191,7 @@ def _general(tests: GeneralTests, judged: np.ndarray, effect: float, q: float) -
     import pandas as pd
 
     if not len(tests.names):
-        tests = GeneralTests((("", "", ""),), np.full((1, len(judged)), np.nan), np.full((1, len(judged)), np.nan))
+        tests = GeneralTests((("", "", ""),), *[np.full((1, len(judged)), np.nan)] * 3)
     best, rate, passed = _best(tests.effect, tests.p, effect, q)
     pick = (best, np.arange(len(judged)))
     able = np.isfinite(tests.p[pick]) & np.isfinite(tests.effect[pick])
@@ -200,6 +203,7 @@ def _general(tests: GeneralTests, judged: np.ndarray, effect: float, q: float) -
                 [tests.names[i][1 if up else 2] for i, up in zip(best, positive, strict=True)], able
             ),
             "property_effect": np.abs(tests.effect[pick]),
+            "property_auroc": 0.5 + np.abs(tests.auroc[pick] - 0.5),
             "property_p": tests.p[pick],
             "property_q": rate[pick],
             "general": passed,

@@ -166,7 +166,7 @@ PLANTED = {
     2: ("general", None, "token", "river"),
     3: ("general", None, "length", "high"),
     4: ("both", "b", "token", "good"),
-    5: ("general", None, "position", "low"),
+    5: ("general", None, "position", "lowest tenth"),
     6: ("unexplained", None, None, None),
     7: ("dead", None, None, None),
     8: ("unexplained", None, None, None),

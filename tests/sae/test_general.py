@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csc_array
-from scipy.stats import norm, pearson3, rankdata, spearmanr
+from scipy.stats import hypergeom, norm, pearson3, rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from layerprobe import sae
@@ -156,10 +156,10 @@ def made(seed, latents=40, n_examples=80, rate=0.85):
     return rows, example, properties
 
 
-def slow_p(x, b, raw, example, active=False):
+def slow_p(x, b, raw, example):
     """p of one latent and property, by loops from the definition; `raw` is the regressor of the robust variances."""
     n, examples = len(x), np.unique(example)
-    a = (x > 0) - (x > 0).mean() if active else rankdata(x) - (n + 1) / 2
+    a = rankdata(x) - (n + 1) / 2
     alone = (a**2).sum() * (b**2).sum() / (n - 1)
     within = pairs = 0.0
     for e in examples:
@@ -190,25 +190,37 @@ def test_effects_and_p_are_those_of_other_libraries_and_of_a_slow_twin():
         properties.common,
     )
     tests = general_tests(csc_array(rows[order]), example[order], shuffled, np.arange(6))
-    assert np.array(tests.names)[:, 0].tolist() == [
-        *("often", "seldom", "of_example", "numeric", "numeric", "of_text", "of_text", "token", "token", "token")
+    ends = ["high", "lowest tenth", "highest tenth"]
+    assert [name[:2] for name in tests.names] == [
+        *(("often", "yes"), ("seldom", "yes"), ("of_example", "yes")),
+        *(("numeric", end) for end in ends),
+        *(("of_text", end) for end in ends),
+        *(("token", "x"), ("token", "y"), ("token", "z")),
     ]
     for latent in range(6):
         x = rows[:, latent]
-        expected = []
-        for member in properties.binary.values():
+        effects, aurocs, ps = [], [], []
+
+        def holds(member, x=x, effects=effects, aurocs=aurocs, ps=ps, raw=None):
+            effects.append(spearmanr(member, x).statistic)
+            aurocs.append(roc_auc_score(member, x))
             b = member - member.mean()
-            expected.append((2 * roc_auc_score(member, x) - 1, slow_p(x, b, b, example)))
+            ps.append(slow_p(x, b, b if raw is None else raw, example))
+
+        for member in properties.binary.values():
+            holds(member)
         for value in properties.numeric.values():
             b = rankdata(value) - (len(value) + 1) / 2
-            expected.append((spearmanr(value, x).statistic, slow_p(x, b, b, example)))
-            expected.append((2 * roc_auc_score(x > 0, value) - 1, slow_p(x, b, b, example, active=True)))
+            effects.append(spearmanr(value, x).statistic)
+            aurocs.append(np.nan)
+            ps.append(slow_p(x, b, b, example))
+            holds(value <= np.quantile(value, 0.1))
+            holds(value >= np.quantile(value, 0.9))
         for t in range(3):
-            member = properties.identity == t
-            p = slow_p(x, member - member.mean(), member.astype(float), example)
-            expected.append((2 * roc_auc_score(member, x) - 1, p))
-        np.testing.assert_allclose(tests.effect[:, latent], [e for e, _ in expected], atol=1e-12)
-        np.testing.assert_allclose(tests.p[:, latent], [p for _, p in expected], rtol=1e-5)
+            holds(properties.identity == t, raw=(properties.identity == t).astype(float))
+        np.testing.assert_allclose(tests.effect[:, latent], effects, atol=1e-12)
+        np.testing.assert_allclose(tests.auroc[:, latent], aurocs, atol=1e-12)
+        np.testing.assert_allclose(tests.p[:, latent], ps, rtol=1e-5)
 
 
 def test_judged_latents_are_picked_from_all():
@@ -266,4 +278,15 @@ def test_a_few_occurrences_are_not_mistaken_for_many():
     rows[7::51] = 1
     properties = Properties({}, {}, np.where(member, 0, -1), ("t",))
     tests = general_tests(csc_array(rows), np.arange(6000) // 10, properties, np.array([0]))
-    assert tests.effect[0, 0] > 0.2 and 5e-4 < tests.p[0, 0] < 0.02
+    exact = hypergeom.sf(2, 6000, 12, (rows > 0).sum())
+    assert tests.auroc[0, 0] > 0.6 and exact < tests.p[0, 0] < 2 * exact
+    assert tests.effect[0, 0] < 0.1  # most of what it is active on is something else
+
+
+def test_ties_that_make_half_of_a_tenth_are_no_tenth():
+    rows, example, _ = made(3, latents=4)
+    value = np.where(np.arange(len(example)) % 3 == 0, np.arange(len(example)), 0).astype(float)
+    tests = general_tests(
+        csc_array(rows), example, Properties({}, {"v": value}, np.full(len(example), -1), ()), np.arange(4)
+    )
+    assert [name[1] for name in tests.names] == ["high", "highest tenth"]
