@@ -58,7 +58,8 @@ def associations(
     **General.** Activations on tokens against token identity, continuation, punctuation, capitals, digits, function
     and content words, special tokens, position, length and frequency (`token_properties`), by Spearman's correlation,
     in tests for tokens that depend on each other within examples (`general_tests`); one family again. They do not look
-    at the labels: where a label goes with length or with a word, its latents can go with these too, and are `both`.
+    at the labels: where a label goes with length or with a word, its latents can go with these too, and are `both`; so
+    is one that tells labels apart on the first token alone, which is a token and a position.
 
     Mutual information is between whether a latent is active in an example and the example's label, in bits, with Miller
     and Madow's correction (each entropy plus (non-empty cells - 1) / 2n nats); it is not stratified, and may come out a

@@ -90,7 +90,7 @@ class _Columns:
         between = self.by_latent(sums * (sums + self.doubled_zero * self.of_pairs(lengths)))
         between += self.zero**2 * (lengths**2).sum() - self.squares
         pairs = (lengths * (lengths - 1)).sum()
-        return np.clip(between / np.maximum(self.squares * pairs / lengths.sum(), 1e-300), 0, 1)
+        return np.clip(between / (self.squares * max(pairs, 1) / lengths.sum()), 0, 1)
 
 
 def general_tests(
@@ -146,7 +146,9 @@ _Tested = tuple[np.ndarray, np.ndarray, np.ndarray]
 def _ranked(columns: Any, example: np.ndarray) -> _Columns:
     latent = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
     ranks = sparse_ranks(columns.data, latent, np.full(columns.shape[1], columns.shape[0]))
-    return _Columns(_like(columns, ranks.values - ranks.zero[latent]), ranks.zero, ranks.squares, ranks.cubes, example)
+    # Nothing can be said of a latent that is equally active on all tokens.
+    squares = np.where(ranks.squares > 0, ranks.squares, np.nan)
+    return _Columns(_like(columns, ranks.values - ranks.zero[latent]), ranks.zero, squares, ranks.cubes, example)
 
 
 def _like(columns: Any, data: np.ndarray) -> csc_array:
@@ -247,7 +249,7 @@ def _by_token(scores: _Columns, identity: np.ndarray, n_tokens: int) -> np.ndarr
 
 def _p(scores: _Columns, total: Any, power: Any, cubes: Any, together: Any, apart: Any, dealt: Any) -> np.ndarray:
     n = len(scores.example)
-    alone = np.maximum(scores.squares * power / (n - 1), 1e-300)
+    alone = scores.squares * power / (n - 1)
     # Where a latent follows a property to the letter, both robust variances are nothing but rounding.
     least = 1e-9 * alone
     ratio = (np.maximum(together, 0) + least) / (np.maximum(apart, 0) + least)

@@ -183,7 +183,7 @@ def crossing(table: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(sae_seed=0)
     rows = []
     for method, part in table.groupby("method", sort=False):
-        runs = [run for _, run in part.groupby(["seed", "sae_seed"])]
+        runs = [run for _, run in part.groupby(["seed", "sae_seed"], dropna=False)]
         for quantity, high in (("share_task", "share_high"), ("mass_task", "mass_high")):
             found = [_crosses(run, quantity, high, str(method)) for run in runs]
             layers = sorted(layer for layer, _, _ in found if layer is not None)
@@ -203,7 +203,7 @@ def crossing(table: pd.DataFrame) -> pd.DataFrame:
                     "crossed": len(layers),
                     "runs": len(runs),
                     "verdict": verdict,
-                    "note": _note(part["seed"].nunique(), part["sae_seed"].nunique()),
+                    "note": _note(part["seed"].nunique(dropna=False), part["sae_seed"].nunique(dropna=False)),
                 }
             )
     whole = {"layer": "Int64", "layer_low": "Int64", "layer_high": "Int64"}

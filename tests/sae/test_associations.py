@@ -3,12 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csc_array
 from scipy.stats import false_discovery_control, hypergeom, mannwhitneyu, norm, pearson3, rankdata
 from sklearn.metrics import mutual_info_score, roc_auc_score
 
 from layerprobe import sae
 from layerprobe.errors import MeasureError
-from layerprobe.sae import _labels
+from layerprobe.sae import _associations, _labels
 
 
 class Given(sae.Dictionary):
@@ -257,6 +258,16 @@ def test_with_labels_permuted_at_most_a_share_q_of_searches_finds_anything(share
     assert len(null.shares) == 200 and null.share == null.shares.mean() and null.high == np.quantile(null.shares, 0.95)
 
 
+def test_so_it_is_with_labels_permuted_over_all_lengths():
+    rows, tokens, rng = dependent(80, 12)
+    labels = np.sort(rng.choice(3, p=[0.5, 0.4, 0.1], size=80))
+    example = tokens.example.to_numpy()
+    latent, number, both = _labels.active_examples(csc_array(rows), example)
+    rest = (np.arange(3), list("abc"), np.bincount(example), np.arange(12), 0, 0.05)
+    found = [_associations._task(latent, number, both, rng.permutation(labels), *rest).task.any() for _ in range(200)]
+    assert np.mean(found) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
+
+
 def test_the_normal_approximation_alone_would_not_keep_that_share(monkeypatch):
     """A class of 3% and latents that are active in 4% of the examples: what a balanced test never meets."""
     codes = sae.sparse_codes(Given(300), sparse(400, 300, 0.04), progress=False)
@@ -297,12 +308,44 @@ def test_codes_are_the_dictionary_s_and_may_be_given():
     assert sae.sparse_codes(Given(6), rows[:0], progress=False).shape == (0, 6)
 
 
+def test_a_store_s_rows_are_taken_as_they_are(tiny_encoder, tiny_corpus, tmp_path):
+    from layerprobe.activations import capture
+
+    model = tiny_encoder.classifier(tiny_corpus.label_names, seed=0)
+    store = capture(model, tiny_encoder, tiny_corpus.test, tmp_path / "rows", progress=False)
+    rows, labels = store.tokens(2), tiny_corpus.test.labels
+    table = run(rows, store.rows, labels, tiny_corpus.label_names)
+    np.testing.assert_allclose(table.density, (np.asarray(rows) > 0).mean(0))
+    assert (
+        len(table) == 32
+        and table.judged.any()
+        and set(table.property.dropna())
+        <= {
+            *("token", "continuation", "punctuation", "digits", "function_word", "content_word", "special"),
+            *("position", "length", "frequency"),
+        }
+    )
+    back = tmp_path / "latents.parquet"
+    table.to_parquet(back, index=False)
+    pd.testing.assert_frame_equal(pd.read_parquet(back), table)
+
+
 def test_a_dictionary_without_a_judged_latent_has_its_table():
     tokens, labels = texts([3] * 40), np.arange(40) % 2
     table = run(np.zeros((120, 4), dtype=np.float32), tokens, labels)
     assert table.kind.tolist() == ["dead"] * 4 and not table.task.any() and not table.general.any()
     codes = sae.sparse_codes(Given(4), np.zeros((120, 4), dtype=np.float32), progress=False)
     assert np.isnan(sae.label_null(codes, tokens.example.to_numpy(), labels).share)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_latent_that_is_equally_active_everywhere_is_about_nothing():
+    tokens, labels = texts([3, 5] * 20), np.arange(40) // 2 % 2
+    rows = sparse(160, 3, 0.3)
+    rows[:, 1] = 2.5
+    row = run(rows, tokens, labels).loc[1]
+    assert (row.kind, row.density, row.judged) == ("unexplained", 1, True)
+    assert pd.isna(row[["label", "auroc", "p", "property", "property_effect", "property_p"]]).all()
 
 
 def test_a_label_that_length_decides_cannot_be_judged():
