@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerprobe.sae import crosscoder
+    from layerprobe.sae._associations import associations
     from layerprobe.sae._census import census
+    from layerprobe.sae._codes import sparse_codes
     from layerprobe.sae._controls import untrained
     from layerprobe.sae._crosscoder import Crosscoder
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
+    from layerprobe.sae._labels import LabelNull, label_null
     from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
+    from layerprobe.sae._properties import Properties, token_properties
+    from layerprobe.sae._shift import crossing, latent_shares, shift
     from layerprobe.sae._task_loss import task_loss
-    from layerprobe.sae._training import train, train_many
+    from layerprobe.sae._training import train, train_many, untrained
 
 _HOMES = {
     "Crosscoder": "_crosscoder",
@@ -27,12 +32,21 @@ _HOMES = {
     "TaskLatents": "_latents",
     "compare_to_null": "_matching_null",
     "census": "_census",
+    "LabelNull": "_labels",
+    "Properties": "_properties",
+    "associations": "_associations",
+    "crossing": "_shift",
     "evaluate": "_evaluation",
+    "label_null": "_labels",
     "latent_means": "_latents",
+    "latent_shares": "_shift",
     "load": "_dictionary",
     "match": "_matching",
     "task_loss": "_task_loss",
+    "shift": "_shift",
+    "sparse_codes": "_codes",
     "task_latents": "_latents",
+    "token_properties": "_properties",
     "train": "_training",
     "train_many": "_training",
     "untrained": "_controls",
@@ -41,19 +55,28 @@ _HOMES = {
 __all__ = [
     "Crosscoder",
     "Dictionary",
+    "LabelNull",
     "Matching",
     "NullComparison",
+    "Properties",
     "SaeQuality",
     "TaskLatents",
+    "associations",
     "census",
     "compare_to_null",
     "crosscoder",
+    "crossing",
     "evaluate",
+    "label_null",
     "latent_means",
+    "latent_shares",
     "load",
     "match",
+    "shift",
+    "sparse_codes",
     "task_latents",
     "task_loss",
+    "token_properties",
     "train",
     "train_many",
     "untrained",
