@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from layerprobe.sae._properties import Properties, token_properties
     from layerprobe.sae._shift import crossing, latent_shares, shift
     from layerprobe.sae._task_loss import task_loss
-    from layerprobe.sae._training import train, train_many, untrained
+    from layerprobe.sae._training import train, train_many
 
 _HOMES = {
     "Crosscoder": "_crosscoder",
