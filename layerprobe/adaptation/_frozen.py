@@ -185,22 +185,20 @@ def _compute(
                 batch |= {"start": time.perf_counter(), "writing": 0.0, "texts": indices}
                 batch["inputs"] = {k: v.to(device) for k, v in collate(encoder, encodings, indices).items()}
                 body(**batch["inputs"])
-        for layer, (path, _) in targets.items():
+        for layer, (path, starts) in targets.items():
             arrays[layer].flush()  # type: ignore[attr-defined]
             (partials[layer] / META).write_text(json.dumps({"layer": layer, "seconds": seconds[layer]}))
-            _publish(partials[layer], path)
+            _publish(partials[layer], path, whole=_open(path, layer, starts, encoder.width) is not None)
     finally:
         for place in partials.values():
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _publish(partial_folder: Path, path: Path) -> None:
-    """Rename a whole entry to its name. What stands there already is another process's equal entry, or damaged."""
-    try:
-        partial_folder.rename(path)
-    except OSError:
+def _publish(made: Path, path: Path, *, whole: bool) -> None:
+    """Rename an entry to its name, unless another process has meanwhile put a whole one there; a damaged one goes."""
+    if not whole:
         shutil.rmtree(path, ignore_errors=True)
-        partial_folder.rename(path)
+        made.rename(path)
 
 
 def _reserve(path: Path, shape: tuple[int, int]) -> np.ndarray:
