@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerprobe import activations, adaptation, sae, similarity, sufficiency
+    from layerprobe import activations, adaptation, internals, sae, similarity, sufficiency
     from layerprobe.data import Corpus, Examples, load_corpus
     from layerprobe.encoder import Encoder, load_encoder
     from layerprobe.errors import DataError, EncoderError, LayerprobeError, MeasureError, StorageError, StudyError
@@ -37,7 +37,7 @@ _HOMES = {
     "run": "pipeline",
     "write_report": "report",
 }
-_PACKAGES = ("activations", "adaptation", "sae", "similarity", "sufficiency")
+_PACKAGES = ("activations", "adaptation", "internals", "sae", "similarity", "sufficiency")
 
 __all__ = [
     "Corpus",
@@ -54,6 +54,7 @@ __all__ = [
     "StudyError",
     "activations",
     "adaptation",
+    "internals",
     "load_corpus",
     "load_encoder",
     "plan",

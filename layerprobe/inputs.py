@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from layerprobe.adaptation import Method
-    from layerprobe.data import Corpus, Examples
+    from layerprobe.data import Corpus, Examples, OodSet
     from layerprobe.encoder import Encoder
 
 
@@ -28,7 +28,7 @@ def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
         StudyError, DataError, EncoderError: in one sentence.
     """
     from layerprobe.adaptation import expand_methods, parse_method, precision
-    from layerprobe.data import load_corpus
+    from layerprobe.data import load_corpus, load_ood
     from layerprobe.encoder import load_encoder
     from layerprobe.similarity import MEASURES
 
@@ -51,6 +51,20 @@ def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
         test=asked.test,
         seed=asked.seed,
     )
+    ood = [
+        load_ood(
+            one.name,
+            one.source,
+            corpus,
+            text=one.text or asked.text,
+            label=one.label or asked.label,
+            config=one.config,
+            revision=one.revision,
+            rows=one.rows,
+            seed=asked.seed,
+        )
+        for one in asked.ood
+    ]
     encoder = load_encoder(
         study.model.name, revision=study.model.revision, trust_remote_code=study.model.trust_remote_code
     )
@@ -65,7 +79,7 @@ def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
             raise StudyError(
                 f"sae.layers names layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
             )
-    return Inputs(study, corpus, encoder, methods, device, precision(device), progress)
+    return Inputs(study, corpus, encoder, methods, device, precision(device), progress, ood=tuple(ood))
 
 
 def resolve_device(device: str) -> str:
@@ -93,6 +107,7 @@ class Inputs:
     device: str
     precision: str
     progress: bool
+    ood: tuple[OodSet, ...] = ()
 
     def seeds(self, method: Method) -> tuple[int, ...]:
         """Seeds to run a method with."""
@@ -296,6 +311,15 @@ class Inputs:
         controls = sorted(self.study.sae.controls)
         return lambda done: {"method": method.name, "seed": seed, "layer": layer, "controls": controls}
 
+    def outside_identity(self, method: Method, seed: int) -> Identity:
+        sets = [[ood.name, ood.fingerprint, list(ood.classes)] for ood in self.ood]
+        return lambda done: {
+            "method": method.name,
+            "seed": seed,
+            "sets": sets,
+            "max_length": self.study.data.max_length,
+        }
+
     def nothing_identity(self, done: Parents) -> dict[str, Any]:
         """Of stages that hang on their parents alone."""
         return {}
@@ -304,7 +328,7 @@ class Inputs:
 
     def notes(self) -> list[str]:
         """What a reader must know of how the texts were used."""
-        found = []
+        found = [note for ood in self.ood for note in ood.notes]
         if self.sae_layers and self.sae_texts == "train":
             found.append(
                 "The source has too few texts that fine-tuning did not see, so dictionaries were trained on training "

@@ -207,7 +207,12 @@ class Study(_Section):
             study = cls.model_validate(content)
         except ValidationError as error:
             raise StudyError(f"{origin}: {'; '.join(_sentence(e).rstrip('.') for e in error.errors())}.") from None
-        for key, values in (("seeds", study.seeds), ("similarity.units", study.similarity.units)):
+        named = [one.name for one in study.data.ood]
+        for key, values in (
+            ("seeds", study.seeds),
+            ("similarity.units", study.similarity.units),
+            ("data.ood.name", (*named, "test")),
+        ):
             if len(set(values)) != len(values):
                 raise StudyError(f"{origin}: {key} = {list(values)} names a value twice; name each once.")
         if not slug(study.name):

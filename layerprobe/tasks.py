@@ -105,6 +105,14 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         adapting.adapt(inputs, method, seed),
         size=inputs.model_bytes(method),
     )
+    if inputs.study.data.ood:
+        yield Task(
+            "outside",
+            name,
+            inputs.outside_identity(method, seed),
+            adapting.outside(inputs, method, seed, adapt),
+            parents=(adapt,),
+        )
     yield Task(
         "capture",
         name,

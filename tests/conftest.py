@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
 install_import_hook(
-    ["layerprobe.similarity", "layerprobe.sae", "layerprobe.activations", "layerprobe.sufficiency"],
+    [f"layerprobe.{name}" for name in ("activations", "internals", "sae", "similarity", "sufficiency")],
     typechecker="checking.typechecked",
 )
 

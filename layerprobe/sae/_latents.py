@@ -1,4 +1,4 @@
-"""Which latents tell the task's labels apart."""
+"""Which latents tell the task's labels apart by their mean activation over an example."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from jaxtyping import Float, Int, Num
 
 from layerprobe.errors import MeasureError
 from layerprobe.sae._dictionary import Dictionary
+from layerprobe.sae._labels import compared_classes, null_of, stratified_ranks
+from layerprobe.sae._ranks import MINIMUM_ACTIVE, adjusted, two_sided_p
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MINIMUM_ACTIVE = 10
-"""Examples that a latent must be active in to be judged."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,10 @@ def task_latents(
 ) -> TaskLatents:
     """Latents whose mean activation over an example predicts its label.
 
-    Each label is set against all others by the rank-sum test: AUROC = U / (n1 n2) with tied ranks averaged, and p from
-    the normal approximation with corrections for ties and continuity. Over all latents and labels the false-discovery
-    rate is controlled by Benjamini and Hochberg (1995); a floor on |2 AUROC - 1| keeps small effects out, which a large
-    test set would make significant. Only latents active in at least 10 examples are judged.
+    `associations` without strata of length, of one pooling: each label is set against all others by the rank-sum test:
+    AUROC = U / (n1 n2) with tied ranks averaged, and p corrected for ties and skewness. Over all latents and labels the
+    false-discovery rate is controlled by Benjamini and Hochberg (1995); a floor on |2 AUROC - 1| keeps small effects
+    out, which a large test set would make significant. Only latents active in at least 10 examples are judged.
 
     Args:
         means: mean activation of each latent over each example.
@@ -90,89 +89,35 @@ def task_latents(
         MeasureError: if fewer than two labels occur, or the lengths differ.
     """
     import pandas as pd
-    from scipy.stats import rankdata
 
     if len(means) != len(labels):
         raise MeasureError(f"task_latents was given {len(means)} examples and {len(labels)} labels; give one for each.")
-    present = np.unique(labels)
-    if len(present) < 2:
-        raise MeasureError(f"task_latents was given {len(present)} label; give examples of at least two.")
-    # With two labels the second comparison would be the mirror of the first.
-    compared = present[1:] if len(present) == 2 else present
+    compared = compared_classes(labels)
     active = (means > 0).sum(0)
     judged = np.flatnonzero(active >= MINIMUM_ACTIVE)
-    columns = ["latent", "density", "label", "auroc", "effect", "p", "q", "task"]
-    if not len(judged):
-        nan = float("nan")
-        return TaskLatents(pd.DataFrame(columns=columns), nan, nan, nan, 0, len(means))
-    values = means[:, judged]
-    ranks = rankdata(values, axis=0)
-    ties = _tie_term(values)
-    auroc, p = _rank_sums(ranks, ties, labels[None], compared)
-    passed, adjusted = _task(auroc, p, effect, q)
-    rng = np.random.default_rng(seed)
-    shares = []
-    for start in range(0, permutations, 20):
-        shuffled = np.stack([rng.permutation(labels) for _ in range(min(20, permutations - start))])
-        shares.append(_task(*_rank_sums(ranks, ties, shuffled, compared), effect, q)[0].any(1).mean(-1))
-    null = np.concatenate(shares) if shares else np.full(1, np.nan)
-    sizes = np.abs(2 * auroc[0] - 1)
-    best = np.where(passed[0].any(0), np.where(passed[0], sizes, -1).argmax(0), sizes.argmax(0))
+    strata = np.zeros(len(means), dtype=np.int64)
+    latent, example = np.nonzero(means.T > 0)
+    pooled = means.T[latent, example].astype(np.float64)[None]
+    ranks = stratified_ranks(latent, example, pooled, strata, judged)
+    scores = ranks[0].scores(labels == compared[:, None], strata)
+    p = np.where(np.isfinite(scores.z), two_sided_p(scores.z, scores.skew), 1)
+    rate = adjusted(p.ravel()).reshape(p.shape)
+    sizes = np.abs(2 * np.where(np.isfinite(scores.auroc), scores.auroc, 0.5) - 1)
+    passed = (rate <= q) & (sizes >= effect)
+    best = np.argmax(sizes + 2 * passed, axis=0)
     pick = (best, np.arange(len(judged)))
     table = pd.DataFrame(
         {
             "latent": judged,
             "density": active[judged] / len(means),
             "label": [label_names[compared[i]] for i in best],
-            "auroc": auroc[0][pick],
+            "auroc": scores.auroc[pick],
             "effect": sizes[pick],
-            "p": p[0][pick],
-            "q": adjusted[0][pick],
-            "task": passed[0].any(0),
+            "p": p[pick],
+            "q": rate[pick],
+            "task": passed.any(0),
         }
     )
-    high = float(np.quantile(null, 0.95))
-    return TaskLatents(table, float(table["task"].mean()), float(null.mean()), high, len(judged), len(means))
-
-
-def _tie_term(values: Float[np.ndarray, "n live"]) -> Float[np.ndarray, " live"]:
-    """Sum of t^3 - t over groups of t tied values, for each latent."""
-    return np.array(
-        [((t := np.unique(column, return_counts=True)[1].astype(float)) ** 3 - t).sum() for column in values.T]
-    )
-
-
-def _rank_sums(
-    ranks: Float[np.ndarray, "n live"],
-    ties: Float[np.ndarray, " live"],
-    labels: Int[np.ndarray, "draws n"],
-    compared: Int[np.ndarray, " c"],
-) -> tuple[Float[np.ndarray, "draws c live"], Float[np.ndarray, "draws c live"]]:
-    """AUROC and two-sided p of each compared label against the rest, for several labellings at once."""
-    from scipy.special import erfc
-
-    n = len(ranks)
-    member = (labels[:, None, :] == compared[None, :, None]).astype(np.float64)
-    ones = member.sum(-1)[..., None]
-    u = member @ ranks - ones * (ones + 1) / 2
-    product = ones * (n - ones)
-    spread = np.sqrt(product / 12 * (n + 1 - ties / (n * (n - 1))))
-    distance = np.maximum(np.abs(u - product / 2) - 0.5, 0)
-    # A latent with one value everywhere has no spread, and tells nothing apart.
-    z = np.divide(distance, spread, out=np.zeros_like(distance), where=spread > 0)
-    return u / product, erfc(z / np.sqrt(2))
-
-
-def _task(
-    auroc: Float[np.ndarray, "draws c live"], p: Float[np.ndarray, "draws c live"], effect: float, q: float
-) -> tuple[np.ndarray, Float[np.ndarray, "draws c live"]]:
-    """Which comparisons pass, and their adjusted p, within each draw over all labels and latents."""
-    flat = p.reshape(len(p), -1)
-    order = np.argsort(flat, axis=1)
-    m = flat.shape[1]
-    scaled = np.take_along_axis(flat, order, 1) * m / np.arange(1, m + 1)
-    lowest = np.minimum(np.minimum.accumulate(scaled[:, ::-1], axis=1)[:, ::-1], 1)
-    adjusted = np.empty_like(flat)
-    np.put_along_axis(adjusted, order, lowest, 1)
-    adjusted = adjusted.reshape(p.shape)
-    return (adjusted <= q) & (np.abs(2 * auroc - 1) >= effect), adjusted
+    null = null_of(ranks, labels, strata, permutations, seed, effect, q)
+    share = float(table["task"].mean()) if len(judged) else float("nan")
+    return TaskLatents(table, share, null.share, null.high, len(judged), len(means))

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 VERSIONS: Mapping[str, int] = {
-    "adapt": 1,
+    "adapt": 2,
+    "outside": 1,
     "capture": 1,
     "capture-train": 2,
     "capture-sae": 1,
-    "reference": 3,
+    "reference": 4,
     "similarity": 2,
     "nulls": 1,
     "seeds": 1,

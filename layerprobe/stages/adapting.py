@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from layerprobe.artifacts import write_json
 from layerprobe.inputs import Inputs, Parents
-from layerprobe.stages.files import Build, save
+from layerprobe.stages.files import Build, label_order, model_of, save
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from layerprobe.adaptation import Method, Quality
+    from layerprobe.data import Corpus, Examples
 
 
 def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
@@ -47,12 +48,12 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
             "seconds": result.seconds,
         }
         quality = [
-            {**named, "when": when, "split": "test", **_quality(measured), **cost}
+            {**named, "when": when, "split": "test", **quality_row(measured), **cost}
             for when, measured in (("before", result.before), ("after", result.after))
         ]
         save(folder, "adaptation", pd.DataFrame(quality))
         save(folder, "training_log", result.log.assign(**named))
-        save(folder, "predictions", _predictions(inputs, result.predictions, **named))
+        save(folder, "predictions", predictions_table(corpus, corpus.test, result.predictions, **named, split="test"))
         write_json(folder / "settings.json", {"checkpoint": method.path, **result.settings})
 
     return build
@@ -77,22 +78,22 @@ def reference(inputs: Inputs) -> Build:
                 train.unit(pooling, last), corpus.train.labels, test.unit(pooling, last), corpus.test.labels, seed=seed
             )
             named: dict[str, Any] = {"method": f"reference:logistic-{pooling}", "seed": seed}
-            rows.append({**named, "when": "after", "split": "test", **_quality(quality)})
-            predictions.append(_predictions(inputs, probabilities, **named))
+            rows.append({**named, "when": "after", "split": "test", **quality_row(quality)})
+            predictions.append(predictions_table(corpus, corpus.test, probabilities, **named, split="test"))
         counts = np.bincount(corpus.train.labels, minlength=len(corpus.label_names))
         # The class frequencies with every text sent to the commonest class: what knowing no text at all gives.
         always = np.tile(np.maximum(counts, 1e-12) / counts.sum(), (len(corpus.test), 1))
         majority = adaptation.quality(always, corpus.test.labels)
         named = {"method": "reference:majority", "seed": seed}
-        rows.append({**named, "when": "after", "split": "test", **_quality(majority)})
+        rows.append({**named, "when": "after", "split": "test", **quality_row(majority)})
         save(folder, "adaptation", pd.DataFrame(rows))
         save(folder, "predictions", pd.concat(predictions, ignore_index=True))
 
     return build
 
 
-def _quality(measured: Quality) -> dict[str, Any]:
-    """Accuracy with its 95% Wilson interval over test texts, macro-F1 and cross-entropy."""
+def quality_row(measured: Quality) -> dict[str, Any]:
+    """Accuracy with its 95% Wilson interval over test texts, and the other scores, as columns."""
     from scipy.stats import binomtest
 
     right = round(measured.accuracy * measured.n)
@@ -103,22 +104,68 @@ def _quality(measured: Quality) -> dict[str, Any]:
         "accuracy_high": interval.high,
         "macro_f1": measured.macro_f1,
         "loss": measured.loss,
+        "brier": measured.brier,
+        "calibration_error": measured.calibration_error,
         "n": measured.n,
     }
 
 
-def _predictions(inputs: Inputs, probabilities: Any, *, method: str, seed: int) -> pd.DataFrame:
+def predictions_table(
+    corpus: Corpus, examples: Examples, probabilities: Any, *, method: str, seed: int, split: str
+) -> pd.DataFrame:
+    """What a classifier says of each text."""
     import pandas as pd
 
-    test, names = inputs.corpus.test, inputs.corpus.label_names
+    names = corpus.label_names
     best = probabilities.argmax(axis=1)
     return pd.DataFrame(
         {
             "method": method,
             "seed": seed,
-            "example_id": test.ids,
-            "label": [names[label] for label in test.labels],
+            "split": split,
+            "example_id": examples.ids,
+            "label": [names[label] for label in examples.labels],
             "predicted": [names[label] for label in best],
             "probability": probabilities.max(axis=1),
         }
     )
+
+
+def outside(inputs: Inputs, method: Method, seed: int, adapt: str) -> Build:
+    """Quality of an adapted model on the out-of-domain sets; of a set with some of the labels, among those alone."""
+
+    def build(folder: Path, done: Parents) -> None:
+        import numpy as np
+        import pandas as pd
+
+        from layerprobe import adaptation
+
+        model = model_of(inputs, done, adapt)
+        order = label_order(done[adapt])
+        rows, predictions = [], []
+        for ood in inputs.ood:
+            found = adaptation.probabilities(
+                model,
+                inputs.encoder,
+                ood.examples,
+                max_length=inputs.study.data.max_length,
+                device=inputs.device,
+                progress=inputs.progress,
+            )[:, order]
+            # A set with some of the labels asks for a choice among those. (What is added keeps a row from being empty.)
+            allowed = np.isin(np.arange(found.shape[1]), ood.classes)
+            found = np.where(allowed, found + np.finfo(np.float64).tiny, 0)
+            found /= found.sum(1, keepdims=True)
+            named: dict[str, Any] = {"method": method.name, "seed": seed, "split": ood.name}
+            rows.append(
+                {
+                    **named,
+                    "when": "after",
+                    **quality_row(adaptation.quality(found, ood.examples.labels, classes=ood.classes)),
+                }
+            )
+            predictions.append(predictions_table(inputs.corpus, ood.examples, found, **named))
+        save(folder, "adaptation", pd.DataFrame(rows))
+        save(folder, "predictions", pd.concat(predictions, ignore_index=True))
+
+    return build

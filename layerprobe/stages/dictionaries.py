@@ -60,17 +60,18 @@ def train_sae(
 
 
 def train_crosscoder(inputs: Inputs, rows: str, layer: int) -> Build:
-    """A joint dictionary on one layer's rows of base and adapted."""
+    """A joint dictionary on one layer's rows of base and adapted; none where they are one and the same."""
 
     def build(folder: Path, done: Parents) -> None:
         from layerprobe import sae
 
         base, adapted = pair_of(done, rows, base="capture-sae: base")
-        width = base.width
+        if base.content(layer) == adapted.content(layer):
+            return
         sae.crosscoder.train(
             base.tokens(layer),
             adapted.tokens(layer),
-            d_sae=round(inputs.study.sae.expansion * width),
+            d_sae=round(inputs.study.sae.expansion * base.width),
             k=inputs.study.sae.k,
             seed=inputs.study.seeds[0],
             progress=inputs.progress,

@@ -34,6 +34,11 @@ def checkpoint_folder(artifact: Artifact) -> Path:
     return Path(settings["checkpoint"]).expanduser() if settings["checkpoint"] else artifact.folder / "checkpoint"
 
 
+def label_order(artifact: Artifact) -> list[int]:
+    """For each of the data's classes, its number in an adapted model: a user's checkpoint may number them otherwise."""
+    return json.loads((artifact.folder / "settings.json").read_text(encoding="utf-8"))["label_order"]
+
+
 def pair_of(done: Parents, capture: str, base: str = "capture: base") -> tuple[ActivationStore, ActivationStore]:
     """Two captures of the same texts, checked to be of the same rows."""
     from layerprobe.activations import ActivationStore, paired

@@ -73,8 +73,9 @@ def weights(inputs: Inputs, method: Method, seed: int, adapt: str) -> Build:
         from layerprobe.internals import compare_weights
 
         base, adapted = model_of(inputs, done, None), model_of(inputs, done, adapt)
-        table = compare_weights(base, adapted, inputs.encoder)
+        table = compare_weights(base, adapted, inputs.encoder, progress=inputs.progress)
         save(folder, "weights", table.assign(method=method.name, seed=seed))
+        _save_left_out(folder, "weights", table, ["parameter", "why"], method, seed)
 
     return build
 
@@ -95,5 +96,14 @@ def interventions(inputs: Inputs, method: Method, seed: int, adapt: str) -> Buil
             progress=inputs.progress,
         )
         save(folder, "interventions", table.assign(method=method.name, seed=seed))
+        _save_left_out(folder, "interventions", table, ["layer", "kind", "why"], method, seed)
 
     return build
+
+
+def _save_left_out(folder: Path, name: str, table: Any, columns: list[str], method: Method, seed: int) -> None:
+    """What could not be measured, and why, as a table of its own."""
+    import pandas as pd
+
+    if left := table.attrs.get("left_out"):
+        save(folder, f"{name}_left_out", pd.DataFrame(left, columns=columns).assign(method=method.name, seed=seed))
