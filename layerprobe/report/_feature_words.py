@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,10 @@ def _delta(census: pd.DataFrame | None, method: str) -> str:
 
 def _reasons(rows: pd.DataFrame) -> list[str]:
     """Why what of the task is kept is undefined, by layer and side."""
-    told = rows[rows.why.fillna("") != ""]
+    # A row's reasons are sentences about loss and accuracy; the figure shows loss alone.
+    why = rows.why.fillna("").map(lambda text: re.search(r"(?:No|The interval of) loss .*?\.(?= The | No |$)", text))
+    told = rows.assign(why=why.map(lambda found: found[0] if found else ""))
+    told = told[told.why != ""]
     found: dict[str, list[str]] = {}
     row: Any
     for row in told.itertuples():
