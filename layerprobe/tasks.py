@@ -103,7 +103,7 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         name,
         inputs.adapt_identity(method, seed),
         adapting.adapt(inputs, method, seed),
-        size=inputs.model_bytes(method),
+        size=inputs.adapt_bytes(method, seed),
     )
     if inputs.study.data.ood:
         yield Task(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
     from layerprobe.sae._labels import LabelNull, label_null
-    from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
     from layerprobe.sae._properties import Properties, token_properties
@@ -29,7 +28,6 @@ _HOMES = {
     "Matching": "_matching",
     "NullComparison": "_matching_null",
     "SaeQuality": "_evaluation",
-    "TaskLatents": "_latents",
     "compare_to_null": "_matching_null",
     "census": "_census",
     "LabelNull": "_labels",
@@ -38,14 +36,12 @@ _HOMES = {
     "crossing": "_shift",
     "evaluate": "_evaluation",
     "label_null": "_labels",
-    "latent_means": "_latents",
     "latent_shares": "_shift",
     "load": "_dictionary",
     "match": "_matching",
     "task_loss": "_task_loss",
     "shift": "_shift",
     "sparse_codes": "_codes",
-    "task_latents": "_latents",
     "token_properties": "_properties",
     "train": "_training",
     "train_many": "_training",
@@ -60,7 +56,6 @@ __all__ = [
     "NullComparison",
     "Properties",
     "SaeQuality",
-    "TaskLatents",
     "associations",
     "census",
     "compare_to_null",
@@ -68,13 +63,11 @@ __all__ = [
     "crossing",
     "evaluate",
     "label_null",
-    "latent_means",
     "latent_shares",
     "load",
     "match",
     "shift",
     "sparse_codes",
-    "task_latents",
     "task_loss",
     "token_properties",
     "train",
