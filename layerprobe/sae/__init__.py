@@ -6,10 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerprobe.sae._controls import untrained
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
     from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
-    from layerprobe.sae._training import train, untrained
+    from layerprobe.sae._training import train, train_many
 
 _HOMES = {
     "Dictionary": "_dictionary",
@@ -20,7 +21,8 @@ _HOMES = {
     "load": "_dictionary",
     "task_latents": "_latents",
     "train": "_training",
-    "untrained": "_training",
+    "train_many": "_training",
+    "untrained": "_controls",
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "load",
     "task_latents",
     "train",
+    "train_many",
     "untrained",
 ]
 
