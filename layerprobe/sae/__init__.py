@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
     from layerprobe.sae._labels import LabelNull, label_null
-    from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
     from layerprobe.sae._properties import Properties, token_properties
