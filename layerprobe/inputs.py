@@ -337,7 +337,7 @@ class Inputs:
             **self._texts,
         }
 
-    def layer_identity(self, method: Method, seed: int, layer: int) -> Identity:
+    def layer_identity(self, method: Method, seed: int, layer: int | None) -> Identity:
         return lambda done: {"method": method.name, "seed": seed, "layer": layer}
 
     def transfer_identity(self, method: Method, seed: int, layer: int) -> Identity:
