@@ -208,7 +208,7 @@ class Inputs:
 
     @cached_property
     def dictionary_bytes(self) -> int:
-        latents = int(self.study.sae.expansion * self.encoder.width)
+        latents = int((self.study.sae.expansion or 4) * self.encoder.width)
         return 4 * (2 * latents * self.encoder.width + latents + self.encoder.width)
 
     def model_bytes(self, method: Method) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
     from layerprobe.sae._properties import Properties, token_properties
+    from layerprobe.sae._recipe import default_k, default_width
     from layerprobe.sae._shift import crossing, latent_shares, shift
     from layerprobe.sae._task_loss import task_loss
     from layerprobe.sae._training import train, train_many
@@ -34,6 +35,8 @@ _HOMES = {
     "Properties": "_properties",
     "associations": "_associations",
     "crossing": "_shift",
+    "default_k": "_recipe",
+    "default_width": "_recipe",
     "evaluate": "_evaluation",
     "label_null": "_labels",
     "latent_shares": "_shift",
@@ -61,6 +64,8 @@ __all__ = [
     "compare_to_null",
     "crosscoder",
     "crossing",
+    "default_k",
+    "default_width",
     "evaluate",
     "label_null",
     "latent_shares",
