@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from layerprobe.data import Examples
+    from layerprobe.pooled import PooledClassifier
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _PROBE = "It's 1984: Äpfel und ÉTÉ, naïve WORDS; don't! 東京"
@@ -54,13 +55,18 @@ class Encoder:
     pooler: Literal["pretrained", "new", "none"]
     """A pooler between the last block and the classifier: part of the body if its weights are pretrained."""
 
-    def classifier(self, label_names: Sequence[str], *, seed: int) -> PreTrainedModel:
+    def classifier(
+        self, label_names: Sequence[str], *, seed: int, pooling: Literal["model", "mean", "cls"] = "model"
+    ) -> PreTrainedModel | PooledClassifier:
         """The pretrained body under a fresh classification head, in float32 and eval mode on the CPU.
 
         Args:
             label_names: one name a class, in the order of the class numbers.
             seed: decides the head's initial weights; the global generator is left as it was.
+            pooling: the family's own head, or one linear layer on the mean of the real tokens or on the first token.
         """
+        from layerprobe.pooled import PooledClassifier
+
         labels = dict(enumerate(label_names))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -72,7 +78,7 @@ class Encoder:
                 id2label=labels,
                 label2id={name: number for number, name in labels.items()},
             )
-        return model
+            return model if pooling == "model" else PooledClassifier(model.base_model, pooling).eval()
 
 
 def load_encoder(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Encoder:
@@ -126,16 +132,18 @@ def load_encoder(name: str, *, revision: str | None = None, trust_remote_code: b
     )
 
 
-def load_classifier(folder: str | Path, encoder: Encoder) -> PreTrainedModel:
+def load_classifier(folder: str | Path, encoder: Encoder) -> PreTrainedModel | PooledClassifier:
     """An adapted checkpoint of an encoder, in float32 and eval mode on the CPU.
 
     Args:
-        folder: as `save_pretrained` wrote it, with safetensors weights.
+        folder: as `save_pretrained` of its class or of `PooledClassifier` wrote it, with safetensors weights.
         encoder: the pretrained encoder that it was adapted from.
 
     Raises:
         EncoderError: if it is missing, damaged, has no classification head, or is not an adaptation of this encoder.
     """
+    from layerprobe.pooled import FIELD, load_pooled
+
     name = str(folder)
     if not Path(folder).is_dir():
         raise EncoderError(f"There is no checkpoint folder {name}; name the folder that `save_pretrained` wrote.")
@@ -158,12 +166,15 @@ def load_classifier(folder: str | Path, encoder: Encoder) -> PreTrainedModel:
             f"The checkpoint {name} embeds {config.vocab_size} tokens but the tokenizer of {encoder.name} has "
             f"{len(encoder.tokenizer)}; the two do not read the same tokens."
         )
+    if hasattr(config, FIELD):
+        prefix = f"{model.base_model_prefix}."
+        missing = [key for key in missing if key.startswith(prefix) and ".pooler." not in key]
     if missing:
         raise EncoderError(
             f"The checkpoint {name} has no trained classification head (missing {missing[0]}); "
             "save it from AutoModelForSequenceClassification."
         )
-    return model
+    return load_pooled(model.base_model, name) if hasattr(config, FIELD) else model
 
 
 def head_parameter_names(model: nn.Module, encoder: Encoder) -> frozenset[str]:

@@ -66,7 +66,7 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
     store = ArtifactStore(home)
     _stay_offline(study)
     try:
-        inputs, notes = _inputs(study, device, progress=False), ()
+        inputs, notes = _inputs(study, device, store.root, progress=False), ()
     except (DataError, EncoderError) as error:
         here = study.data.source if isinstance(error, DataError) else study.model.name
         if not _of_the_hub(here):
@@ -143,7 +143,7 @@ def run(
     result = None
     try:
         result = Run.create(folder, record)
-        inputs = _inputs(study, device, progress=progress)
+        inputs = _inputs(study, device, store.root, progress=progress)
         result.record |= {"data": inputs.describe_data(), "encoder": inputs.describe_encoder()}
         result.record["provenance"] |= {"device": inputs.device, "precision": inputs.precision}
         tasks = tasks_of(inputs)
@@ -228,12 +228,12 @@ def _builder(task: Task, parents: Parents, tell: _Teller) -> Callable[[Path], No
     return build
 
 
-def _inputs(study: Study, device: str, *, progress: bool) -> Inputs:
+def _inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inputs:
     if progress:
         print("Reading the data and the model", file=sys.stderr, flush=True)
     from layerprobe.inputs import load_inputs
 
-    return load_inputs(study, device, progress=progress)
+    return load_inputs(study, device, home, progress=progress)
 
 
 def _finish(result: Run, inputs: Inputs, done: Parents, store: ArtifactStore) -> None:

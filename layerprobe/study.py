@@ -131,10 +131,10 @@ class SaeSection(_Section):
     """Layers to train dictionaries on. Default: one early, one middle and the last. `[]` trains none."""
     architecture: Literal["topk", "batchtopk", "standard", "jumprelu", "gated", "matryoshka_batchtopk"] = "topk"
     """Kind of sparse autoencoder, as sae-lens names it."""
-    expansion: Annotated[float, Field(gt=0)] = 4
-    """Latents for each dimension of the layer."""
-    k: Count = 32
-    """Active latents for each token, in the TopK family."""
+    expansion: Annotated[float, Field(gt=0)] | None = None
+    """Latents for each dimension of the layer. Default: four, fewer where there are few rows."""
+    k: Count | None = None
+    """Active latents for each token, in the TopK family. Default: one for each twelve dimensions."""
     rows: Count = 60_000
     """Token rows of each layer and side to train on."""
     controls: Annotated[tuple[Control, ...], BeforeValidator(_as_tuple)] = (

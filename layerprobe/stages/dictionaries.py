@@ -68,11 +68,13 @@ def train_crosscoder(inputs: Inputs, rows: str, layer: int) -> Build:
         base, adapted = pair_of(done, rows, base="capture-sae: base")
         if base.content(layer) == adapted.content(layer):
             return
+        asked, (n, width) = inputs.study.sae, base.tokens(layer).shape
+        d_sae = sae.default_width(n, width, asked.expansion)
         sae.crosscoder.train(
             base.tokens(layer),
             adapted.tokens(layer),
-            d_sae=round(inputs.study.sae.expansion * base.width),
-            k=inputs.study.sae.k,
+            d_sae=d_sae,
+            k=asked.k or sae.default_k(width, d_sae),
             seed=inputs.study.seeds[0],
             progress=inputs.progress,
         ).save(folder / "crosscoder")
@@ -152,7 +154,7 @@ def transfer(
                 "kind": kind or "trained",
                 "architecture": inputs.study.sae.architecture,
                 "d_sae": dictionaries[role].d_sae,
-                "k": inputs.study.sae.k,
+                "k": inputs.study.sae.k or sae.default_k(dictionaries[role].d_in, dictionaries[role].d_sae),
                 "trained_rows": len(_rows(done, trained_on).tokens(layer)),
                 "texts": inputs.sae_texts,
             }
