@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from layerprobe.encoder import Encoder
 
 
+LEAST_TEXTS = 8
+"""Texts below which no interval over texts can be given."""
+
+
 def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inputs:
     """Read the data and the model of a study, and check that what it asks for fits them.
 
@@ -57,6 +61,13 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
         test=asked.test,
         seed=asked.seed,
     )
+    few = {"data.test": len(corpus.test), "activations.examples": study.activations.examples}
+    for key, number in few.items():
+        if number < LEAST_TEXTS:
+            raise StudyError(
+                f"{key} comes to {number} text{'s' * (number != 1)}, but an interval over texts needs at least "
+                f"{LEAST_TEXTS}; raise {key} or give more data."
+            )
     ood = [
         load_ood(
             one.name,
