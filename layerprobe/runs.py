@@ -133,7 +133,9 @@ class Run:
 
 def _holds_anything(folder: Path) -> bool:
     """Whether there is more than what a run that was killed at its first step leaves."""
-    return any(path.name not in (LOCK, "tables") or (path.is_dir() and any(path.iterdir())) for path in folder.iterdir())
+    return any(
+        path.name not in (LOCK, "tables") or (path.is_dir() and any(path.iterdir())) for path in folder.iterdir()
+    )
 
 
 def _is_run(folder: Path) -> bool:

@@ -207,7 +207,9 @@ class Study(_Section):
         try:
             study = cls.model_validate(content)
         except ValidationError as error:
-            raise StudyError(f"{origin}: {_full_stop('; '.join(_sentence(e).rstrip('.') for e in error.errors()))}") from None
+            raise StudyError(
+                f"{origin}: {_full_stop('; '.join(_sentence(e).rstrip('.') for e in error.errors()))}"
+            ) from None
         named = [one.name for one in study.data.ood]
         for key, values in (
             ("seeds", study.seeds),
