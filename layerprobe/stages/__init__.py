@@ -19,7 +19,7 @@ VERSIONS: Mapping[str, int] = {
     "nulls": 1,
     "seeds": 1,
     "geometry": 1,
-    "sentences": 1,
+    "sentences": 2,
     "probes": 1,
     "weights": 1,
     "interventions": 1,
@@ -28,7 +28,8 @@ VERSIONS: Mapping[str, int] = {
     "associations": 1,
     "transfer": 1,
     "latents": 1,
-    "sentence-latents": 1,
+    "sentence-latents": 2,
+    "exhibit": 1,
     "crossing": 1,
     "steps": 1,
 }
