@@ -30,5 +30,6 @@ VERSIONS: Mapping[str, int] = {
     "latents": 1,
     "sentence-latents": 1,
     "crossing": 1,
+    "depth": 1,
 }
 """Raised when a stage's result changes for the same input, so that older artifacts are not taken for it."""
