@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from layerprobe.errors import StorageError
 from layerprobe.report import _figures as figures
 from layerprobe.report._compared import panels
-from layerprobe.report._findings import REFERENCES, findings, methods, moved, seeds_of, unit_of
+from layerprobe.report._depth import depth_context
+from layerprobe.report._findings import findings, methods, moved, seeds_of, unit_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +42,7 @@ def write_report(run: Run, path: str | Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("layerprobe.report"),
         autoescape=True,
+        extensions=["jinja2.ext.do"],
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -53,7 +55,7 @@ def write_report(run: Run, path: str | Path) -> Path:
         grids=_grids(tables),
         measures=_measures(tables),
         panels=panels(tables),
-        quality=_quality_rows(tables),
+        depth=depth_context(tables, run.record),
         dictionaries=_dictionary_rows(tables),
         facts=_facts(tables, run.record),
         tokens=_tokens(tables),
@@ -90,8 +92,6 @@ def _drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             drawn[f"transfer-{number}"] = figures.transfer(tables["sae"], method)
     if "latent_shares" in tables:
         drawn["shares"] = figures.task_shares(tables["latent_shares"], moved(tables))
-    if "adaptation" in tables:
-        drawn["quality"] = figures.quality(tables["adaptation"])
     return drawn
 
 
@@ -115,23 +115,6 @@ def _grids(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
         }
         for method in moved(tables)
     ]
-
-
-def _quality_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    table = tables.get("adaptation")
-    if table is None:
-        return []
-    rows = []
-    for row in table.to_dict("records"):
-        known = row["trainable_parameters"] == row["trainable_parameters"]
-        about: dict[str, Any] = {
-            **{str(k): v for k, v in row.items()},
-            "trainable": f"{int(row['trainable_parameters']):,}" if known else "–",
-        }
-        about["time"] = f"{row['seconds']:.0f} s" if row["seconds"] == row["seconds"] else "–"
-        about["reference"] = str(row["method"]).startswith(REFERENCES)
-        rows.append(about)
-    return rows
 
 
 def _dictionary_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
