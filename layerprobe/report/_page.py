@@ -33,22 +33,10 @@ def write_report(run: Run, path: str | Path) -> Path:
     Raises:
         StorageError: if it cannot be written.
     """
-    import jinja2
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     path = Path(path)
     tables = {name: run.table(name) for name in run.tables}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("layerprobe.report"),
-        autoescape=True,
-        extensions=["jinja2.ext.do"],
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["data"] = lambda value: Markup(_json(value))
-    html = environment.get_template("page.html.j2").render(
+    html = rendered(
+        "page.html.j2",
         record=run.record,
         findings=findings(tables, run.record),
         figures={name: figure.to_plotly_json() for name, figure in _drawn(tables).items()},
@@ -59,9 +47,8 @@ def write_report(run: Run, path: str | Path) -> Path:
         dictionaries=_dictionary_rows(tables),
         facts=_facts(tables, run.record),
         tokens=_tokens(tables),
-        downloads=_downloads(tables),
+        downloads=downloads(tables),
         settings=json.dumps(run.record["study"]["resolved"], indent=1, ensure_ascii=False),
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
     )
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -73,6 +60,25 @@ def write_report(run: Run, path: str | Path) -> Path:
             f"The report {path} cannot be written ({error.strerror}); the run's tables are kept."
         ) from error
     return path
+
+
+def rendered(template: str, **context: Any) -> str:
+    """A page from one of the templates, with plotly and `data`, which puts a value into a script element."""
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("layerprobe.report"),
+        autoescape=True,
+        extensions=["jinja2.ext.do"],
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["data"] = lambda value: Markup(_json(value))
+    plotly = Markup(get_plotlyjs().replace("</script", "<\\/script"))
+    return environment.get_template(template).render(plotly=plotly, **context)
 
 
 def _drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -203,7 +209,7 @@ def _latents(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     return found
 
 
-def _downloads(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+def downloads(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     found = []
     for name, table in sorted(tables.items()):
         content = table.to_csv(index=False).encode()
