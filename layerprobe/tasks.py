@@ -123,7 +123,7 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         name,
         inputs.adapt_identity(method, seed),
         adapting.adapt(inputs, method, seed),
-        size=inputs.model_bytes(method),
+        size=inputs.adapt_bytes(method, seed),
     )
     if inputs.study.data.ood:
         yield Task(
@@ -187,6 +187,8 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         classifiers["base"] = f"adapt: {called('head', seed if seed in heads else heads[0])}"
     for layer in inputs.sae_layers:
         yield from sae_tasks.of_method(inputs, method, seed, name, layer, rows, capture, classifiers)
+    if inputs.study.adaptation.checkpoints and method.kind not in ("head", "checkpoint"):
+        yield sae_tasks.along_training(inputs, method, seed, name, adapt, capture)
 
 
 def _internals_tasks(inputs: Inputs, method: Method, seed: int, adapt: str, capture: str) -> Iterable[Task]:

@@ -68,6 +68,21 @@ def make_encoder(folder, family="bert", n_layers=2, width=32, seed=0, labels=Non
     return folder
 
 
+def louder(model, encoder):
+    """The same classifier with larger weights in its head: fresh ones are so small that logits hardly tell layers apart."""
+    import torch
+
+    from layerprobe.encoder import head_parameter_names
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in sorted(head_parameter_names(model, encoder)):
+            parameter = model.get_parameter(name)
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
 def write_csv(path, n=120, classes=2, seed=0) -> Path:
     """A learnable toy set with columns text, label: each class has words of its own among common ones."""
     rng = np.random.default_rng(seed)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
-import time
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from layerprobe.adaptation._methods import Method
+from layerprobe.adaptation._cost import Cost, Meter, TrainingFlops
+from layerprobe.adaptation._frozen import frozen_values
+from layerprobe.adaptation._lora import merge_lora
+from layerprobe.adaptation._methods import Method, cached_layers, check_method
 from layerprobe.adaptation._quality import Quality, probabilities, quality
+from layerprobe.adaptation._rates import method_rate
 from layerprobe.data import Examples
-from layerprobe.encoder import Encoder, head_parameter_names, load_classifier, quiet, tokenize
+from layerprobe.encoder import Encoder, load_classifier, quiet, tokenize
 from layerprobe.errors import StudyError
-from layerprobe.layers import blocks
+from layerprobe.pooled import Pooling
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LOG_COLUMNS = ["step", "epoch", "loss", "learning_rate", "split"]
 
 
 @dataclass(frozen=True)
@@ -35,42 +41,27 @@ class Adaptation:
     after: Quality
     """On the test texts, from the saved weights loaded afresh in float32."""
     log: pd.DataFrame
-    """step, epoch, loss, learning_rate, split."""
+    """step, epoch, loss, learning_rate, split. A row of split `validation` is a candidate at its end. `epoch` of a head is
+    passes over its cached inputs, `learning_rate` missing where L-BFGS trained it."""
     trainable_parameters: int
     total_parameters: int
+    """Of the pretrained model under its fresh head."""
     seconds: float
-    """Spent on training, choices included."""
+    """Spent on training, choices and the pass over frozen blocks included; that pass counts also where its values were
+    found in the cache, so that a method's cost does not depend on which came first."""
+    cost: Cost | None
+    """Memory and energy of training, as far as they could be measured; None where nothing was trained."""
+    flops: TrainingFlops | None
+    """Operations of training, the pass over frozen blocks included, a search's candidates too; None likewise."""
+    label_order: tuple[int, ...]
+    """For each class, its number in the adapted model: a user's checkpoint may number them otherwise."""
+    steps: tuple[int, ...]
+    """Training steps of which a checkpoint was kept beside the last one, in folders `step-...` beside it."""
     settings: dict[str, Any]
-    """What was chosen or resolved: precision, learning rate, penalty."""
+    """What was chosen or resolved: pooling, precision, learning rate, penalty, validation losses of a search, and the
+    layers whose values were kept, with the seconds and bytes of keeping them."""
     predictions: np.ndarray
     """Class probabilities on the test texts, `(n, classes)`, in the order of the label names."""
-
-
-def precision(device: str) -> Literal["bf16", "fp32"]:
-    """Precision of training: bf16 autocast where the processor has instructions for it."""
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    # Without these instructions bf16 on a CPU is emulated, and slower than float32.
-    return "bf16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
-
-
-def trained_parameter_names(model: nn.Module, encoder: Encoder, method: Method) -> frozenset[str]:
-    """Parameters that a method trains.
-
-    `top:k` trains everything above the output of block L - k: the top k blocks, a pooler, and the head.
-    """
-    names = frozenset(name for name, _ in model.named_parameters())
-    if method.kind in ("full", "shuffled-labels"):
-        return names
-    if method.kind == "checkpoint":
-        return frozenset()
-    above = head_parameter_names(model, encoder)
-    if method.kind == "head":
-        return above
-    assert method.k is not None
-    top = {id(p) for block in blocks(model)[len(blocks(model)) - method.k :] for p in block.parameters()}
-    pooler = f"{model.base_model_prefix}.pooler."
-    return above | {name for name, p in model.named_parameters() if id(p) in top or name.startswith(pooler)}
 
 
 def adapt(
@@ -86,135 +77,182 @@ def adapt(
     batch_size: int = 16,
     learning_rate: float = 5e-5,
     head_learning_rate: float | None = None,
+    learning_rates: Mapping[str, float] | None = None,
+    search: bool = False,
+    pooling: Pooling = "model",
+    cache: str | Path | None = None,
+    cache_for: Sequence[Method] = (),
+    checkpoints: int | None = None,
     max_length: int = 128,
     device: str = "cpu",
     progress: bool = True,
 ) -> Adaptation:
     """Adapt an encoder by one method, save it, and measure it on the test texts before and after.
 
+    Training, validation and test texts are disjoint: where something is chosen (the head's penalty; with `search`, the
+    learning rate), 15% of the training texts, stratified by class and drawn by the seed, are set aside, candidates are
+    trained on the rest and compared on them, and the chosen one is then trained on all training texts. The test texts only
+    measure what came of it.
+
+    Blocks below the lowest trained one are in eval mode, and computed once over the training texts; training reads what
+    they put out from disk. That pass is in float32 whatever the precision of training.
+
     Args:
         encoder: the pretrained encoder.
-        train: training texts; `head` sets 15% of them aside to choose its learning rate and penalty, then uses all.
+        train: training texts.
         test: test texts; looked at only to measure.
         label_names: one name a class.
-        folder: where the adapted model is saved; not used by `checkpoint`.
+        folder: where the adapted model is saved, as a plain checkpoint (`lora`: with the additions folded into the
+            weights); not used by `checkpoint`.
         method: how to adapt.
-        seed: decides the head's initial weights, the order of batches and dropout; equal seeds give equal results on
-            one machine.
-        epochs, batch_size, learning_rate: of `top:k`, `full` and `shuffled-labels`.
-        head_learning_rate: of `head`; by default chosen.
+        seed: decides the head's initial weights, the validation part, the order of batches and dropout; equal seeds give
+            equal results on one machine.
+        epochs, batch_size: of all methods but `head`, which is trained to convergence.
+        learning_rate: peak rate of `top:k`, `full`, `lp-ft` and `shuffled-labels`; `bitfit` and `lora` have their own.
+        head_learning_rate: trains the head (of `head` and `lp-ft`) by Adam at this rate; by default it is trained by
+            L-BFGS, which needs none.
+        learning_rates: rates in their stead, by method (`lora:8@4-6`) or kind (`lora`).
+        search: choose the learning rate among a third of it, itself, and three times it.
+        pooling: what the classifier reads: by the family's own head (`model`), or one linear layer under the mean of the
+            real tokens (`mean`) or the first one (`cls`).
+        cache: folder where the values of frozen blocks are kept for other methods and seeds; by default they are kept in a
+            temporary one.
+        cache_for: methods that will use the same `cache`: what they need is kept in the same pass.
+        checkpoints: how many checkpoints to keep of the blocks' training, evenly spaced before its end, in folders
+            `step-...` beside `folder`.
         max_length: word pieces kept of a text.
         device: where to compute.
         progress: whether to draw progress bars on stderr.
 
     Raises:
         EncoderError: if a checkpoint does not fit the encoder.
-        StudyError: if a checkpoint's labels are not the data's, or training diverged.
+        StudyError: if the method does not fit the encoder, a checkpoint's labels or pooling are not the study's, or
+            training diverged.
+        StorageError: if the disk has no room for the frozen blocks' values.
     """
     import pandas as pd
 
+    check_method(method, encoder)
     folder = Path(folder)
     measure: dict[str, Any] = {"max_length": max_length, "device": device, "progress": progress}
-    model = encoder.classifier(label_names, seed=seed)
+    model = encoder.classifier(label_names, seed=seed, pooling=pooling)
     before = quality(probabilities(model, encoder, test, **measure), test.labels)
     total = sum(parameter.numel() for parameter in model.parameters())
-    columns = ["step", "epoch", "loss", "learning_rate", "split"]
     if method.kind == "checkpoint":
         assert method.path is not None
         path = Path(method.path).expanduser()
         tuned = load_classifier(path, encoder)
         order, note = _label_order(tuned.config, label_names, str(path))
+        if (own := getattr(tuned, "pooling", "model")) != pooling:
+            raise StudyError(
+                f"The checkpoint {path} has the pooling {own!r} but the study {pooling!r}; set adaptation.pooling to "
+                f"{own!r}, so that methods are compared and not poolings."
+            )
         found = probabilities(tuned, encoder, test, **measure)[:, order]
-        after = quality(found, test.labels)
-        settings: dict[str, Any] = {"labels": note}
-        return Adaptation(path, before, after, pd.DataFrame(columns=columns), 0, total, 0.0, settings, found)
+        empty = pd.DataFrame(columns=LOG_COLUMNS)
+        settings: dict[str, Any] = {"labels": note, "pooling": pooling}
+        return Adaptation(
+            checkpoint=path,
+            before=before,
+            after=quality(found, test.labels),
+            log=empty,
+            trainable_parameters=0,
+            total_parameters=total,
+            seconds=0.0,
+            cost=None,
+            flops=None,
+            label_order=tuple(order),
+            steps=(),
+            settings=settings,
+            predictions=found,
+        )
 
-    trained = trained_parameter_names(model, encoder, method)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    model.to(device)  # type: ignore[arg-type]
-    start = time.perf_counter()
-    if method.kind == "head":
-        log, settings = _train_head(
-            model, encoder, train, sorted(trained), seed, head_learning_rate, max_length, device, progress
+    from layerprobe.adaptation._fit import Recipe, begin, fit, fit_flops, search_rate
+
+    rate = method_rate(method, learning_rate, learning_rates or {})
+    encodings = tokenize(encoder, train, max_length)
+    needed = cached_layers([method], encoder.n_layers)
+    with tempfile.TemporaryDirectory() as scratch:
+        layers = sorted({*needed, *cached_layers(cache_for, encoder.n_layers)}) if needed else []
+        kept = frozen_values(
+            model.to(device),  # type: ignore[arg-type]
+            encoder,
+            train,
+            encodings,
+            layers,
+            Path(cache).expanduser() if cache is not None else Path(scratch),
+            max_length=max_length,
+            device=device,
+            progress=progress,
         )
-    else:
-        log, settings = _train_blocks(
-            model, encoder, train, method, seed, epochs, batch_size, learning_rate, max_length, device, progress
+        recipe = Recipe(
+            encoder=encoder,
+            label_names=tuple(label_names),
+            method=method,
+            pooling=pooling,
+            encodings=encodings,
+            labels=train.labels,
+            frozen={layer: kept[layer] for layer in needed},
+            seed=seed,
+            epochs=epochs,
+            batch_size=batch_size,
+            head_learning_rate=head_learning_rate,
+            device=device,
+            progress=progress,
         )
-    seconds = time.perf_counter() - start
+        model = begin(recipe)
+        count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        tried: list[dict[str, Any]] = []
+        searched: dict[str, Any] = {}
+        steps: list[int] = []
+
+        def keep(step: int) -> None:
+            steps.append(step)
+            _save(_plain(copy.deepcopy(model), method), encoder, folder.with_name(f"step-{step:06d}"))
+
+        with Meter() as meter:
+            if search and method.kind != "head":
+                rate, tried, searched = search_rate(recipe, rate)
+            done = fit(recipe, model, np.arange(len(train)), rate, checkpoints=checkpoints or 0, keep=keep)
+        seconds = meter.cost.seconds + sum(kept[layer].seconds for layer in needed)
+        flops = fit_flops(recipe, done, candidates=len(tried))
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise StudyError(
             f"Training by {method.name} diverged (its weights are not finite); lower adaptation.learning_rate."
         )
-    _save(model, encoder, folder)
+    _save(_plain(model, method), encoder, folder)
     found = probabilities(load_classifier(folder, encoder), encoder, test, **measure)
-    count = sum(parameter.numel() for name, parameter in model.named_parameters() if name in trained)
-    table = pd.DataFrame(log, columns=columns)
-    return Adaptation(folder, before, quality(found, test.labels), table, count, total, seconds, settings, found)
-
-
-def _train_head(
-    model: nn.Module,
-    encoder: Encoder,
-    train: Examples,
-    trained: list[str],
-    seed: int,
-    learning_rate: float | None,
-    max_length: int,
-    device: str,
-    progress: bool,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    from layerprobe.adaptation._head import VALIDATION, head_inputs, train_head
-
-    model.eval()
-    inputs = head_inputs(model, encoder, train, max_length=max_length, device=device, progress=progress)
-    fit = train_head(
-        model, encoder, inputs, train.labels, trained, seed=seed, learning_rate=learning_rate, progress=progress
-    )
     settings = {
-        "precision": "fp32",
-        "learning_rate": fit.learning_rate,
-        "penalty": fit.penalty,
-        "validation_share": VALIDATION,
-        "gradient_norm": fit.gradient,
+        "pooling": pooling,
+        **done.settings,
+        **searched,
+        "frozen_layers": list(needed),
+        "frozen_seconds": sum(kept[layer].seconds for layer in needed),
+        "frozen_bytes": sum(kept[layer].rows.nbytes for layer in needed),
     }
-    return fit.log, settings
-
-
-def _train_blocks(
-    model: nn.Module,
-    encoder: Encoder,
-    train: Examples,
-    method: Method,
-    seed: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    max_length: int,
-    device: str,
-    progress: bool,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    from layerprobe.adaptation._training import train_blocks
-
-    labels = train.labels
-    if method.kind == "shuffled-labels":
-        labels = np.random.default_rng(seed).permutation(labels)
-    used = precision(device)
-    log = train_blocks(
-        model,
-        encoder,
-        tokenize(encoder, train, max_length),
-        labels,
-        seed=seed,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        precision=used,
-        device=device,
-        progress=progress,
+    table = pd.DataFrame(tried + done.log, columns=LOG_COLUMNS)
+    return Adaptation(
+        checkpoint=folder,
+        before=before,
+        after=quality(found, test.labels),
+        log=table,
+        trainable_parameters=count,
+        total_parameters=total,
+        seconds=seconds,
+        cost=meter.cost,
+        flops=flops,
+        label_order=tuple(range(len(label_names))),
+        steps=tuple(steps),
+        settings=settings,
+        predictions=found,
     )
-    return log, {"precision": used, "learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
+
+
+def _plain(model: Any, method: Method) -> Any:
+    """The model as it is saved: of `lora`, with its additions folded into the weights."""
+    if method.kind == "lora":
+        merge_lora(model)
+    return model
 
 
 def _save(model: Any, encoder: Encoder, folder: Path) -> None:

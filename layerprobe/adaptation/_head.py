@@ -12,21 +12,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from layerprobe.data import Examples
-from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
-from layerprobe.layers import forward
+from layerprobe.adaptation._validation import validation_part
+from layerprobe.encoder import Encoder
 
-LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""From weak to strong: each fit goes on from the one before, and a head that a strong penalty has shrunk to nothing, which
+is a stationary point of a head with a hidden layer, is then not where others start."""
+UNVALIDATED = 1e-3
+"""The penalty where no class has a text to spare for choosing."""
 STEPS = 400
-VALIDATION = 0.15
+"""Of Adam, and at most of L-BFGS."""
+CHOOSING_STEPS = 100
+"""At most, of L-BFGS with one penalty on the way."""
 
 
 @dataclass(frozen=True)
 class HeadFit:
     """What was chosen for a head, and how the choice came about."""
 
-    learning_rate: float
+    optimizer: str
+    learning_rate: float | None
+    """Of Adam; L-BFGS finds its own step lengths."""
     penalty: float
     gradient: float
     """Norm of the objective's gradient at the end; near 0 where training converged."""
@@ -61,39 +67,6 @@ class _CachedBody(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=rows, pooler_output=pooled)
 
 
-@torch.inference_mode()
-def head_inputs(
-    model: nn.Module, encoder: Encoder, examples: Examples, *, max_length: int, device: str, progress: bool
-) -> Tensor:
-    """One row an example, `(n, 1, width)` float32: all that the head reads of the frozen body.
-
-    BERT's head reads the pooler's output; those of RoBERTa, DistilBERT and ELECTRA the first token. ModernBERT's head
-    starts at the final norm and may average over tokens: the norm's scale commutes with that mean, so the mean of the
-    normalised tokens is enough.
-    """
-    body: Any = model.base_model
-    encodings = tokenize(encoder, examples, max_length)
-    rows: list[Tensor | None] = [None] * len(encodings)
-    batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], 32)
-    for indices in tqdm(batches, desc="frozen body", unit="batch", leave=False, disable=not progress, delay=1):
-        inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
-        if encoder.pooler == "pretrained":
-            value = body(**inputs).pooler_output
-        else:
-            last = forward(model, inputs)[0][-1]
-            norm = getattr(body, "final_norm", None)
-            if norm is not None:
-                last = nn.functional.layer_norm(last, norm.normalized_shape, eps=norm.eps)
-            if norm is not None and model.config.classifier_pooling == "mean":  # type: ignore[union-attr]
-                mask = inputs["attention_mask"].unsqueeze(-1)
-                value = (last * mask).sum(1) / mask.sum(1)
-            else:
-                value = last[:, 0]
-        for i, row in zip(indices, value, strict=True):
-            rows[int(i)] = row.clone()
-    return torch.stack([row for row in rows if row is not None]).unsqueeze(1).clone()
-
-
 def train_head(
     model: nn.Module,
     encoder: Encoder,
@@ -105,46 +78,118 @@ def train_head(
     learning_rate: float | None,
     progress: bool,
 ) -> HeadFit:
-    """Train the head to convergence on cached body outputs, in place.
+    """Train the head to convergence on cached body outputs `(texts, 1, width)`, in place.
 
-    Full-batch Adam without dropout, its rate falling to zero along a cosine, on mean cross-entropy plus
-    penalty / 2 * (sum of squared weights). Rate and penalty are the ones with the least cross-entropy on a stratified
-    validation part of the training texts; the head is then trained again, from the same start, on all of them.
+    The objective is mean cross-entropy, without dropout, plus penalty / 2 * (sum of squared weights), over all texts at
+    once. The penalty is the one with the least cross-entropy on a stratified validation part of the training texts; the
+    head then goes on, from the weights that were chosen there, on all of them. It is minimised by L-BFGS; a given learning
+    rate asks for Adam, its rate falling to zero along a cosine, from the initial weights each time.
     """
-    device = inputs.device
-    with torch.inference_mode(False):
-        target = torch.as_tensor(labels, device=device)
-        inputs = inputs.clone()
+    target = torch.as_tensor(labels, device=inputs.device)
     parameters = [parameter for name, parameter in model.named_parameters() if name in trained]
-    start = [parameter.detach().clone() for parameter in parameters]
     prefix = str(model.base_model_prefix)
     body = getattr(model, prefix)
-    stub = _CachedBody(body, encoder.family, encoder.pooler).to(device)
+    stub = _CachedBody(body, encoder.family, encoder.pooler).to(inputs.device)
+    validation = validation_part(labels, seed)
+    keep, held = (torch.as_tensor(mask, device=inputs.device) for mask in (~validation, validation))
+    start = _values(parameters)
     log: list[dict[str, Any]] = []
     setattr(model, prefix, stub)
     try:
-        rates = LEARNING_RATES if learning_rate is None else (learning_rate,)
-        validation = _validation(labels, seed)
-        choices = [(rate, penalty) for rate in rates for penalty in PENALTIES]
-        scores = []
-        for rate, penalty in tqdm(
-            choices, desc="choosing rate and penalty", leave=False, disable=not progress, delay=1
-        ):
-            _restore(parameters, start)
-            keep, held = torch.as_tensor(~validation, device=device), torch.as_tensor(validation, device=device)
-            _descend(model, stub, parameters, inputs[keep], target[keep], rate, penalty)
+        best, penalty, weights = np.inf, UNVALIDATED, start
+        bar = tqdm(PENALTIES, desc="choosing the head's penalty", leave=False, disable=not progress, delay=1)
+        for candidate in bar if validation.any() else ():
+            fit = _Objective(model, stub, parameters, inputs[keep], target[keep], candidate)
+            if learning_rate is not None:
+                _restore(parameters, start)
+                fit.adam(learning_rate)
+            else:
+                fit.lbfgs(CHOOSING_STEPS)
             with torch.no_grad():
                 stub.rows = inputs[held]
-                scores.append(float(nn.functional.cross_entropy(_logits(model, stub.rows), target[held])))
-            log.append(
-                {"step": STEPS, "epoch": float(STEPS), "loss": scores[-1], "learning_rate": rate, "split": "validation"}
-            )
-        rate, penalty = choices[int(np.argmin(scores))]
-        _restore(parameters, start)
-        gradient = _descend(model, stub, parameters, inputs, target, rate, penalty, log)
+                score = float(nn.functional.cross_entropy(_logits(model, stub.rows), target[held]))
+            steps = len(fit.losses)
+            log.append(_entry(steps, score, learning_rate, "validation"))
+            if score < best:
+                best, penalty, weights = score, candidate, _values(parameters)
+        fit = _Objective(model, stub, parameters, inputs, target, penalty)
+        if learning_rate is not None:
+            _restore(parameters, start)
+            fit.adam(learning_rate)
+        else:
+            _restore(parameters, weights)
+            fit.lbfgs(STEPS)
+        every = max(1, len(fit.losses) // 20)
+        log += [
+            _entry(step, loss, learning_rate, "train")
+            for step, loss in enumerate(fit.losses, 1)
+            if step == 1 or step % every == 0
+        ]
+        gradient = fit.gradient()
     finally:
         setattr(model, prefix, body)
-    return HeadFit(rate, penalty, gradient, log)
+    return HeadFit("L-BFGS" if learning_rate is None else "Adam", learning_rate, penalty, gradient, log)
+
+
+class _Objective:
+    """Penalised cross-entropy of a head over all texts at once, and two ways down it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stub: _CachedBody,
+        parameters: list[nn.Parameter],
+        inputs: Tensor,
+        labels: Tensor,
+        penalty: float,
+    ) -> None:
+        self.model, self.stub, self.parameters = model, stub, parameters
+        self.inputs, self.labels, self.penalty = inputs, labels, penalty
+        self.losses: list[float] = []
+        """Cross-entropy at each evaluation, the penalty left out."""
+
+    def evaluate(self) -> Tensor:
+        """The objective, with its gradient left on the parameters."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.stub.rows = self.inputs
+        entropy = nn.functional.cross_entropy(_logits(self.model, self.inputs), self.labels)
+        squares = [p.square().sum() for p in self.parameters if p.dim() > 1]
+        total = entropy + self.penalty / 2 * torch.stack(squares).sum()
+        total.backward()
+        self.losses.append(float(entropy.detach()))
+        return total
+
+    def lbfgs(self, steps: int) -> None:
+        torch.optim.LBFGS(
+            self.parameters,
+            max_iter=steps,
+            max_eval=2 * steps,
+            history_size=20,
+            tolerance_grad=1e-4,
+            tolerance_change=1e-9,
+            line_search_fn="strong_wolfe",
+        ).step(self.evaluate)
+
+    def adam(self, rate: float) -> None:
+        optimizer = torch.optim.Adam(self.parameters, lr=rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        for _ in range(STEPS):
+            self.evaluate()
+            optimizer.step()
+            schedule.step()
+
+    def gradient(self) -> float:
+        """Norm of the gradient where the parameters are now."""
+        kept = len(self.losses)
+        self.evaluate()
+        del self.losses[kept:]
+        return float(torch.stack([p.grad.norm() for p in self.parameters if p.grad is not None]).norm())
+
+
+def _entry(step: int, loss: float, learning_rate: float | None, split: str) -> dict[str, Any]:
+    rate = float("nan") if learning_rate is None else learning_rate
+    return {"step": step, "epoch": float(step), "loss": loss, "learning_rate": rate, "split": split}
 
 
 def _logits(model: nn.Module, rows: Tensor) -> Tensor:
@@ -152,44 +197,11 @@ def _logits(model: nn.Module, rows: Tensor) -> Tensor:
     return model(input_ids=mask, attention_mask=mask).logits
 
 
-def _descend(
-    model: nn.Module,
-    stub: _CachedBody,
-    parameters: list[nn.Parameter],
-    inputs: Tensor,
-    labels: Tensor,
-    rate: float,
-    penalty: float,
-    log: list[dict[str, Any]] | None = None,
-) -> float:
-    optimizer = torch.optim.Adam(parameters, lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    stub.rows = inputs
-    for step in range(1, STEPS + 1):
-        optimizer.zero_grad()
-        entropy = nn.functional.cross_entropy(_logits(model, inputs), labels)
-        squares = sum((p.square().sum() for p in parameters if p.dim() > 1), torch.zeros((), device=inputs.device))
-        (entropy + penalty / 2 * squares).backward()
-        if log is not None and (step == 1 or step % 20 == 0):
-            now = {"loss": float(entropy.detach()), "learning_rate": optimizer.param_groups[0]["lr"], "split": "train"}
-            log.append({"step": step, "epoch": float(step), **now})
-        optimizer.step()
-        schedule.step()
-    return float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm())
+def _values(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
 
 
 def _restore(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
-
-
-def _validation(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A stratified part of the rows, at least one of each class that has two or more, as a mask."""
-    rng = np.random.default_rng(seed)
-    mask = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        own = rng.permutation(np.flatnonzero(labels == label))
-        if len(own) > 1:
-            mask[own[: max(1, round(VALIDATION * len(own)))]] = True
-    return mask

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from layerprobe.adaptation._frozen import Frozen
+from layerprobe.adaptation._methods import Method
+from layerprobe.adaptation._trained import frozen_in_eval
 from layerprobe.encoder import Encoder, collate
+from layerprobe.layers import resumed
 
 
 class _Bar(ProgressCallback):
@@ -25,9 +29,31 @@ class _Bar(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
+class _Keeper(TrainerCallback):
+    """Calls back after certain steps."""
+
+    def __init__(self, steps: Collection[int], keep: Callable[[int], None]) -> None:
+        self.steps, self.keep = steps, keep
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            self.keep(state.global_step)
+
+
+class _Trainer(Trainer):
+    """The Trainer, with each batch's frozen layer set apart from what the model is called with."""
+
+    frozen_batch: torch.Tensor
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if "frozen" in inputs:
+            self.frozen_batch = inputs.pop("frozen").to(self.args.device)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
 class _Texts(Dataset):
-    def __init__(self, encodings: list[dict[str, list[int]]], labels: np.ndarray) -> None:
-        self.rows = [{**e, "labels": int(label)} for e, label in zip(encodings, labels, strict=True)]
+    def __init__(self, encodings: list[dict[str, list[int]]], labels: np.ndarray, texts: np.ndarray) -> None:
+        self.rows = [{**encodings[i], "labels": int(labels[i]), "text": int(i)} for i in texts]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,7 +67,10 @@ def train_blocks(
     encoder: Encoder,
     encodings: list[dict[str, list[int]]],
     labels: np.ndarray,
+    texts: np.ndarray,
     *,
+    method: Method,
+    frozen: Frozen | None,
     seed: int,
     epochs: int,
     batch_size: int,
@@ -49,10 +78,25 @@ def train_blocks(
     precision: str,
     device: str,
     progress: bool,
+    checkpoints: int = 0,
+    keep: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train the parameters that require gradients, in place; frozen modules stay in eval mode throughout.
+    """Train the parameters that require gradients, in place; what stands below them stays in eval mode throughout.
 
     AdamW (fused), linear decay without warm-up, gradients clipped at norm 1, batches of like length in seeded order.
+
+    Args:
+        model: a classifier.
+        encoder: the pretrained encoder.
+        encodings, labels: of all training texts.
+        texts: numbers of those to train on.
+        method: says below which layer all is frozen.
+        frozen: that layer's values for all training texts: the blocks below it are then not computed. They are float32,
+            so in bf16 the result differs from training without them by the rounding of the frozen part; in float32 it
+            agrees to numerical tolerance.
+        seed, epochs, batch_size, learning_rate, precision, device, progress: as `adapt` has them.
+        checkpoints: how often, evenly spaced before the end, `keep` is called.
+        keep: called with the number of steps done.
 
     Returns:
         The training log: step, epoch, loss, learning_rate, split.
@@ -60,11 +104,13 @@ def train_blocks(
 
     def collated(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = collate(encoder, rows, range(len(rows)))
+        if frozen is not None:
+            batch["frozen"] = frozen.batch([row["text"] for row in rows])
         return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
-    steps = epochs * -(-len(labels) // batch_size)
-    with tempfile.TemporaryDirectory() as scratch, _frozen_in_eval(model):
-        trainer = Trainer(
+    steps = epochs * -(-len(texts) // batch_size)
+    with tempfile.TemporaryDirectory() as scratch, frozen_in_eval(model, encoder, method):
+        trainer = _Trainer(
             model=model,
             args=TrainingArguments(
                 output_dir=scratch,
@@ -84,14 +130,25 @@ def train_blocks(
                 dataloader_pin_memory=device == "cuda",
                 remove_unused_columns=False,
             ),
-            train_dataset=_Texts(encodings, labels),
+            train_dataset=_Texts(encodings, labels, texts),
             data_collator=collated,
         )
         trainer.remove_callback(PrinterCallback)
         if progress:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(_Bar)
-        trainer.train()
+        if checkpoints and keep is not None:
+            wanted = {steps * i // (checkpoints + 1) for i in range(1, checkpoints + 1)} - {0, steps}
+            trainer.add_callback(_Keeper(wanted, keep))
+        with nullcontext() if frozen is None else resumed(model, frozen.layer, lambda: trainer.frozen_batch):
+            # The Trainer begins with a full garbage collection: a second spent on looking at imported modules.
+            gc.freeze()
+            try:
+                trainer.train()
+            finally:
+                gc.unfreeze()
+        # In bf16 the model's own forward stays wrapped in autocast; whoever measures it next expects float32.
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return [
         {
             "step": int(entry["step"]),
@@ -103,29 +160,3 @@ def train_blocks(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-
-
-@contextmanager
-def _frozen_in_eval(model: nn.Module) -> Iterator[None]:
-    """Keep modules whose every parameter is frozen in eval mode, although the Trainer calls `train()` on the whole.
-
-    Dropout in a frozen block would make its output differ from the pretrained one's in every step.
-    """
-    frozen = [
-        module
-        for module in model.modules()
-        if (own := list(module.parameters())) and not any(parameter.requires_grad for parameter in own)
-    ]
-    for module in frozen:
-        module.eval()
-        setattr(module, "train", partial(_stay, module))  # noqa: B010
-    try:
-        yield
-    finally:
-        for module in frozen:
-            del module.train
-
-
-def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
-    """`train()` of a frozen block: it stays in eval mode."""
-    return module

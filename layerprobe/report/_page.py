@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,9 +56,11 @@ def write_report(run: Run, path: str | Path) -> Path:
         partial.write_text(html, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise StorageError(
-            f"The report {path} cannot be written ({error.strerror}); the run's tables are kept."
+            f"The report {path} cannot be written ({error.strerror}); the run's tables are kept: free some space or "
+            "copy the folder to where it can be written, and give the same command again."
         ) from error
     return path
 

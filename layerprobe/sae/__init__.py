@@ -6,45 +6,77 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerprobe.sae import crosscoder
+    from layerprobe.sae._associations import associations
+    from layerprobe.sae._census import census
+    from layerprobe.sae._codes import sparse_codes
+    from layerprobe.sae._controls import untrained
+    from layerprobe.sae._crosscoder import Crosscoder
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
-    from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
+    from layerprobe.sae._labels import LabelNull, label_null
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
+    from layerprobe.sae._properties import Properties, token_properties
+    from layerprobe.sae._recipe import default_k, default_width
+    from layerprobe.sae._shift import crossing, latent_shares, shift
     from layerprobe.sae._task_loss import task_loss
-    from layerprobe.sae._training import train, untrained
+    from layerprobe.sae._training import train, train_many
 
 _HOMES = {
+    "Crosscoder": "_crosscoder",
     "Dictionary": "_dictionary",
     "Matching": "_matching",
     "NullComparison": "_matching_null",
     "SaeQuality": "_evaluation",
-    "TaskLatents": "_latents",
     "compare_to_null": "_matching_null",
+    "census": "_census",
+    "LabelNull": "_labels",
+    "Properties": "_properties",
+    "associations": "_associations",
+    "crossing": "_shift",
+    "default_k": "_recipe",
+    "default_width": "_recipe",
     "evaluate": "_evaluation",
-    "latent_means": "_latents",
+    "label_null": "_labels",
+    "latent_shares": "_shift",
     "load": "_dictionary",
     "match": "_matching",
     "task_loss": "_task_loss",
-    "task_latents": "_latents",
+    "shift": "_shift",
+    "sparse_codes": "_codes",
+    "token_properties": "_properties",
     "train": "_training",
-    "untrained": "_training",
+    "train_many": "_training",
+    "untrained": "_controls",
 }
 
 __all__ = [
+    "Crosscoder",
     "Dictionary",
+    "LabelNull",
     "Matching",
     "NullComparison",
+    "Properties",
     "SaeQuality",
-    "TaskLatents",
+    "associations",
+    "census",
     "compare_to_null",
+    "crosscoder",
+    "crossing",
+    "default_k",
+    "default_width",
     "evaluate",
-    "latent_means",
+    "label_null",
+    "latent_shares",
     "load",
     "match",
-    "task_latents",
+    "shift",
+    "sparse_codes",
     "task_loss",
+    "token_properties",
     "train",
+    "train_many",
     "untrained",
 ]
 
@@ -52,4 +84,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"layerprobe.sae.{_HOMES[name]}"), name)
+    if name == "crosscoder":
+        return importlib.import_module("layerprobe.sae.crosscoder")
     raise AttributeError(f"module 'layerprobe.sae' has no attribute {name!r}; it has {', '.join(__all__)}")

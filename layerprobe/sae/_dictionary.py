@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Num
 
-from layerprobe.errors import StorageError
+from layerprobe.errors import MeasureError, StorageError
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,16 @@ class Dictionary:
 
     @torch.inference_mode()
     def encode(self, rows: Num[np.ndarray, "n d_in"]) -> Float[np.ndarray, "n d_sae"]:
-        """Activations of all latents; zero where a latent is silent."""
+        """Activations of all latents; zero where a latent is silent.
+
+        Raises:
+            MeasureError: if the rows are of another width.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.d_in:
+            raise MeasureError(
+                f"A dictionary of rows {self.d_in} wide was given rows of shape {rows.shape}; give it rows of the layer "
+                "and encoder that it was trained on."
+            )
         return self.sae.encode(_tensor(rows)).numpy()
 
     @torch.inference_mode()
@@ -52,18 +61,26 @@ def load(folder: str | Path) -> Dictionary:
     """Read a dictionary in sae-lens' own format (`cfg.json`, `sae_weights.safetensors`).
 
     Raises:
-        StorageError: if there is none, or it cannot be read.
+        StorageError: if there is none, it cannot be read, or its weights are not those that its settings describe.
     """
     from sae_lens import SAE
 
     folder = Path(folder)
     missing = [name for name in ("cfg.json", "sae_weights.safetensors") if not (folder / name).is_file()]
     if missing:
-        raise StorageError(f"{folder} holds no sparse autoencoder ({missing[0]} is missing); train it again.")
+        raise StorageError(f"{folder} holds no finished sparse autoencoder ({missing[0]} is missing); train it again.")
     try:
-        return Dictionary(SAE.load_from_disk(folder, device="cpu").eval())
+        dictionary = Dictionary(SAE.load_from_disk(folder, device="cpu").eval())
     except Exception as error:
-        raise StorageError(f"The sparse autoencoder in {folder} cannot be read ({error}); train it again.") from error
+        # Of several lines the first names the problem.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":. ")
+        raise StorageError(f"The sparse autoencoder in {folder} cannot be read ({reason}); train it again.") from error
+    strange = [name for name, value in dictionary.sae.state_dict().items() if not bool(value.isfinite().all())]
+    if strange:
+        raise StorageError(
+            f"The sparse autoencoder in {folder} has weights that are not finite ({strange[0]}); train it again."
+        )
+    return dictionary
 
 
 def _tensor(rows: np.ndarray) -> torch.Tensor:

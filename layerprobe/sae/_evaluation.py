@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, Num
@@ -11,7 +12,12 @@ from tqdm import tqdm
 from layerprobe.errors import MeasureError
 from layerprobe.sae._dictionary import Dictionary
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FOLDS = 20
+DENSITY_EDGES = np.arange(-6, 0.25, 0.5)
+"""Half decades of firing frequency."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,15 @@ class SaeQuality:
     """Rows."""
     examples: int
     """Examples that the rows come from."""
+    reconstruction_bias: float
+    """Relative reconstruction bias E|r|^2 / E<r, x> of reconstructions r of rows x: below 1 they are too small on
+    average, as an L1 penalty makes them, and dividing by it leaves the least error. Equation 10 of Rajamanoharan et al.
+    2024 (arXiv 2404.16014), `relative_reconstruction_bias` in SAEBench, which averages it over batches; here it is one
+    ratio of sums. NaN where reconstructions are orthogonal to the rows, as when all are zero."""
+    densities: pd.DataFrame = field(compare=False, repr=False)
+    """How often latents fire: `low` and `high` (log10 of the share of rows, low < frequency <= high, half decades; the
+    first reaches down to anything above zero) and `latents` (how many). The first row counts those that never fire on
+    these rows, with both ends -inf. Few rows cannot show a low frequency: nothing lies below 1 / n."""
 
 
 def evaluate(
@@ -42,7 +57,7 @@ def evaluate(
     seed: int = 0,
     progress: bool = True,
 ) -> SaeQuality:
-    """Explained variance, L0 and dead share of a dictionary on rows, with an interval over whole examples.
+    """What a dictionary keeps of rows, and how sparsely, with an interval over whole examples.
 
     Args:
         dictionary: takes rows as they are.
@@ -70,20 +85,46 @@ def evaluate(
     # About the first row: a large mean would cancel most digits of E|x|^2 - |E x|^2.
     shift = np.asarray(rows[0], dtype=np.float64)
     sums = Sums.empty(n_folds, rows.shape[1])
-    fired = np.zeros(dictionary.d_sae, dtype=bool)
-    active = 0
+    firing = np.zeros(dictionary.d_sae, dtype=np.int64)
+    norms = products = 0.0
     starts = range(0, len(rows), batch_size)
-    for start in tqdm(starts, desc="evaluating", leave=False, disable=not progress, delay=2):
+    for start in tqdm(starts, desc="evaluating", leave=False, disable=not progress, delay=1):
         x = np.asarray(rows[start : start + batch_size])
         codes = dictionary.encode(x)
-        on = codes > 0
-        fired |= on.any(0)
-        active += int(on.sum())
-        sums.add(x, dictionary.decode(codes), shift, folds[start : start + batch_size])
+        firing += (codes > 0).sum(0)
+        rebuilt = dictionary.decode(codes)
+        sums.add(x, rebuilt, shift, folds[start : start + batch_size])
+        norms += float(np.einsum("nd,nd->", rebuilt, rebuilt, dtype=np.float64))
+        products += float(np.einsum("nd,nd->", rebuilt, x, dtype=np.float64))
     value = sums.explained_variance()
     low, high = _jackknife(sums, value)
     return SaeQuality(
-        value, low, high, active / len(rows), float(1 - fired.mean()), n=len(rows), examples=len(examples)
+        value,
+        low,
+        high,
+        float(firing.sum() / len(rows)),
+        float((firing == 0).mean()),
+        n=len(rows),
+        examples=len(examples),
+        reconstruction_bias=norms / products if products else float("nan"),
+        densities=density_table(firing, len(rows)),
+    )
+
+
+def density_table(firing: Int[np.ndarray, " d_sae"], n: int) -> pd.DataFrame:
+    """Latents by how often they fire, as `SaeQuality.densities`, from the number of rows that each is active on."""
+    import pandas as pd
+
+    live = np.log10(firing[firing > 0] / n)
+    # Rounding must not lift a frequency of exactly a thousandth over its edge.
+    bins = np.searchsorted(DENSITY_EDGES[1:], live - 1e-12, side="left")
+    counts = np.bincount(bins, minlength=len(DENSITY_EDGES) - 1)
+    return pd.DataFrame(
+        {
+            "low": [-np.inf, *DENSITY_EDGES[:-1]],
+            "high": [-np.inf, *DENSITY_EDGES[1:]],
+            "latents": [int((firing == 0).sum()), *counts],
+        }
     )
 
 

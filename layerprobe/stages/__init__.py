@@ -31,5 +31,6 @@ VERSIONS: Mapping[str, int] = {
     "sentence-latents": 1,
     "crossing": 1,
     "depth": 1,
+    "steps": 1,
 }
 """Raised when a stage's result changes for the same input, so that older artifacts are not taken for it."""

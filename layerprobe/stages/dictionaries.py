@@ -60,18 +60,21 @@ def train_sae(
 
 
 def train_crosscoder(inputs: Inputs, rows: str, layer: int) -> Build:
-    """A joint dictionary on one layer's rows of base and adapted."""
+    """A joint dictionary on one layer's rows of base and adapted; none where they are one and the same."""
 
     def build(folder: Path, done: Parents) -> None:
         from layerprobe import sae
 
         base, adapted = pair_of(done, rows, base="capture-sae: base")
-        width = base.width
+        if base.content(layer) == adapted.content(layer):
+            return
+        asked, (n, width) = inputs.study.sae, base.tokens(layer).shape
+        d_sae = sae.default_width(n, width, asked.expansion)
         sae.crosscoder.train(
             base.tokens(layer),
             adapted.tokens(layer),
-            d_sae=round(inputs.study.sae.expansion * width),
-            k=inputs.study.sae.k,
+            d_sae=d_sae,
+            k=asked.k or sae.default_k(width, d_sae),
             seed=inputs.study.seeds[0],
             progress=inputs.progress,
         ).save(folder / "crosscoder")
@@ -151,7 +154,7 @@ def transfer(
                 "kind": kind or "trained",
                 "architecture": inputs.study.sae.architecture,
                 "d_sae": dictionaries[role].d_sae,
-                "k": inputs.study.sae.k,
+                "k": inputs.study.sae.k or sae.default_k(dictionaries[role].d_in, dictionaries[role].d_sae),
                 "trained_rows": len(_rows(done, trained_on).tokens(layer)),
                 "texts": inputs.sae_texts,
             }

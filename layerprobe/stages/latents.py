@@ -87,7 +87,7 @@ def latents(
                 rows.append({**named, "start": start, **fields})
         save(folder, "matching", pd.DataFrame(rows))
         census = None
-        if crosscoder is not None:
+        if crosscoder is not None and (done[crosscoder].folder / "crosscoder").is_dir():
             joint = sae.Crosscoder.load(done[crosscoder].folder / "crosscoder")
             census = sae.census(joint, tokens["base"], tokens["adapted"])
             variance = joint.explained_variance(tokens["base"], tokens["adapted"])

@@ -89,13 +89,15 @@ def test_the_control_learns_from_permuted_labels(tiny_encoder, tmp_path, tiny_cs
 
 
 def test_head_is_at_least_as_good_as_logistic_regression_on_what_it_reads(tiny_encoder, tiny_csv, tmp_path):
-    from layerprobe.adaptation._head import head_inputs
+    from layerprobe.adaptation._frozen import frozen_values
+    from layerprobe.encoder import tokenize
 
     corpus = load_corpus(str(tiny_csv), train=100, test=60)
     result = adapted(tiny_encoder, corpus, tmp_path / "head", "head")
     model = tiny_encoder.classifier(corpus.label_names, seed=0)
+    options = {"max_length": 128, "device": "cpu", "progress": False}
     read = [
-        head_inputs(model, tiny_encoder, part, max_length=128, device="cpu", progress=False)[:, 0].numpy()
+        frozen_values(model, tiny_encoder, part, tokenize(tiny_encoder, part, 128), [2], tmp_path, **options)[2].rows
         for part in (corpus.train, corpus.test)
     ]
     logistic, _ = reference(read[0], corpus.train.labels, read[1], corpus.test.labels, seed=0)
@@ -127,14 +129,14 @@ def test_checkpoints_are_measured_as_they_are_and_matched_by_label_name(tiny_enc
 
 
 def test_divergence_is_told(tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
-    from layerprobe.adaptation import _training
+    from layerprobe.adaptation import _fit
 
     def broken(model, *args, **kwargs):
         with torch.no_grad():
             model.classifier.weight.fill_(float("nan"))
         return []
 
-    monkeypatch.setattr(_training, "train_blocks", broken)
+    monkeypatch.setattr(_fit, "train_blocks", broken)
     with pytest.raises(StudyError, match=r"diverged .* lower adaptation.learning_rate"):
         adapted(tiny_encoder, tiny_corpus, tmp_path / "out", "full")
     assert not (tmp_path / "out").exists()
