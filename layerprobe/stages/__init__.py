@@ -31,6 +31,7 @@ VERSIONS: Mapping[str, int] = {
     "sentence-latents": 2,
     "exhibit": 1,
     "crossing": 1,
+    "depth": 1,
     "steps": 1,
 }
 """Raised when a stage's result changes for the same input, so that older artifacts are not taken for it."""
