@@ -26,7 +26,7 @@ VERSIONS: Mapping[str, int] = {
     "sae": 2,
     "crosscoder": 1,
     "associations": 1,
-    "transfer": 1,
+    "transfer": 2,
     "latents": 1,
     "sentence-latents": 2,
     "exhibit": 1,
