@@ -1,8 +1,8 @@
-"""Training speed of dictionaries beside plain sae-lens on the same rows, and one pass over layers beside one by one.
+"""Dictionaries: training beside plain sae-lens on the same rows, layers in one pass or one by one, and reading latents.
 
     python benchmarks/sae.py                  # everything: about four minutes on two cores
     python benchmarks/sae.py --steps 100      # longer measurements
-    python benchmarks/sae.py --only training  # or: selection, passes
+    python benchmarks/sae.py --only training  # or: selection, passes, reading
 
 Rows are 384 wide, dictionaries have 1,536 latents of which 32 are active, batches 1,024 rows. Run it while nothing else
 runs. Ratios are of rows per second within this one run; contestants take turns, so that a drift of the machine hits all.
@@ -166,8 +166,50 @@ def passes(steps: int) -> None:
     )
 
 
+def reading(n: int = 60_000) -> None:
+    """Associations of a layer's latents on both sides, with their null, and the joint census, for seven layers.
+
+    One layer is timed and counted seven times: layers have equal sizes, and nothing is kept between them.
+    """
+    import resource
+
+    import pandas as pd
+
+    base, rng = planted(n), np.random.default_rng(1)
+    adapted = base + 0.3 * planted(n, seed=1)
+    example = np.repeat(np.arange(n // 25), 25)
+    words = np.array([f"word{i}" for i in range(3000)], dtype=object)
+    tokens = pd.DataFrame(
+        {
+            "example": example,
+            "token_index": np.tile(np.arange(25, dtype=np.int32), n // 25),
+            "token": words[np.minimum(rng.zipf(1.3, n), 3000) - 1],
+            "special": False,
+        }
+    )
+    labels = rng.integers(0, 3, n // 25)
+    with tempfile.TemporaryDirectory() as folder:
+        dictionary = sae.train(base, Path(folder) / "d", expansion=D_SAE / D, k=K, samples=20 * BATCH, progress=False)
+    joint = sae.crosscoder.train(base, adapted, d_sae=D_SAE, k=K, steps=20, progress=False)
+    start = time.perf_counter()
+    for rows in (base, adapted):
+        codes = sae.sparse_codes(dictionary, rows, progress=False)
+        table = sae.associations(dictionary, rows, tokens, labels, ["a", "b", "c"], codes=codes, progress=False)
+        null = sae.label_null(codes, example, labels)
+        sae.latent_shares(table, codes, example, null)
+    middle = time.perf_counter()
+    sae.census(joint, base, adapted)
+    end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    line(f"associations of both sides of a layer, {n:,} rows", f"{middle - start:6.1f} s")
+    line("census of the layer", f"{end - middle:6.1f} s")
+    line(f"both, times {LAYERS} layers (goal: 60 s)", f"{LAYERS * (end - start):6.1f} s")
+    line("peak memory of the process, training included (goal: 2 GB)", f"{peak / 1e9:6.2f} GB")
+
+
 def main() -> None:
     measured = {
+        "reading": lambda steps: reading(),
         "selection": lambda steps: selection(),
         "training": training,
         "passes": lambda steps: passes(max(5, steps // 2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -118,14 +119,14 @@ class ArtifactStore:
                         shutil.rmtree(partial, ignore_errors=True)
                     raise
                 return Artifact(target, key, seconds, reused=False)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            if is_full(error):
                 raise StorageError(
                     f"The disk is full: {stage} {name} could not be written to {self.root}. Every finished task "
                     "is kept there; free some space, or set LAYERPROBE_HOME to a larger disk, and run the same "
                     "command again."
                 ) from error
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
                 raise StorageError(
                     f"{target.parent} cannot be written ({error.strerror}); set LAYERPROBE_HOME to a folder that can."
                 ) from error
@@ -155,5 +156,21 @@ def _problem(folder: Path, key: str) -> str | None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all: under another name first, then renamed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; not every library raises an OSError for it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):  # safetensors has an error of its own
+            return True
+        error = error.__cause__
+    return False

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from layerprobe.pooled import PooledClassifier
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_PROBE = "It's 1984: Äpfel und ÉTÉ, naïve WORDS; don't! 東京"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json")
 
 
@@ -91,21 +92,11 @@ def load_encoder(name: str, *, revision: str | None = None, trust_remote_code: b
     Raises:
         EncoderError: if it is missing, damaged, not an encoder of a known family, or not numbered as expected.
     """
-    from transformers import AutoTokenizer
-
     folder = _resolve(name)
     config = _config(folder, name, revision=revision, trust_remote_code=trust_remote_code)
     commit = getattr(config, "_commit_hash", None)
     model, missing = _load(folder, name, revision=commit or revision, trust_remote_code=trust_remote_code)
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, revision=commit or revision, trust_remote_code=trust_remote_code
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EncoderError(
-            f"The tokenizer of {name} cannot be loaded ({_short(error)}); save it beside the model."
-        ) from error
+    tokenizer = _tokenizer(folder, name, revision=commit or revision, trust_remote_code=trust_remote_code)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # Without a vocabulary transformers makes an empty tokenizer, to which every word is unknown.
         raise EncoderError(f"{name} has no tokenizer vocabulary; save its tokenizer beside the model.")
@@ -169,6 +160,7 @@ def load_classifier(folder: str | Path, encoder: Encoder) -> PreTrainedModel | P
             f"The checkpoint {name} has {shape[0]} blocks of width {shape[1]} but {encoder.name} has {encoder.n_layers} "
             f"of width {encoder.width}; give the base model that it was fine-tuned from as model.name."
         )
+    _check_tokenizer(folder, encoder)
     if config.vocab_size < len(encoder.tokenizer):
         raise EncoderError(
             f"The checkpoint {name} embeds {config.vocab_size} tokens but the tokenizer of {encoder.name} has "
@@ -264,6 +256,7 @@ def _resolve(name: str) -> str:
 
 def _config(folder: str, name: str, *, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
     """The configuration alone: if that is out of reach, nothing else is tried."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
@@ -271,7 +264,7 @@ def _config(folder: str, name: str, *, revision: str | None, trust_remote_code: 
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         if Path(folder).is_dir():
             raise EncoderError(f"The config.json of {name} cannot be used ({_short(error)}).") from error
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
@@ -323,7 +316,46 @@ def _load(
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EncoderError(f"{name} cannot be loaded as a classifier ({_short(error)}).") from error
+    spoilt = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if spoilt:
+        raise EncoderError(
+            f"The weights of {name} hold NaN or infinite values ({spoilt[0]} and {len(spoilt) - 1} more); "
+            "take a checkpoint from before its training diverged."
+        )
     return model.eval(), sorted(info["missing_keys"])
+
+
+def _tokenizer(folder: str, name: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EncoderError(
+            f"The tokenizer of {name} cannot be loaded ({_short(error)}); save it beside the model."
+        ) from error
+
+
+def _check_tokenizer(folder: str | Path, encoder: Encoder) -> None:
+    """Refuse a checkpoint that brings a tokenizer of its own under which texts would read otherwise than under base's."""
+    if not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES if name != "tokenizer_config.json"):
+        return
+    own = _tokenizer(str(folder), str(folder), revision=None, trust_remote_code=encoder.trust_remote_code)
+    theirs, ours = own.get_vocab(), encoder.tokenizer.get_vocab()
+    other = next((token for token, number in sorted(ours.items()) if theirs.get(token) != number), None)
+    if other is not None:
+        is_there = f"is number {theirs[other]}" if other in theirs else "does not exist"
+        raise EncoderError(
+            f"The tokenizer of the checkpoint {folder} is not that of {encoder.name} (token {other!r} {is_there} instead of "
+            f"number {ours[other]}), so the two do not read the same tokens; give the base model that it was fine-tuned "
+            "from as model.name."
+        )
+    if own(_PROBE)["input_ids"] != encoder.tokenizer(_PROBE)["input_ids"]:
+        raise EncoderError(
+            f"The tokenizer of the checkpoint {folder} splits texts otherwise than that of {encoder.name} (in case, accents "
+            "or special tokens); give the base model that it was fine-tuned from as model.name."
+        )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +22,23 @@ if TYPE_CHECKING:
     from layerprobe.encoder import Encoder
 
 
-def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
+LEAST_TEXTS = 8
+"""Texts below which no interval over texts can be given."""
+
+
+def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inputs:
     """Read the data and the model of a study, and check that what it asks for fits them.
 
     Raises:
         StudyError, DataError, EncoderError: in one sentence.
     """
-    from layerprobe.adaptation import expand_methods, parse_method, precision
+    from layerprobe.adaptation import (
+        check_learning_rates,
+        check_method,
+        expand_methods,
+        parse_method,
+        precision,
+    )
     from layerprobe.data import load_corpus, load_ood
     from layerprobe.encoder import load_encoder
     from layerprobe.similarity import MEASURES
@@ -51,6 +62,13 @@ def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
         test=asked.test,
         seed=asked.seed,
     )
+    few = {"data.test": len(corpus.test), "activations.examples": study.activations.examples}
+    for key, number in few.items():
+        if number < LEAST_TEXTS:
+            raise StudyError(
+                f"{key} comes to {number} text{'s' * (number != 1)}, but an interval over texts needs at least "
+                f"{LEAST_TEXTS}; raise {key} or give more data."
+            )
     ood = [
         load_ood(
             one.name,
@@ -74,12 +92,15 @@ def load_inputs(study: Study, device: str, *, progress: bool) -> Inputs:
             "word pieces; lower it to that."
         )
     methods = expand_methods(study.adaptation.methods, encoder.n_layers)
+    for one in methods:
+        check_method(one, encoder)
+    check_learning_rates(study.adaptation.learning_rates, methods)
     for layer in study.sae.layers or ():
         if not 0 <= layer <= encoder.n_layers:
             raise StudyError(
                 f"sae.layers names layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
             )
-    return Inputs(study, corpus, encoder, methods, device, precision(device), progress, ood=tuple(ood))
+    return Inputs(study, corpus, encoder, methods, device, precision(device), progress, tuple(ood), home)
 
 
 def resolve_device(device: str) -> str:
@@ -107,7 +128,9 @@ class Inputs:
     device: str
     precision: str
     progress: bool
-    ood: tuple[OodSet, ...] = ()
+    ood: tuple[OodSet, ...]
+    home: Path
+    """Root of the artifact store."""
 
     def seeds(self, method: Method) -> tuple[int, ...]:
         """Seeds to run a method with."""
@@ -180,9 +203,24 @@ class Inputs:
         rows, layers = self.study.sae.rows, len(self.sae_layers)
         return estimate_bytes(rows, 0, layers, self.encoder.width, self.study.activations.dtype)
 
+    @property
+    def frozen_cache(self) -> Path:
+        """Where the values of frozen blocks are kept, for all methods and seeds."""
+        return self.home / "frozen"
+
+    def adapt_bytes(self, method: Method, seed: int) -> int:
+        """Bytes of an adapted model and its checkpoints; with those of the frozen blocks' values, which methods share."""
+        from layerprobe.adaptation import cache_bytes
+
+        own = self.model_bytes(method) * (1 + (self.study.adaptation.checkpoints or 0))
+        if (method, seed) != (self.methods[0], self.seeds(self.methods[0])[0]):
+            return own
+        tokens = self._token_count(self.corpus.train)
+        return own + cache_bytes(self.methods, self.encoder, tokens=tokens, texts=len(self.corpus.train))
+
     @cached_property
     def dictionary_bytes(self) -> int:
-        latents = int(self.study.sae.expansion * self.encoder.width)
+        latents = int((self.study.sae.expansion or 4) * self.encoder.width)
         return 4 * (2 * latents * self.encoder.width + latents + self.encoder.width)
 
     def model_bytes(self, method: Method) -> int:
@@ -215,13 +253,20 @@ class Inputs:
             "encoder": self.encoder.fingerprint,
             **self._texts,
         }
+        from layerprobe.adaptation import method_rate
+
         if method.kind == "checkpoint":
             assert method.path is not None
             folder = Path(method.path).expanduser()
             identity["checkpoint"] = {p.name: checksum(p) for p in sorted(folder.glob("*")) if p.is_file()}
         else:
             asked = self.study.adaptation
-            used = ("head_learning_rate",) if method.kind == "head" else ("epochs", "batch_size", "learning_rate")
+            used = ["pooling"]
+            if method.kind in ("head", "lp-ft"):
+                used.append("head_learning_rate")
+            if method.kind != "head":
+                used += ["epochs", "batch_size", "search", "checkpoints"]
+                identity["rate"] = method_rate(method, asked.learning_rate, asked.learning_rates)
             identity |= {key: getattr(asked, key) for key in used} | {"precision": self.precision}
         return lambda done: identity
 
@@ -304,7 +349,7 @@ class Inputs:
             **self._texts,
         }
 
-    def layer_identity(self, method: Method, seed: int, layer: int) -> Identity:
+    def layer_identity(self, method: Method, seed: int, layer: int | None) -> Identity:
         return lambda done: {"method": method.name, "seed": seed, "layer": layer}
 
     def transfer_identity(self, method: Method, seed: int, layer: int) -> Identity:
@@ -319,6 +364,9 @@ class Inputs:
             "sets": sets,
             "max_length": self.study.data.max_length,
         }
+
+    def depth_identity(self, left_out: Mapping[str, str]) -> Identity:
+        return lambda done: {"margin": self.study.adaptation.margin, "left_out": dict(left_out)}
 
     def nothing_identity(self, done: Parents) -> dict[str, Any]:
         """Of stages that hang on their parents alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -12,16 +13,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.artifacts import Artifact, ArtifactStore
+from layerprobe import hub
+from layerprobe.artifacts import Artifact, ArtifactStore, is_full
 from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError
 from layerprobe.provenance import provenance
-from layerprobe.runs import PAGE, Run
+from layerprobe.runs import LOCK, PAGE, Run
+from layerprobe.stages.depth import CONCLUSION, family_of, power_note
 from layerprobe.study import Study, slug
 from layerprobe.task import Parents, Task
 from layerprobe.tasks import outline, tasks_of
 
 if TYPE_CHECKING:
     from layerprobe.inputs import Inputs
+
+
+DATA_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
+"""Endings of names that are files even where none is there: no Hub id ends so."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,10 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
     store = ArtifactStore(home)
     _stay_offline(study)
     try:
-        inputs, notes = _inputs(study, device, progress=False), ()
+        inputs = _inputs(study, device, store.root, progress=False)
     except (DataError, EncoderError) as error:
-        if not _hub_sources(study):
+        here = study.data.source if isinstance(error, DataError) else study.model.name
+        if not _of_the_hub(here):
             raise
         return Plan(
             tuple(PlannedTask(stage, name, None, False, None) for stage, name in outline(study)),
@@ -79,7 +87,9 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
         if found:
             done[task.id] = found
         lines.append(PlannedTask(task.stage, task.name, key, found is not None, task.size))
-    return Plan(tuple(lines), store.root, _free(store.root), notes + tuple(store.damaged))
+    family = family_of(inputs.methods, inputs.seeds)
+    notes = [power_note(family, study.adaptation.margin, len(inputs.corpus.test))] if family else []
+    return Plan(tuple(lines), store.root, _free(store.root), (*notes, *store.damaged))
 
 
 def run(
@@ -126,16 +136,18 @@ def run(
         "findings": [],
         "error": None,
     }
-    result = Run.create(folder, record)
-    lock = FileLock(folder / ".lock", timeout=0)
+    Run.prepare(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise StorageError(
             f"Another run is writing to {folder}; wait for it, or give another folder with --out."
         ) from None
+    result = None
     try:
-        inputs = _inputs(study, device, progress=progress)
+        result = Run.create(folder, record)
+        inputs = _inputs(study, device, store.root, progress=progress)
         result.record |= {"data": inputs.describe_data(), "encoder": inputs.describe_encoder()}
         result.record["provenance"] |= {"device": inputs.device, "precision": inputs.precision}
         tasks = tasks_of(inputs)
@@ -177,12 +189,19 @@ def run(
 
         write_report(result, folder / PAGE)
     except BaseException as error:
-        result.record |= {"status": "failed", "error": _one_line(error)}
-        _save_quietly(result)
+        if result is not None:
+            result.record |= {"status": "failed", "error": _one_line(error)}
+            _save_quietly(result)
+        if is_full(error) and not isinstance(error, LayerprobeError):
+            raise StorageError(
+                f"The disk is full: the run in {folder} could not be written. Every finished task is kept in "
+                f"{store.root}; free some space, or give a folder on a larger disk with --out, and run the same command "
+                "again."
+            ) from error
         raise
     finally:
         lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
     return result
 
 
@@ -213,12 +232,12 @@ def _builder(task: Task, parents: Parents, tell: _Teller) -> Callable[[Path], No
     return build
 
 
-def _inputs(study: Study, device: str, *, progress: bool) -> Inputs:
+def _inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inputs:
     if progress:
         print("Reading the data and the model", file=sys.stderr, flush=True)
     from layerprobe.inputs import load_inputs
 
-    return load_inputs(study, device, progress=progress)
+    return load_inputs(study, device, home, progress=progress)
 
 
 def _finish(result: Run, inputs: Inputs, done: Parents, store: ArtifactStore) -> None:
@@ -231,6 +250,8 @@ def _finish(result: Run, inputs: Inputs, done: Parents, store: ArtifactStore) ->
     for artifact in done.values():
         for path in sorted((artifact.folder / "tables").glob("*.parquet")):
             parts.setdefault(path.stem, []).append(pd.read_parquet(path))
+        if (artifact.folder / CONCLUSION).exists():
+            result.record["sufficiency"] = json.loads((artifact.folder / CONCLUSION).read_text(encoding="utf-8"))
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     result.save_tables(tables)
     result.record["data"]["notes"] += inputs.notes()
@@ -251,7 +272,7 @@ def _check_space(tasks: list[Task], store: ArtifactStore) -> None:
     free = _free(store.root)
     if needed > free:
         raise StorageError(
-            f"This study needs about {needed / 1e9:.1f} GB in {store.root} and {free / 1e9:.1f} GB are free; lower "
+            f"This study needs about {needed / 1e6:,.1f} MB in {store.root} and {free / 1e6:,.1f} MB are free; lower "
             'activations.examples or sae.rows, choose activations.dtype = "float16", or set LAYERPROBE_HOME to a '
             "larger disk."
         )
@@ -263,19 +284,25 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _hub_sources(study: Study) -> bool:
-    """Whether the study names something that is neither bundled nor on this disk."""
-    model, source = study.model.name, study.data.source
-    here = [name.startswith("bundled:") or Path(name).expanduser().exists() for name in (model, source)]
-    return not all(here)
+def _of_the_hub(name: str) -> bool:
+    """Whether a model or a data source is neither bundled nor a path."""
+    path = Path(name).expanduser()
+    pathlike = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix.lower() in DATA_FILES
+    return not (name.startswith("bundled:") or pathlike or path.exists())
 
 
 def _stay_offline(study: Study) -> None:
-    """Keep libraries from looking anything up; they read these when first imported."""
+    """Keep libraries from looking anything up that the study does not need."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_MODE", "disabled")
-    if not _hub_sources(study):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    sources = [study.data.source, *(one.source for one in study.data.ood)]
+    if not any(_of_the_hub(name) for name in (study.model.name, *sources)):
+        hub.stay_offline()
+    elif "HF_HUB_OFFLINE" not in os.environ and not hub.allow():
+        print(
+            f"{hub.endpoint()} is out of reach: going on as with HF_HUB_OFFLINE=1, with what is on this disk.",
+            file=sys.stderr,
+        )
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 RECORD = "run.json"
 PAGE = "index.html"
+LOCK = ".lock"
 
 
 class Run:
@@ -60,26 +63,35 @@ class Run:
         """Begin a run in a new or empty folder, or over an earlier run.
 
         Raises:
+            StorageError: as `prepare`.
+        """
+        cls.prepare(folder)
+        run = cls(folder, {"schema": SCHEMA, **record})
+        run.save()
+        return run
+
+    @staticmethod
+    def prepare(folder: Path) -> None:
+        """Make the folder of a run, or check that one that exists is empty or holds a run; change nothing in it.
+
+        Raises:
             StorageError: if the folder holds something else, or cannot be written.
         """
         try:
             if folder.exists() and not folder.is_dir():
                 raise StorageError(f"{folder} is a file, not a folder; give another with --out.")
-            if folder.exists() and any(folder.iterdir()) and not _is_run(folder):
+            if folder.exists() and _holds_anything(folder) and not _is_run(folder):
                 raise StorageError(
                     f"{folder} holds something other than a layerprobe run; nothing in it was touched. "
                     "Give an empty or new folder with --out."
                 )
             (folder / "tables").mkdir(parents=True, exist_ok=True)
-            run = cls(folder, {"schema": SCHEMA, **record})
-            run.save()
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise StorageError(f"{folder} cannot be written ({error.strerror}); give another with --out.") from error
+            if not os.access(folder, os.W_OK):
+                raise OSError(errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES, "not writable")
         except OSError as error:
             if error.errno == errno.EROFS:
                 raise StorageError(f"{folder} is on a read-only disk; give another folder with --out.") from error
-            raise
-        return run
+            raise StorageError(f"{folder} cannot be written ({error.strerror}); give another with --out.") from error
 
     def save(self) -> None:
         """Write `run.json`."""
@@ -108,10 +120,22 @@ class Run:
         folder = self.folder / "tables"
         for name, table in tables.items():
             partial = folder / f".{name}.partial"
-            table.to_parquet(partial, index=False)
-            partial.replace(folder / f"{name}.parquet")
+            try:
+                table.to_parquet(partial, index=False)
+                partial.replace(folder / f"{name}.parquet")
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
         for name in set(self.tables) - set(tables):
             (folder / f"{name}.parquet").unlink()
+
+
+def _holds_anything(folder: Path) -> bool:
+    """Whether there is more than what a run that was killed at its first step leaves."""
+    return any(
+        path.name not in (LOCK, "tables") or (path.is_dir() and any(path.iterdir())) for path in folder.iterdir()
+    )
 
 
 def _is_run(folder: Path) -> bool:

@@ -100,6 +100,23 @@ def of_method(
     )
 
 
+def along_training(inputs: Inputs, method: Method, seed: int, name: str, adapt: str, capture: str) -> Task:
+    """How well both sides' dictionaries read the checkpoints that were kept along training."""
+    from layerprobe.stages import steps
+
+    tasks = {
+        layer: {"base": f"sae: base layer {layer}", "adapted": f"sae: {name} layer {layer}"}
+        for layer in inputs.sae_layers
+    }
+    return Task(
+        "steps",
+        name,
+        inputs.layer_identity(method, seed, None),
+        steps.transfer_steps(inputs, method, seed, adapt, capture, tasks),
+        parents=(adapt, "capture: base", capture, *(task for sides in tasks.values() for task in sides.values())),
+    )
+
+
 def _dictionary(inputs: Inputs, name: str, layer: Any, rows: str, *, start: str | None = None, **how: Any) -> Task:
     from layerprobe.stages import dictionaries
 

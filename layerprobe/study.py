@@ -20,6 +20,7 @@ Control = Literal["untrained", "frozen-decoder", "second-seed"]
 Part = Literal["probes", "weights", "interventions"]
 
 Count = Annotated[StrictInt, Field(ge=1)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -74,7 +75,7 @@ class DataSection(_Section):
     """Texts to measure on. Default: 500, or 20% of what there is if that is less."""
     max_length: Annotated[StrictInt, Field(ge=4)] = 128
     """Word pieces kept of each text, special tokens included."""
-    seed: StrictInt = 0
+    seed: Seed = 0
     """Seed of the split. All training seeds share one split, so that everything is compared on one test set."""
     ood: Annotated[tuple[OodSection, ...], BeforeValidator(_as_tuple)] = ()
     """Out-of-domain sets (`[[data.ood]]`) that quality is measured on, too."""
@@ -112,14 +113,14 @@ class ActivationsSection(_Section):
 
 
 class SimilaritySection(_Section):
-    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(_as_tuple)] = (
+    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (
         "paired_cosine",
         "paired_cosine_baseline",
         "cka",
         "procrustes",
     )
     """Measures of base against adapted, by function name; `layerprobe measures` lists them."""
-    units: Annotated[tuple[Unit, ...], BeforeValidator(_as_tuple)] = ("token", "mean", "cls")
+    units: Annotated[tuple[Unit, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("token", "mean", "cls")
     """What one row is: a token, the mean over a text's tokens, or its first token."""
     shuffles: Count = 19
     """Shuffles of whole texts that make the null; a value beyond all of 19 is beyond it at 5%."""
@@ -130,10 +131,10 @@ class SaeSection(_Section):
     """Layers to train dictionaries on. Default: one early, one middle and the last. `[]` trains none."""
     architecture: Literal["topk", "batchtopk", "standard", "jumprelu", "gated", "matryoshka_batchtopk"] = "topk"
     """Kind of sparse autoencoder, as sae-lens names it."""
-    expansion: Annotated[float, Field(gt=0)] = 4
-    """Latents for each dimension of the layer."""
-    k: Count = 32
-    """Active latents for each token, in the TopK family."""
+    expansion: Annotated[float, Field(gt=0)] | None = None
+    """Latents for each dimension of the layer. Default: four, fewer where there are few rows."""
+    k: Count | None = None
+    """Active latents for each token, in the TopK family. Default: one for each twelve dimensions."""
     rows: Count = 60_000
     """Token rows of each layer and side to train on."""
     controls: Annotated[tuple[Control, ...], BeforeValidator(_as_tuple)] = (
@@ -158,7 +159,7 @@ class Study(_Section):
     """Names the report's folder. Default: the file's name."""
     question: StrictStr = "What did fine-tuning do to every layer?"
     """The question that the report opens with."""
-    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0,)
     """Training seeds; each method is run once a seed."""
     model: ModelSection
     data: DataSection
@@ -206,7 +207,9 @@ class Study(_Section):
         try:
             study = cls.model_validate(content)
         except ValidationError as error:
-            raise StudyError(f"{origin}: {'; '.join(_sentence(e).rstrip('.') for e in error.errors())}.") from None
+            raise StudyError(
+                f"{origin}: {_full_stop('; '.join(_sentence(e).rstrip('.') for e in error.errors()))}"
+            ) from None
         named = [one.name for one in study.data.ood]
         for key, values in (
             ("seeds", study.seeds),
@@ -271,6 +274,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
     table[parts[-1]] = value
 
 
+def _full_stop(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."
+
+
 def _sentence(error: Any) -> str:
     location = [part for part in error["loc"] if isinstance(part, str) and part in _KEYS] or list(error["loc"][:1])
     where = ".".join(str(part) for part in location)
@@ -289,7 +296,7 @@ def _sentence(error: Any) -> str:
         )
         return f"{where} is missing; {needs}."
     field = _field(error["loc"])
-    meaning = f" ({field})" if field else ""
+    meaning = f" ({field.rstrip('.')})" if field else ""
     return f"{where} = {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}{meaning}"
 
 

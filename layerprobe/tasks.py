@@ -70,7 +70,27 @@ def tasks_of(inputs: Inputs) -> list[Task]:
         made.append(
             Task("crossing", "every method", inputs.nothing_identity, latents.crossing(inputs, read), parents=read)
         )
+    made += _depth_task(inputs)
     return made
+
+
+def _depth_task(inputs: Inputs) -> Iterable[Task]:
+    """What is concluded from all methods together; nothing where none is comparable to another."""
+    from layerprobe.stages import depth
+
+    family = depth.family_of(inputs.methods, inputs.seeds)
+    if family is None:
+        return
+    compared = [method for method in inputs.methods if method == family.reference or method in family.others]
+    names = [called(method.name, seed) for method in compared for seed in inputs.seeds(method)]
+    adapts, similarities = [f"adapt: {name}" for name in names], [f"similarity: {name}" for name in names]
+    yield Task(
+        "depth",
+        f"every method against {family.reference.name}",
+        inputs.depth_identity(family.left_out),
+        depth.conclude(inputs, family, adapts, similarities),
+        parents=(*adapts, *similarities),
+    )
 
 
 def seeds_of(study: Study, method: Method) -> tuple[int, ...]:
@@ -103,7 +123,7 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         name,
         inputs.adapt_identity(method, seed),
         adapting.adapt(inputs, method, seed),
-        size=inputs.model_bytes(method),
+        size=inputs.adapt_bytes(method, seed),
     )
     if inputs.study.data.ood:
         yield Task(
@@ -167,6 +187,8 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         classifiers["base"] = f"adapt: {called('head', seed if seed in heads else heads[0])}"
     for layer in inputs.sae_layers:
         yield from sae_tasks.of_method(inputs, method, seed, name, layer, rows, capture, classifiers)
+    if inputs.study.adaptation.checkpoints and method.kind not in ("head", "checkpoint"):
+        yield sae_tasks.along_training(inputs, method, seed, name, adapt, capture)
 
 
 def _internals_tasks(inputs: Inputs, method: Method, seed: int, adapt: str, capture: str) -> Iterable[Task]:

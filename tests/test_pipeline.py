@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import write_csv
 
 from layerprobe import Run, Study, pipeline, run
 from layerprobe.activations import ActivationStore
@@ -53,6 +54,10 @@ def first(study_path, home, tmp_path_factory):
     return run(Study.load(study_path), out=out, home=home, progress=False)
 
 
+SAE_STAGES = {"sae", "crosscoder", "associations", "transfer", "latents", "sentence-latents", "exhibit"}
+LIGHT = ("sae.layers=[]", "internals.parts=[]")
+
+
 def again(study_path, home, tmp_path, *overrides):
     return run(Study.load(study_path, overrides), out=tmp_path / "again", home=home, progress=False)
 
@@ -63,15 +68,27 @@ def stages(result, reused):
 
 def test_every_table_of_the_contract_is_there(first):
     columns = {
-        "adaptation": "method seed when split accuracy macro_f1 loss trainable_parameters total_parameters seconds",
+        "adaptation": "method seed when split accuracy macro_f1 loss brier calibration_error "
+        "trainable_parameters total_parameters seconds flops peak_bytes bytes_stored",
         "training_log": "method seed step epoch loss",
         "similarity": "method seed unit rows measure layer value ci_low ci_high n",
         "similarity_nulls": "method seed unit measure layer null value low high draws n",
         "geometry": "method seed unit side layer measure value ci_low ci_high n",
         "similarity_grid": "method seed unit measure side_a layer_a side_b layer_b value n",
-        "sae": "method seed layer trained_on evaluated_on kind explained_variance l0 dead_share",
-        "latents": "method seed layer side latent auroc effect p q task",
-        "predictions": "method seed example_id label predicted probability",
+        "sae": "method seed layer trained_on evaluated_on kind explained_variance l0 dead_share reconstruction_bias "
+        "loss_recovered accuracy_recovered task_loss_clean why",
+        "sae_densities": "method seed layer trained_on kind evaluated_on low high latents",
+        "sae_log": "method seed layer side kind step loss explained_variance l0 dead_share",
+        "latents": "method seed layer side latent kind auroc effect p q task property general partner cosine unmatched "
+        "delta joint_kind",
+        "latent_shares": "method seed layer side dictionary share_task share_permuted mass_task live",
+        "matching": "method seed layer start on mean null_mean lost_share null_lost_share",
+        "census": "method seed layer latent delta nu_error nu_reconstruction cosine energy_share kind",
+        "crossing": "method quantity layer verdict note",
+        "probes": "method seed side layer accuracy control_accuracy selectivity selectivity_low",
+        "weights": "method seed parameter layer role relative_change stable_rank_base intruder_dimensions",
+        "interventions": "method seed kind layer accuracy loss difference difference_low difference_high",
+        "predictions": "method seed split example_id label predicted probability",
     }
     for name, wanted in columns.items():
         assert set(wanted.split()) <= set(first.table(name).columns), name
@@ -118,9 +135,16 @@ def test_untouched_layers_share_one_dictionary_and_its_numbers(first, home):
     for layer in (1, 2):
         base, head = tasks["sae", f"base layer {layer}"], tasks["sae", f"head seed 0 layer {layer}"]
         assert base["key"] == head["key"] and head["reused"]
+        assert tasks["associations", f"head seed 0 layer {layer}"]["reused"]
         assert tasks["sae", f"full seed 0 layer {layer}"]["key"] != base["key"]
     values = first.table("sae").query("method == 'head' and kind == 'trained'").groupby("layer").explained_variance
     assert (values.max() == values.min()).all()
+    flat = first.table("crossing").query("method == 'head'")
+    assert set(flat.verdict) == {"flat"} and set(first.table("census").method) == {"full"}
+    unmatched = first.table("latents").groupby("method").unmatched.sum()
+    assert unmatched["head"] == 0
+    kept = first.table("matching").query("method == 'head' and start == 'same start' and on == 'cosine'")
+    assert (kept["mean"] == 1).all() and (kept.null_mean < 1).all() and (kept.lost_share == 0).all()
 
 
 def test_robust_rows_nulls_and_geometry_stand_beside_the_drift(first):
@@ -174,7 +198,7 @@ def test_another_home_gives_the_same_numbers(first, study_path, tmp_path):
 
 def test_changing_the_dictionaries_keeps_training_and_capture(first, study_path, home, tmp_path):
     changed = again(study_path, home, tmp_path, "sae.k=5")
-    assert set(stages(changed, reused=False)) == {"sae", "features"}
+    assert set(stages(changed, reused=False)) <= SAE_STAGES | {"crossing"} and "sae" in stages(changed, reused=False)
     assert {"adapt", "capture", "similarity", "capture-sae"} <= set(stages(changed, reused=True))
     assert set(changed.table("sae").k) == {5}
     without = again(study_path, home, tmp_path, "sae.layers=[]")
@@ -285,7 +309,8 @@ def test_a_finished_checkpoint_is_compared_without_training(first, study_path, h
 
 
 def command(study_path, out):
-    return [sys.executable, "-m", "layerprobe", "run", str(study_path), "--out", str(out)]
+    light = [word for override in LIGHT for word in ("--set", override)]
+    return [sys.executable, "-m", "layerprobe", "run", str(study_path), "--out", str(out), *light]
 
 
 def test_a_killed_run_goes_on_from_its_last_finished_task(study_path, tmp_path):
@@ -298,7 +323,7 @@ def test_a_killed_run_goes_on_from_its_last_finished_task(study_path, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert Run.load(tmp_path / "out").record["status"] == "running"
-    result = run(Study.load(study_path), out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    result = run(Study.load(study_path, LIGHT), out=tmp_path / "out", home=tmp_path / "home", progress=False)
     assert result.record["status"] == "complete"
     assert "adapt" in stages(result, reused=True) and "capture" in stages(result, reused=True)
 
@@ -323,3 +348,44 @@ def test_an_interrupted_run_says_how_to_go_on(study_path, tmp_path):
     assert "Traceback" not in told
     record = Run.load(tmp_path / "out").record
     assert (record["status"], record["error"]) == ("failed", "interrupted")
+
+
+def test_probes_weights_and_interventions_of_an_untouched_body_are_the_base_s(first):
+    head = first.table("probes").query("method == 'head'").pivot(index="layer", columns="side", values="accuracy")
+    assert (head.base == head.adapted).all() and set(head.index) == {0, 1, 2}
+    assert (first.table("weights").query("method == 'head'").relative_change == 0).all()
+    moved = first.table("weights").query("method == 'full' and role != 'pooler'")
+    assert (moved.relative_change > 0).all()
+    same = first.table("interventions").query("method == 'head' and kind in ('weights', 'stitched')")
+    assert (same.difference == 0).all() and len(same) == 6
+    cost = first.table("adaptation").query("`when` == 'after' and method in ('head', 'full')").set_index("method")
+    assert 0 < cost.flops["head"] < cost.flops["full"]
+    assert cost.bytes_stored["head"] > 0
+
+
+def test_checkpoints_kept_in_training_are_read_along_the_steps(first, study_path, home, tmp_path):
+    result = again(study_path, home, tmp_path, "adaptation.checkpoints=2", "adaptation.methods=['full']")
+    steps = result.table("transfer_steps")
+    assert sorted(steps.step.unique()) == [0, 3, 6, 10]  # 80 texts in batches of 16, twice, and two in between
+    whole = result.table("sae").query("kind == 'trained' and trained_on == 'base'").set_index(["evaluated_on", "layer"])
+    ends = steps[steps.trained_on == "base"].set_index(["step", "layer"]).explained_variance
+    for layer in (1, 2):
+        assert ends[0, layer] == whole.explained_variance["base", layer]
+        assert ends[10, layer] == whole.explained_variance["adapted", layer]
+        assert ends[10, layer] < ends[3, layer] < ends[0, layer]
+
+
+def test_out_of_domain_sets_are_measured_under_every_method(study_path, home, tmp_path):
+    outside = write_csv(tmp_path / "outside.csv", n=60, seed=5)
+    result = again(study_path, home, tmp_path, f"data.ood=[{{name='other', source='{outside}'}}]", *LIGHT)
+    rows = result.table("adaptation").query("split == 'other'")
+    assert set(rows.method) >= {"head", "full"} and set(rows.n) == {60}
+    assert set(result.table("predictions").split) == {"test", "other"}
+
+
+def test_the_outline_of_a_study_out_of_reach_names_the_tasks_of_one_within_reach(study_path):
+    from layerprobe.tasks import outline
+
+    study = Study.load(study_path, ["sae.layers=[1, 2]"])
+    planned = pipeline.plan(study)
+    assert outline(study) == [(task.stage, task.name) for task in planned.tasks]

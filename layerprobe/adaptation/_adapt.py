@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from layerprobe.adaptation._cost import Cost, Meter, TrainingFlops
 from layerprobe.adaptation._frozen import frozen_values
 from layerprobe.adaptation._lora import merge_lora
 from layerprobe.adaptation._methods import Method, cached_layers, check_method
@@ -48,6 +49,14 @@ class Adaptation:
     seconds: float
     """Spent on training, choices and the pass over frozen blocks included; that pass counts also where its values were
     found in the cache, so that a method's cost does not depend on which came first."""
+    cost: Cost | None
+    """Memory and energy of training, as far as they could be measured; None where nothing was trained."""
+    flops: TrainingFlops | None
+    """Operations of training, the pass over frozen blocks included, a search's candidates too; None likewise."""
+    label_order: tuple[int, ...]
+    """For each class, its number in the adapted model: a user's checkpoint may number them otherwise."""
+    steps: tuple[int, ...]
+    """Training steps of which a checkpoint was kept beside the last one, in folders `step-...` beside it."""
     settings: dict[str, Any]
     """What was chosen or resolved: pooling, precision, learning rate, penalty, validation losses of a search, and the
     layers whose values were kept, with the seconds and bytes of keeping them."""
@@ -73,6 +82,7 @@ def adapt(
     pooling: Pooling = "model",
     cache: str | Path | None = None,
     cache_for: Sequence[Method] = (),
+    checkpoints: int | None = None,
     max_length: int = 128,
     device: str = "cpu",
     progress: bool = True,
@@ -108,6 +118,8 @@ def adapt(
         cache: folder where the values of frozen blocks are kept for other methods and seeds; by default they are kept in a
             temporary one.
         cache_for: methods that will use the same `cache`: what they need is kept in the same pass.
+        checkpoints: how many checkpoints to keep of the blocks' training, evenly spaced before its end, in folders
+            `step-...` beside `folder`.
         max_length: word pieces kept of a text.
         device: where to compute.
         progress: whether to draw progress bars on stderr.
@@ -139,9 +151,23 @@ def adapt(
         found = probabilities(tuned, encoder, test, **measure)[:, order]
         empty = pd.DataFrame(columns=LOG_COLUMNS)
         settings: dict[str, Any] = {"labels": note, "pooling": pooling}
-        return Adaptation(path, before, quality(found, test.labels), empty, 0, total, 0.0, settings, found)
+        return Adaptation(
+            checkpoint=path,
+            before=before,
+            after=quality(found, test.labels),
+            log=empty,
+            trainable_parameters=0,
+            total_parameters=total,
+            seconds=0.0,
+            cost=None,
+            flops=None,
+            label_order=tuple(order),
+            steps=(),
+            settings=settings,
+            predictions=found,
+        )
 
-    from layerprobe.adaptation._fit import Recipe, begin, fit, search_rate
+    from layerprobe.adaptation._fit import Recipe, begin, fit, fit_flops, search_rate
 
     rate = method_rate(method, learning_rate, learning_rates or {})
     encodings = tokenize(encoder, train, max_length)
@@ -176,20 +202,25 @@ def adapt(
         )
         model = begin(recipe)
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        start = time.perf_counter()
         tried: list[dict[str, Any]] = []
         searched: dict[str, Any] = {}
-        if search and method.kind != "head":
-            rate, tried, searched = search_rate(recipe, rate)
-        done = fit(recipe, model, np.arange(len(train)), rate)
-        seconds = time.perf_counter() - start + sum(kept[layer].seconds for layer in needed)
+        steps: list[int] = []
+
+        def keep(step: int) -> None:
+            steps.append(step)
+            _save(_plain(copy.deepcopy(model), method), encoder, folder.with_name(f"step-{step:06d}"))
+
+        with Meter() as meter:
+            if search and method.kind != "head":
+                rate, tried, searched = search_rate(recipe, rate)
+            done = fit(recipe, model, np.arange(len(train)), rate, checkpoints=checkpoints or 0, keep=keep)
+        seconds = meter.cost.seconds + sum(kept[layer].seconds for layer in needed)
+        flops = fit_flops(recipe, done, candidates=len(tried))
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise StudyError(
             f"Training by {method.name} diverged (its weights are not finite); lower adaptation.learning_rate."
         )
-    if method.kind == "lora":
-        merge_lora(model)
-    _save(model, encoder, folder)
+    _save(_plain(model, method), encoder, folder)
     found = probabilities(load_classifier(folder, encoder), encoder, test, **measure)
     settings = {
         "pooling": pooling,
@@ -200,7 +231,28 @@ def adapt(
         "frozen_bytes": sum(kept[layer].rows.nbytes for layer in needed),
     }
     table = pd.DataFrame(tried + done.log, columns=LOG_COLUMNS)
-    return Adaptation(folder, before, quality(found, test.labels), table, count, total, seconds, settings, found)
+    return Adaptation(
+        checkpoint=folder,
+        before=before,
+        after=quality(found, test.labels),
+        log=table,
+        trainable_parameters=count,
+        total_parameters=total,
+        seconds=seconds,
+        cost=meter.cost,
+        flops=flops,
+        label_order=tuple(range(len(label_names))),
+        steps=tuple(steps),
+        settings=settings,
+        predictions=found,
+    )
+
+
+def _plain(model: Any, method: Method) -> Any:
+    """The model as it is saved: of `lora`, with its additions folded into the weights."""
+    if method.kind == "lora":
+        merge_lora(model)
+    return model
 
 
 def _save(model: Any, encoder: Encoder, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from layerprobe.adaptation._cost import TrainingFlops, training_flops
 from layerprobe.adaptation._frozen import Frozen
 from layerprobe.adaptation._head import train_head
 from layerprobe.adaptation._lora import add_lora
@@ -62,7 +63,16 @@ def begin(recipe: Recipe) -> Any:
     return model.to(recipe.device)
 
 
-def fit(recipe: Recipe, model: nn.Module, texts: np.ndarray, learning_rate: float, *, permuted: bool = True) -> Fit:
+def fit(
+    recipe: Recipe,
+    model: nn.Module,
+    texts: np.ndarray,
+    learning_rate: float,
+    *,
+    permuted: bool = True,
+    checkpoints: int = 0,
+    keep: Callable[[int], None] | None = None,
+) -> Fit:
     """Train a model that `begin` made, in place, on some of the training texts.
 
     Args:
@@ -72,6 +82,8 @@ def fit(recipe: Recipe, model: nn.Module, texts: np.ndarray, learning_rate: floa
         learning_rate: peak rate of the blocks.
         permuted: whether `shuffled-labels` permutes them; a search of its rate does not, so that the control is trained
             at the rate of `full`.
+        checkpoints: how often, evenly spaced before the end of the blocks' training, `keep` is called.
+        keep: called with the number of steps done, the model as it then is.
     """
     method = recipe.method
     log: list[dict[str, Any]] = []
@@ -100,6 +112,8 @@ def fit(recipe: Recipe, model: nn.Module, texts: np.ndarray, learning_rate: floa
         batch_size=recipe.batch_size,
         learning_rate=learning_rate,
         precision=used,
+        checkpoints=checkpoints,
+        keep=keep,
         device=recipe.device,
         progress=recipe.progress,
     )
@@ -112,6 +126,34 @@ def fit(recipe: Recipe, model: nn.Module, texts: np.ndarray, learning_rate: floa
         "batch_size": recipe.batch_size,
     }
     return Fit(model, log, settings)
+
+
+def fit_flops(recipe: Recipe, done: Fit, *, candidates: int) -> TrainingFlops:
+    """Operations of a training that is done, with those of the search before it.
+
+    Args:
+        recipe: what was trained.
+        done: how; a `lora` model still has its additions apart.
+        candidates: how many were trained on the rest of the validation part.
+    """
+    lengths = [len(encoding["input_ids"]) for encoding in recipe.encodings]
+
+    def of(epochs: float) -> TrainingFlops:
+        return training_flops(done.model, lengths, batch_size=recipe.batch_size, epochs=epochs, cached=True)
+
+    total = TrainingFlops(0, 0, 0)
+    if recipe.method.kind in ("head", "lp-ft"):
+        head = head_parameter_names(done.model, recipe.encoder)
+        asked = {name: parameter.requires_grad for name, parameter in done.model.named_parameters()}
+        for name, parameter in done.model.named_parameters():
+            parameter.requires_grad_(name in head)
+        passes = max(entry["epoch"] for entry in done.log if entry["split"] == "train")
+        total = of(float(passes))
+        for name, parameter in done.model.named_parameters():
+            parameter.requires_grad_(asked[name])
+    if recipe.method.kind == "head":
+        return total
+    return total + of(recipe.epochs * (1 + candidates * (1 - SHARE)))
 
 
 def _fit_head(recipe: Recipe, model: Any, texts: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, Any]]:

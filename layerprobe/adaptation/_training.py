@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from layerprobe.adaptation._frozen import Frozen
 from layerprobe.adaptation._methods import Method
@@ -26,6 +27,17 @@ class _Bar(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+class _Keeper(TrainerCallback):
+    """Calls back after certain steps."""
+
+    def __init__(self, steps: Collection[int], keep: Callable[[int], None]) -> None:
+        self.steps, self.keep = steps, keep
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            self.keep(state.global_step)
 
 
 class _Trainer(Trainer):
@@ -66,6 +78,8 @@ def train_blocks(
     precision: str,
     device: str,
     progress: bool,
+    checkpoints: int = 0,
+    keep: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train the parameters that require gradients, in place; what stands below them stays in eval mode throughout.
 
@@ -81,6 +95,8 @@ def train_blocks(
             so in bf16 the result differs from training without them by the rounding of the frozen part; in float32 it
             agrees to numerical tolerance.
         seed, epochs, batch_size, learning_rate, precision, device, progress: as `adapt` has them.
+        checkpoints: how often, evenly spaced before the end, `keep` is called.
+        keep: called with the number of steps done.
 
     Returns:
         The training log: step, epoch, loss, learning_rate, split.
@@ -121,6 +137,9 @@ def train_blocks(
         if progress:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(_Bar)
+        if checkpoints and keep is not None:
+            wanted = {steps * i // (checkpoints + 1) for i in range(1, checkpoints + 1)} - {0, steps}
+            trainer.add_callback(_Keeper(wanted, keep))
         with nullcontext() if frozen is None else resumed(model, frozen.layer, lambda: trainer.frozen_batch):
             # The Trainer begins with a full garbage collection: a second spent on looking at imported modules.
             gc.freeze()

@@ -96,9 +96,11 @@ def drift(
     similarity: pd.DataFrame, methods: Sequence[str], measure: str, unit: str, nulls: pd.DataFrame | None = None
 ) -> go.Figure:
     """A measure by layer with its interval, a line a method and seed, beside its nulls."""
-    figure = go.Figure()
-    for number, method in enumerate(methods):
-        colour = COLOURS[number % len(COLOURS)]
+    from layerprobe.report._depth_figures import colours
+
+    figure, chosen = go.Figure(), colours(methods)
+    for method in methods:
+        colour = chosen[method]
         seeds = seeds_of(similarity, method)
         for i, seed in enumerate(seeds):
             table = drift_of(similarity, method, measure, unit, seed)
@@ -118,8 +120,11 @@ def drift(
                 x=table.layer,
                 y=table.value,
                 mode="lines+markers",
-                name=method if len(seeds) == 1 else f"{method}, seed {seed}",
+                name=method,
+                legendgroup=method,
+                showlegend=i == 0,
                 line={"color": colour, "dash": "solid" if i == 0 else "dash"},
+                hovertemplate=f"{method}, seed {seed}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
             )
             null = drift_of(similarity, method, f"{measure}_baseline", unit, seed)
             if len(null) and i == 0:
@@ -127,7 +132,9 @@ def drift(
                     x=null.layer,
                     y=null.value,
                     mode="lines",
-                    name=f"{method}: unrelated rows",
+                    name="unrelated rows",
+                    legendgroup="unrelated",
+                    showlegend=method == methods[0],
                     line={"color": colour, "dash": "dot"},
                 )
     figure.update_xaxes(title="layer (0 = embeddings)", dtick=1)
@@ -151,7 +158,10 @@ def _add_null(
     if nulls is None or nulls.empty:
         return
     rows = nulls[(nulls.measure == measure) & (nulls.unit == unit) & nulls.null.str.startswith(null)]
-    for number, method in enumerate(methods):
+    from layerprobe.report._depth_figures import colours
+
+    chosen, told = colours(methods), False
+    for method in methods:
         part = rows[rows.method == method]
         part = part[part.seed == part.seed.min()].sort_values("layer")
         if part.empty:
@@ -160,8 +170,10 @@ def _add_null(
             x=part.layer,
             y=part.value,
             mode="markers",
-            name=f"{method}: {words}",
-            marker={"symbol": symbol, "size": 9, "color": COLOURS[number % len(COLOURS)]},
+            name=words,
+            legendgroup=words,
+            showlegend=not told,
+            marker={"symbol": symbol, "size": 9, "color": chosen[method]},
             error_y={
                 "type": "data",
                 "symmetric": False,
@@ -169,6 +181,7 @@ def _add_null(
                 "arrayminus": part.value - part.low,
             },
         )
+        told = True
 
 
 def by_unit(similarity: pd.DataFrame, method: str, measure: str) -> go.Figure:
@@ -220,35 +233,6 @@ def grids(table: pd.DataFrame, method: str, unit: str, measure: str) -> go.Figur
         }
     )
     return styled(figure, height=340)
-
-
-def quality(adaptation: pd.DataFrame) -> go.Figure:
-    """Accuracy on the test texts after adaptation, with Wilson intervals; references below."""
-    after = adaptation[adaptation["when"] == "after"]
-    names = []
-    row: Any
-    for row in after.itertuples():
-        names.append(row.method if len(seeds_of(after, row.method)) == 1 else f"{row.method}, seed {row.seed}")
-    colours = ["#888" if name.startswith("reference:") else COLOURS[0] for name in names]
-    figure = go.Figure(
-        go.Scatter(
-            x=after.accuracy,
-            y=names,
-            mode="markers",
-            marker={"size": 11, "color": colours},
-            showlegend=False,
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": after.accuracy_high - after.accuracy,
-                "arrayminus": after.accuracy - after.accuracy_low,
-                "color": "#888",
-            },
-        )
-    )
-    figure.update_xaxes(title="accuracy on test texts (95% Wilson interval); further right is better")
-    figure.update_yaxes(autorange="reversed", type="category")
-    return styled(figure, height=120 + 34 * len(names))
 
 
 def styled(figure: go.Figure, *, height: int) -> go.Figure:

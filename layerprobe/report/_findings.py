@@ -26,14 +26,18 @@ class Finding:
 
 def findings(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> list[Finding]:
     """Three to five sentences made from the numbers, each with an interval and the figure it comes from."""
+    from layerprobe.report._depth import depth_findings
     from layerprobe.report._feature_words import feature_sentences
 
     found = []
     drift = tables.get("similarity")
-    for method in methods(tables):
+    names = methods(tables)
+    # Of many methods the shallowest and the deepest are told in words; all of them stand in the figures.
+    deep = [name for name in names if _depth(name)[0] <= 2]
+    for method in dict.fromkeys([*deep[:1], *deep[-1:]]) if len(names) > 3 and deep else names:
         if drift is not None:
             found += _where(drift, method)
-    found += _head_only(tables)
+    found += depth_findings(tables, record)
     found += [Finding(text, "features") for text in feature_sentences(tables, moved(tables))]
     return found
 
@@ -130,59 +134,8 @@ def _where(drift: pd.DataFrame, method: str) -> list[Finding]:
     return [Finding(text, "drift")]
 
 
-def _head_only(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
-    table = tables.get("adaptation")
-    if table is None:
-        return []
-    after = table[table["when"] == "after"]
-    names = set(after.method)
-    if not {"head", "full"} <= names:
-        return []
-    shared = sorted(set(after[after.method == "head"].seed) & set(after[after.method == "full"].seed))
-    if not shared:
-        return []
-    rows = {name: after[(after.method == name) & (after.seed == shared[0])].iloc[0] for name in ("head", "full")}
-    gap = rows["full"].accuracy - rows["head"].accuracy
-    text = (
-        f"The head alone reaches accuracy {_accuracy(rows['head'])}, full fine-tuning {_accuracy(rows['full'])}: training "
-        f"only the head {'gives up' if gap >= 0 else 'gains'} {abs(100 * gap):.1f} points"
-    )
-    interval = paired_gap(tables, "head", "full", shared[0])
-    if interval:
-        low, high = interval
-        verdict = "which chance alone could give" if low <= 0 <= high else "more than chance gives"
-        text += f" (difference full - head {100 * gap:+.1f}, 95% interval {100 * low:+.1f} to {100 * high:+.1f} on the same test texts, {verdict})"
-    majority = after[after.method == "reference:majority"]
-    if len(majority):
-        text += f"; always naming the commonest label gets {majority.iloc[0].accuracy:.3f}"
-    return [Finding(text + ".", "quality")]
-
-
-def paired_gap(tables: Mapping[str, pd.DataFrame], one: str, other: str, seed: int) -> tuple[float, float] | None:
-    """95% interval of the accuracy of `other` less that of `one` on the same texts: bootstrap of texts, 2,000 draws."""
-    import numpy as np
-
-    table = tables.get("predictions")
-    if table is None:
-        return None
-    right = {}
-    for name in (one, other):
-        rows = table[(table.method == name) & (table.seed == seed)].set_index("example_id")
-        right[name] = (rows.label == rows.predicted).astype(float)
-    difference = (right[other] - right[one]).dropna().to_numpy()
-    if len(difference) < 2:
-        return None
-    draws = np.random.default_rng(0).integers(len(difference), size=(2000, len(difference)))
-    low, high = np.quantile(difference[draws].mean(1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _value(row: Any) -> str:
     return f"{row.value:.3f} (95% interval {row.ci_low:.3f} to {row.ci_high:.3f})"
-
-
-def _accuracy(row: Any) -> str:
-    return f"{row.accuracy:.3f} (95% interval {row.accuracy_low:.3f} to {row.accuracy_high:.3f})"
 
 
 def _ranges(layers: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ from layerprobe.errors import StorageError
 from layerprobe.report import _features as features
 from layerprobe.report import _figures as figures
 from layerprobe.report._compared import panels
+from layerprobe.report._depth import depth_context
 from layerprobe.report._explorer import explorer, texts
 from layerprobe.report._feature_words import panels as feature_panels
-from layerprobe.report._findings import REFERENCES, findings, methods, moved, seeds_of, unit_of
+from layerprobe.report._findings import findings, methods, moved, seeds_of, unit_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,48 +37,57 @@ def write_report(run: Run, path: str | Path) -> Path:
     Raises:
         StorageError: if it cannot be written.
     """
-    import jinja2
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     path = Path(path)
     tables = {name: run.table(name) for name in run.tables}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("layerprobe.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["data"] = lambda value: Markup(_json(value))
     drawn = _drawn(tables)
-    html = environment.get_template("page.html.j2").render(
+    html = rendered(
+        "page.html.j2",
         record=run.record,
         findings=findings(tables, run.record),
         figures={name: figure.to_plotly_json() for name, figure in drawn.items()},
         grids=_grids(tables),
         measures=_measures(tables),
         panels=panels(tables),
-        quality=_quality_rows(tables),
+        depth=depth_context(tables, run.record),
         dictionaries=_dictionary_rows(tables),
         facts=_facts(tables, run.record),
         features=feature_panels(tables, moved(tables), _unmoved(tables), list(drawn)),
         tokens=texts(tables),
         explorer=explorer(tables),
-        downloads=_downloads(tables),
+        downloads=downloads(tables),
         settings=json.dumps(run.record["study"]["resolved"], indent=1, ensure_ascii=False),
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
     )
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(html, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise StorageError(
-            f"The report {path} cannot be written ({error.strerror}); the run's tables are kept."
+            f"The report {path} cannot be written ({error.strerror}); the run's tables are kept: free some space or "
+            "copy the folder to where it can be written, and give the same command again."
         ) from error
     return path
+
+
+def rendered(template: str, **context: Any) -> str:
+    """A page from one of the templates, with plotly and `data`, which puts a value into a script element."""
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("layerprobe.report"),
+        autoescape=True,
+        extensions=["jinja2.ext.do"],
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["data"] = lambda value: Markup(_json(value))
+    plotly = Markup(get_plotlyjs().replace("</script", "<\\/script"))
+    return environment.get_template(template).render(plotly=plotly, **context)
 
 
 def _drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -92,8 +103,6 @@ def _drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         if similarity.unit.nunique() > 1 and "cka" in set(similarity.measure):
             drawn["units"] = figures.by_unit(similarity, moved(tables)[-1], "cka")
     drawn |= features.drawn(tables, moved(tables))
-    if "adaptation" in tables:
-        drawn["quality"] = figures.quality(tables["adaptation"])
     return drawn
 
 
@@ -117,23 +126,6 @@ def _grids(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
         }
         for method in moved(tables)
     ]
-
-
-def _quality_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    table = tables.get("adaptation")
-    if table is None:
-        return []
-    rows = []
-    for row in table.to_dict("records"):
-        known = row["trainable_parameters"] == row["trainable_parameters"]
-        about: dict[str, Any] = {
-            **{str(k): v for k, v in row.items()},
-            "trainable": f"{int(row['trainable_parameters']):,}" if known else "–",
-        }
-        about["time"] = f"{row['seconds']:.0f} s" if row["seconds"] == row["seconds"] else "–"
-        about["reference"] = str(row["method"]).startswith(REFERENCES)
-        rows.append(about)
-    return rows
 
 
 def _dictionary_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
@@ -176,7 +168,7 @@ def _left_out(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     ]
 
 
-def _downloads(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+def downloads(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     found = []
     for name, table in sorted(tables.items()):
         content = table.to_csv(index=False).encode()

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from layerprobe.sae._evaluation import SaeQuality, evaluate
     from layerprobe.sae._exhibit import Exhibit, exhibit, foremost
     from layerprobe.sae._labels import LabelNull, label_null
-    from layerprobe.sae._latents import TaskLatents, latent_means, task_latents
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
     from layerprobe.sae._properties import Properties, token_properties
+    from layerprobe.sae._recipe import default_k, default_width
     from layerprobe.sae._shift import crossing, latent_shares, shift
     from layerprobe.sae._task_loss import task_loss
     from layerprobe.sae._training import train, train_many
@@ -31,25 +31,24 @@ _HOMES = {
     "Matching": "_matching",
     "NullComparison": "_matching_null",
     "SaeQuality": "_evaluation",
-    "TaskLatents": "_latents",
     "compare_to_null": "_matching_null",
     "census": "_census",
     "LabelNull": "_labels",
     "Properties": "_properties",
     "associations": "_associations",
     "crossing": "_shift",
+    "default_k": "_recipe",
+    "default_width": "_recipe",
     "evaluate": "_evaluation",
     "exhibit": "_exhibit",
     "foremost": "_exhibit",
     "label_null": "_labels",
-    "latent_means": "_latents",
     "latent_shares": "_shift",
     "load": "_dictionary",
     "match": "_matching",
     "task_loss": "_task_loss",
     "shift": "_shift",
     "sparse_codes": "_codes",
-    "task_latents": "_latents",
     "token_properties": "_properties",
     "train": "_training",
     "train_many": "_training",
@@ -65,23 +64,22 @@ __all__ = [
     "NullComparison",
     "Properties",
     "SaeQuality",
-    "TaskLatents",
     "associations",
     "census",
     "compare_to_null",
     "crosscoder",
     "crossing",
+    "default_k",
+    "default_width",
     "evaluate",
     "exhibit",
     "foremost",
     "label_null",
-    "latent_means",
     "latent_shares",
     "load",
     "match",
     "shift",
     "sparse_codes",
-    "task_latents",
     "task_loss",
     "token_properties",
     "train",

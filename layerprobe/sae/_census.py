@@ -120,9 +120,8 @@ def _sums(crosscoder: Crosscoder, base_rows: Any, adapted_rows: Any) -> _Sums:
     pairs, rows, total = np.zeros((m, m)), np.zeros((m, 2 * d)), np.zeros(m)
     active, n = np.zeros(m, dtype=np.int64), 0
     for part in crosscoder.parts(base_rows, adapted_rows):
-        codes = csr_array(part.codes.astype(np.float64))
-        product = (codes.T @ codes).tocoo()
-        pairs[product.row, product.col] += product.data
+        codes = csr_array(part.codes).astype(np.float64)
+        pairs += (codes.T @ codes).toarray()
         rows += codes.T @ part.rows.astype(np.float64)
         total += np.bincount(codes.indices, weights=codes.data, minlength=m)
         active += np.bincount(codes.indices, minlength=m)

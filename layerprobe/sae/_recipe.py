@@ -110,7 +110,7 @@ def recipe(
             "feature: raise sae.rows or give more texts."
         )
     n, d_in = shape
-    d_sae = start.d_sae if start else width(n, d_in, expansion)
+    d_sae = start.d_sae if start else default_width(n, d_in, expansion)
     if start:
         _check_start(start, architecture, d_in, expansion)
     if n < d_sae:
@@ -143,7 +143,7 @@ def recipe(
     )
 
 
-def width(n: int, d_in: int, expansion: float | None) -> int:
+def default_width(n: int, d_in: int, expansion: float | None) -> int:
     """Number of latents: as asked, else four for each feature, or one for each two rows if that is less."""
     if expansion is None:
         return max(1, min(EXPANSION * d_in, n // ROWS_PER_LATENT))

@@ -26,10 +26,12 @@ VERSIONS: Mapping[str, int] = {
     "sae": 2,
     "crosscoder": 1,
     "associations": 1,
-    "transfer": 1,
+    "transfer": 2,
     "latents": 1,
     "sentence-latents": 2,
     "exhibit": 1,
     "crossing": 1,
+    "depth": 1,
+    "steps": 1,
 }
 """Raised when a stage's result changes for the same input, so that older artifacts are not taken for it."""

@@ -37,6 +37,12 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
             batch_size=study.adaptation.batch_size,
             learning_rate=study.adaptation.learning_rate,
             head_learning_rate=study.adaptation.head_learning_rate,
+            learning_rates=study.adaptation.learning_rates,
+            search=study.adaptation.search,
+            pooling=study.adaptation.pooling,
+            cache=inputs.frozen_cache,
+            cache_for=inputs.methods,
+            checkpoints=study.adaptation.checkpoints,
             max_length=study.data.max_length,
             device=inputs.device,
             progress=inputs.progress,
@@ -46,7 +52,20 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
             "trainable_parameters": result.trainable_parameters,
             "total_parameters": result.total_parameters,
             "seconds": result.seconds,
+            "learning_rate": result.settings.get("learning_rate"),
         }
+        if result.cost is not None and result.flops is not None:
+            stored = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+            cost |= {
+                "flops": float(result.flops.total),
+                "flops_frozen": float(result.flops.frozen),
+                "peak_bytes": result.cost.peak_bytes,
+                "memory_kind": result.cost.memory_kind,
+                "energy_wh": result.cost.energy_wh,
+                "energy_kind": result.cost.energy_kind,
+                "energy_note": result.cost.energy_note,
+                "bytes_stored": stored + result.settings["frozen_bytes"],
+            }
         quality = [
             {**named, "when": when, "split": "test", **quality_row(measured), **cost}
             for when, measured in (("before", result.before), ("after", result.after))
@@ -54,7 +73,8 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
         save(folder, "adaptation", pd.DataFrame(quality))
         save(folder, "training_log", result.log.assign(**named))
         save(folder, "predictions", predictions_table(corpus, corpus.test, result.predictions, **named, split="test"))
-        write_json(folder / "settings.json", {"checkpoint": method.path, **result.settings})
+        about = {"checkpoint": method.path, "label_order": list(result.label_order), "steps": list(result.steps)}
+        write_json(folder / "settings.json", {**about, **result.settings})
 
     return build
 

@@ -24,7 +24,7 @@ def model_of(inputs: Inputs, done: Parents, adapt: str | None) -> Any:
     from layerprobe.encoder import load_classifier
 
     if adapt is None:
-        return inputs.encoder.classifier(inputs.corpus.label_names, seed=0)
+        return inputs.encoder.classifier(inputs.corpus.label_names, seed=0, pooling=inputs.study.adaptation.pooling)
     return load_classifier(checkpoint_folder(done[adapt]), inputs.encoder)
 
 

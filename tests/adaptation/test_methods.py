@@ -142,7 +142,7 @@ def test_bitfit_changes_bias_terms_and_the_head(tiny_encoder, tiny_corpus, tmp_p
     names = changed(tiny_encoder, tiny_corpus, result)
     assert all(name.endswith("bias") or name.startswith("classifier.") for name in names)
     assert {"bert.embeddings.LayerNorm.bias", "bert.encoder.layer.0.output.dense.bias", "classifier.weight"} <= names
-    assert result.settings["learning_rate"] == 1e-3
+    assert result.settings["learning_rate"] == method_rate(parse_method("bitfit"), 5e-5, {})
     assert result.settings["frozen_layers"] == []
 
 
