@@ -121,12 +121,15 @@ def _exclusive(tables: Mapping[str, pd.DataFrame], method: str) -> str | None:
     rows = rows[(rows.layer == rows.layer.max()) & (rows.kind != "dead")]
     if rows.empty:
         return None
+    start = f"Of {len(rows)} live latents of a joint dictionary at layer {int(rows.layer.iloc[0])}"
     own = {side: rows[rows.kind == f"{side}_only"] for side in ("base", "adapted")}
+    if not any(map(len, own.values())):
+        return f"{start}, none is one side's own."
     said = " and ".join(
         f"{len(part)} are {side}-only ({_percent(max(part.energy_share.sum(), 0.0))} of the rebuilt variance)"
         for side, part in own.items()
     )
-    return f"Of {len(rows)} live latents of a joint dictionary at layer {int(rows.layer.iloc[0])}, {said}."
+    return f"{start}, {said}."
 
 
 def panels(

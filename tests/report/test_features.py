@@ -227,6 +227,13 @@ def test_the_answer_says_shift_transfer_and_exclusives_with_their_nulls():
     )
 
 
+def test_a_census_without_exclusives_says_none():
+    table = census().query("kind in ('shared', 'dead')")
+    assert feature_sentences({"census": table}, ["full"]) == [
+        "Of 6 live latents of a joint dictionary at layer 2, none is one side's own."
+    ]
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
