@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def feature_sentences(tables: Mapping[str, pd.DataFrame], methods: Sequence[str]) -> list[str]:
-    """At most three sentences for the answer, about the method that moved most."""
+    """At most two paragraphs for the answer, about the method that moved most: the shift, and what is still shared."""
     method = main_method(methods)
     if method is None:
         return []
-    return [text for text in (_shift(tables, method), _kept(tables, method), _exclusive(tables, method)) if text]
+    shared = [text for text in (_kept(tables, method), exclusive_sentence(tables, method)) if text]
+    return [text for text in (_shift(tables, method), " ".join(shared)) if text]
 
 
 def main_method(methods: Sequence[str]) -> str | None:
@@ -112,7 +113,7 @@ def _kept(tables: Mapping[str, pd.DataFrame], method: str) -> str | None:
     return text + "."
 
 
-def _exclusive(tables: Mapping[str, pd.DataFrame], method: str) -> str | None:
+def exclusive_sentence(tables: Mapping[str, pd.DataFrame], method: str) -> str | None:
     """How many latents of the joint dictionary are one side's own at the last layer."""
     table = having(tables, "census", "kind", "energy_share")
     if table is None or not (table.method == method).any():
@@ -157,6 +158,7 @@ def panels(
                     for name in ("kinds", "transfer", "task-loss", "matching", "census")
                 },
                 "crossing": crossing_sentence(tables, method),
+                "exclusive": exclusive_sentence(tables, method),
                 "why": [] if rows is None or "why" not in rows else _reasons(rows),
                 "different": matching is not None
                 and ((matching.method == method) & (matching.start == "different starts")).any(),

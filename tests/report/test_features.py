@@ -210,21 +210,17 @@ def test_the_census_counts_live_latents_and_their_energy():
 
 
 def test_the_answer_says_shift_transfer_and_exclusives_with_their_nulls():
-    shift, kept, exclusive = feature_sentences(everything(), ["full", "shuffled-labels"])
+    shift, shared = feature_sentences(everything(), ["full", "shuffled-labels"])
     assert "changes most at layer 2: 10% (95% interval 8.0% to 13%) of 100" in shift
     assert "50% (95% interval 48% to 53%) of 100 in the adapted model's" in shift
     assert "with labels permuted, at most 1.0% in 95% of draws" in shift
     assert "a second dictionary seed gives 14% and 52%" in shift and "shuffled labels, 50%" in shift
     assert "at layer 2 (2 of 2 pairs of seeds cross, all at layer 2; only one training seed)" in shift
     assert (
-        "explain 0.80 (95% interval 0.78 to 0.82) of the base's variance and 0.40 (95% interval 0.38 to 0.42)" in kept
+        "explain 0.80 (95% interval 0.78 to 0.82) of the base's variance and 0.40 (95% interval 0.38 to 0.42)" in shared
     )
-    assert "its own 0.90" in kept and "keeps 0.70" in kept and "(95% interval 0.60 to 0.80)" in kept
-    assert (
-        "Of 12 live latents" in exclusive
-        and "1 are base-only (6.0%" in exclusive
-        and "3 are adapted-only (24%" in exclusive
-    )
+    assert "its own 0.90" in shared and "keeps 0.70" in shared and "(95% interval 0.60 to 0.80)" in shared
+    assert "Of 12 live latents" in shared and "1 are base-only (6.0%" in shared and "3 are adapted-only (24%" in shared
 
 
 def test_a_census_without_exclusives_says_none():
