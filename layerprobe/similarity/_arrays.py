@@ -22,6 +22,9 @@ def checked(
     shapes = f"{measure} was given arrays of shape {x.shape} and {y.shape}"
     if x.ndim != 2 or y.ndim != 2:
         raise MeasureError(f"{shapes}; it takes two matrices, rows x features: reshape them.")
+    for given in (x, y):
+        if given.dtype.kind not in "fiub":
+            raise MeasureError(f"{shapes}, one of type {given.dtype}; it takes real numbers: convert them.")
     if len(x) != len(y):
         raise MeasureError(f"{shapes}; row i of both must be the same thing: join them on their ids.")
     if same_width and x.shape[1] != y.shape[1]:
@@ -34,16 +37,29 @@ def checked(
 def array(x: Any) -> np.ndarray:
     """A numpy array of what came, without a copy where that is possible."""
     if hasattr(x, "detach"):
-        x = x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        # numpy has no bfloat16; float32 holds each of its values.
+        x = (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
     return np.asanyarray(x)
 
 
-def finite(x: Float[np.ndarray, "n d"], measure: str) -> Float[np.ndarray, "n d"]:
-    """The same rows, or an error where one is NaN or infinite."""
+def finite(
+    x: Float[np.ndarray, "n d"], measure: str, *, numbers: Any = None, shape: tuple[int, ...] | None = None
+) -> Float[np.ndarray, "n d"]:
+    """The same rows, or an error where one is NaN or infinite.
+
+    Args:
+        x: the rows.
+        measure: named in the error.
+        numbers: what each row's number is in the array as it was given; by default 0, 1, ...
+        shape: of the array as it was given; by default of x.
+    """
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
+        row = row if numbers is None else int(numbers[row])
         raise MeasureError(
-            f"{measure} was given NaN or infinite values (first in row {row}); drop or correct these rows."
+            f"{measure} was given NaN or infinite values (in an array of shape {shape or x.shape}, first in row {row}); drop "
+            "or correct these rows."
         )
     return x
 

@@ -38,12 +38,16 @@ def row_cosines(x: np.ndarray, y: np.ndarray, measure: str) -> Float[np.ndarray,
     """Cosine of each row of x with the same row of y, in float64."""
     parts = []
     for start in range(0, len(x), 16_384):
-        a = finite(np.asarray(x[start : start + 16_384], dtype=np.float64), measure)
-        b = finite(np.asarray(y[start : start + 16_384], dtype=np.float64), measure)
+        here = range(start, min(start + 16_384, len(x)))
+        a, b = (
+            finite(np.asarray(z[here.start : here.stop], dtype=np.float64), measure, numbers=here, shape=z.shape)
+            for z in (x, y)
+        )
         squares = np.einsum("nd,nd->n", a, a) * np.einsum("nd,nd->n", b, b)
         if (squares == 0).any():
             row = start + int(np.flatnonzero(squares == 0)[0])
-            raise MeasureError(f"{measure} was given a row of zeros (row {row}), which has no direction; leave it out.")
+            raise MeasureError(f"{measure} was given arrays of shape {x.shape} and {y.shape} with a row of zeros (row {row}), which has no "
+                "direction; leave it out.")
         # One square root of the product: a row with itself is then 1 to the last bit or two.
         parts.append(np.einsum("nd,nd->n", a, b) / np.sqrt(squares))
     return np.concatenate(parts)

@@ -43,7 +43,7 @@ def statistics(
     spans = [(order[end - sizes.sum() : end], fold, sizes) for (fold, sizes), end in zip(chunks, ends, strict=True)]
     means = {}
     for name, x in layers.items():
-        total = sum((finite(_take(x, here), measure).sum(0) for here, _, _ in spans), np.zeros(x.shape[1]))
+        total = sum((finite(_take(x, here), measure, numbers=here, shape=x.shape).sum(0) for here, _, _ in spans), np.zeros(x.shape[1]))
         means[name] = total / len(order)
     sums = Sums({name: x.shape[1] for name, x in layers.items()}, pairs, n_folds, one_row_each)
     for here, fold, sizes in spans:
