@@ -163,11 +163,13 @@ def reference(
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     x, x_test = np.asarray(train_features, dtype=np.float64), np.asarray(test_features, dtype=np.float64)
     folds = min(5, int(np.bincount(train_labels).min()))
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, tol=1e-3))
-    with warnings.catch_warnings():
+    # Thousands of small products: a second thread gains nothing, and on a busy machine waits for its turn each time.
+    with warnings.catch_warnings(), threadpool_limits(limits=1, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         if folds >= 2:
             search = GridSearchCV(

@@ -68,15 +68,19 @@ def probe_layers(
         MeasureError: if layers, rows or labels don't match, a value is not finite, or a class can't be learned.
     """
     import pandas as pd
+    from threadpoolctl import threadpool_limits
 
     _check(train, train_labels, test, test_labels)
     rng = np.random.default_rng(seed)
     controls = [(rng.permutation(train_labels), rng.permutation(test_labels)) for _ in range(CONTROLS)]
     rows = []
-    for layer in tqdm(sorted(train), desc="probing layers", unit="layer", leave=False, disable=not progress, delay=1):
-        x, x_test = _standardised(train[layer], test[layer])
-        penalty = _choose_penalty(np.asarray(train[layer], dtype=np.float64), train_labels, seed)
-        rows.append({"layer": layer, **_measured(x, train_labels, x_test, test_labels, controls, penalty)})
+    bar = tqdm(sorted(train), desc="probing layers", unit="layer", leave=False, disable=not progress, delay=1)
+    # Thousands of small products: a second thread gains nothing, and on a busy machine waits for its turn each time.
+    with threadpool_limits(limits=1, user_api="blas"):
+        for layer in bar:
+            x, x_test = _standardised(train[layer], test[layer])
+            penalty = _choose_penalty(np.asarray(train[layer], dtype=np.float64), train_labels, seed)
+            rows.append({"layer": layer, **_measured(x, train_labels, x_test, test_labels, controls, penalty)})
     return pd.DataFrame(rows)
 
 
