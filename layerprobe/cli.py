@@ -89,6 +89,19 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A fo
 
 
 @app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR ...", help="Folders that `run` wrote.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the comparison: a new or empty one.")],
+) -> None:
+    """Set finished runs side by side on one page: other models, data or methods. Needs neither torch nor the models."""
+    from layerprobe.report import compare_runs
+
+    with _one_sentence():
+        path = compare_runs(run_dirs, out)
+    print(path)
+
+
+@app.command()
 def measures() -> None:
     """List the similarity measures: range, symmetry, what each is unchanged by, least number of rows, source."""
     from rich.console import Console

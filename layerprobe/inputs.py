@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -363,6 +364,9 @@ class Inputs:
             "sets": sets,
             "max_length": self.study.data.max_length,
         }
+
+    def depth_identity(self, left_out: Mapping[str, str]) -> Identity:
+        return lambda done: {"margin": self.study.adaptation.margin, "left_out": dict(left_out)}
 
     def nothing_identity(self, done: Parents) -> dict[str, Any]:
         """Of stages that hang on their parents alone."""

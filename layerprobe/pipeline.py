@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from layerprobe.artifacts import Artifact, ArtifactStore, is_full
 from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError
 from layerprobe.provenance import provenance
 from layerprobe.runs import LOCK, PAGE, Run
+from layerprobe.stages.depth import CONCLUSION, family_of, power_note
 from layerprobe.study import Study, slug
 from layerprobe.task import Parents, Task
 from layerprobe.tasks import outline, tasks_of
@@ -66,7 +68,7 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
     store = ArtifactStore(home)
     _stay_offline(study)
     try:
-        inputs, notes = _inputs(study, device, store.root, progress=False), ()
+        inputs = _inputs(study, device, store.root, progress=False)
     except (DataError, EncoderError) as error:
         here = study.data.source if isinstance(error, DataError) else study.model.name
         if not _of_the_hub(here):
@@ -85,7 +87,9 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
         if found:
             done[task.id] = found
         lines.append(PlannedTask(task.stage, task.name, key, found is not None, task.size))
-    return Plan(tuple(lines), store.root, _free(store.root), notes + tuple(store.damaged))
+    family = family_of(inputs.methods, inputs.seeds)
+    notes = [power_note(family, study.adaptation.margin, len(inputs.corpus.test))] if family else []
+    return Plan(tuple(lines), store.root, _free(store.root), (*notes, *store.damaged))
 
 
 def run(
@@ -246,6 +250,8 @@ def _finish(result: Run, inputs: Inputs, done: Parents, store: ArtifactStore) ->
     for artifact in done.values():
         for path in sorted((artifact.folder / "tables").glob("*.parquet")):
             parts.setdefault(path.stem, []).append(pd.read_parquet(path))
+        if (artifact.folder / CONCLUSION).exists():
+            result.record["sufficiency"] = json.loads((artifact.folder / CONCLUSION).read_text(encoding="utf-8"))
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     result.save_tables(tables)
     result.record["data"]["notes"] += inputs.notes()

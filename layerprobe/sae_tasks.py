@@ -91,6 +91,13 @@ def of_method(
         showing.sentence_latents(inputs, method, seed, layer, capture, {side: read[side] for side in SIDES}, about),
         parents=(*captures, *(read[side] for side in SIDES), *(about[side] for side in SIDES)),
     )
+    yield Task(
+        "exhibit",
+        own,
+        inputs.layer_identity(method, seed, layer),
+        showing.exhibit(inputs, method, seed, layer, capture, {side: read[side] for side in SIDES}, f"latents: {own}"),
+        parents=(*captures, *(read[side] for side in SIDES), f"latents: {own}"),
+    )
 
 
 def along_training(inputs: Inputs, method: Method, seed: int, name: str, adapt: str, capture: str) -> Task:

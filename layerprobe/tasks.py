@@ -70,7 +70,27 @@ def tasks_of(inputs: Inputs) -> list[Task]:
         made.append(
             Task("crossing", "every method", inputs.nothing_identity, latents.crossing(inputs, read), parents=read)
         )
+    made += _depth_task(inputs)
     return made
+
+
+def _depth_task(inputs: Inputs) -> Iterable[Task]:
+    """What is concluded from all methods together; nothing where none is comparable to another."""
+    from layerprobe.stages import depth
+
+    family = depth.family_of(inputs.methods, inputs.seeds)
+    if family is None:
+        return
+    compared = [method for method in inputs.methods if method == family.reference or method in family.others]
+    names = [called(method.name, seed) for method in compared for seed in inputs.seeds(method)]
+    adapts, similarities = [f"adapt: {name}" for name in names], [f"similarity: {name}" for name in names]
+    yield Task(
+        "depth",
+        f"every method against {family.reference.name}",
+        inputs.depth_identity(family.left_out),
+        depth.conclude(inputs, family, adapts, similarities),
+        parents=(*adapts, *similarities),
+    )
 
 
 def seeds_of(study: Study, method: Method) -> tuple[int, ...]:

@@ -99,10 +99,13 @@ def test_every_key_carries_its_help():
 def test_the_shipped_studies_parse():
     folder = Path(__file__).parent.parent / "analyses"
     names = {path.stem for path in folder.glob("*.toml")}
-    assert {"quickstart", "news_topics", "layerwise_evolution"} <= names
+    assert {"quickstart", "news_topics", "layerwise_evolution", "adaptation_depth", "adaptation_depth_bbc"} <= names
     for path in folder.glob("*.toml"):
         assert path.read_text(encoding="utf-8").startswith("# "), f"{path.name} does not open with its question"
         assert Study.load(path).question.endswith("?")
+    for name in ("adaptation_depth", "adaptation_depth_bbc"):
+        depths = Study.load(folder / f"{name}.toml")
+        assert depths.adaptation.methods == "depths" and len(depths.seeds) == 3 and depths.sae.layers == ()
     published = Study.load(folder / "layerwise_evolution.toml")
     assert published.sae.layers == (3, 6, 12)
     assert (published.adaptation.learning_rate, published.adaptation.batch_size) == (2e-5, 16)

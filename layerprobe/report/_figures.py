@@ -96,9 +96,11 @@ def drift(
     similarity: pd.DataFrame, methods: Sequence[str], measure: str, unit: str, nulls: pd.DataFrame | None = None
 ) -> go.Figure:
     """A measure by layer with its interval, a line a method and seed, beside its nulls."""
-    figure = go.Figure()
-    for number, method in enumerate(methods):
-        colour = COLOURS[number % len(COLOURS)]
+    from layerprobe.report._depth_figures import colours
+
+    figure, chosen = go.Figure(), colours(methods)
+    for method in methods:
+        colour = chosen[method]
         seeds = seeds_of(similarity, method)
         for i, seed in enumerate(seeds):
             table = drift_of(similarity, method, measure, unit, seed)
@@ -118,8 +120,11 @@ def drift(
                 x=table.layer,
                 y=table.value,
                 mode="lines+markers",
-                name=method if len(seeds) == 1 else f"{method}, seed {seed}",
+                name=method,
+                legendgroup=method,
+                showlegend=i == 0,
                 line={"color": colour, "dash": "solid" if i == 0 else "dash"},
+                hovertemplate=f"{method}, seed {seed}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
             )
             null = drift_of(similarity, method, f"{measure}_baseline", unit, seed)
             if len(null) and i == 0:
@@ -127,7 +132,9 @@ def drift(
                     x=null.layer,
                     y=null.value,
                     mode="lines",
-                    name=f"{method}: unrelated rows",
+                    name="unrelated rows",
+                    legendgroup="unrelated",
+                    showlegend=method == methods[0],
                     line={"color": colour, "dash": "dot"},
                 )
     figure.update_xaxes(title="layer (0 = embeddings)", dtick=1)
@@ -151,7 +158,10 @@ def _add_null(
     if nulls is None or nulls.empty:
         return
     rows = nulls[(nulls.measure == measure) & (nulls.unit == unit) & nulls.null.str.startswith(null)]
-    for number, method in enumerate(methods):
+    from layerprobe.report._depth_figures import colours
+
+    chosen, told = colours(methods), False
+    for method in methods:
         part = rows[rows.method == method]
         part = part[part.seed == part.seed.min()].sort_values("layer")
         if part.empty:
@@ -160,8 +170,10 @@ def _add_null(
             x=part.layer,
             y=part.value,
             mode="markers",
-            name=f"{method}: {words}",
-            marker={"symbol": symbol, "size": 9, "color": COLOURS[number % len(COLOURS)]},
+            name=words,
+            legendgroup=words,
+            showlegend=not told,
+            marker={"symbol": symbol, "size": 9, "color": chosen[method]},
             error_y={
                 "type": "data",
                 "symmetric": False,
@@ -169,6 +181,7 @@ def _add_null(
                 "arrayminus": part.value - part.low,
             },
         )
+        told = True
 
 
 def by_unit(similarity: pd.DataFrame, method: str, measure: str) -> go.Figure:
@@ -220,102 +233,6 @@ def grids(table: pd.DataFrame, method: str, unit: str, measure: str) -> go.Figur
         }
     )
     return styled(figure, height=340)
-
-
-def transfer(quality: pd.DataFrame, method: str) -> go.Figure:
-    """Explained variance of each side's dictionary on each side, with intervals, beside untrained ones."""
-    rows = quality[quality.method == method]
-    rows = rows[rows.seed == rows.seed.min()]
-    figure = go.Figure()
-    bars = [
-        ("base", "base", "trained"),
-        ("base", "adapted", "trained"),
-        ("adapted", "adapted", "trained"),
-        ("adapted", "base", "trained"),
-        ("base", "base", "untrained"),
-    ]
-    for number, (source, target, kind) in enumerate(bars):
-        part = rows[(rows.trained_on == source) & (rows.evaluated_on == target) & (rows.kind == kind)].sort_values(
-            "layer"
-        )
-        name = f"trained on {source}, read on {target}" if kind == "trained" else f"untrained, read on {target}"
-        ev = part.explained_variance
-        figure.add_bar(
-            x=[f"layer {layer}" for layer in part.layer],
-            y=ev,
-            name=name,
-            marker_color=COLOURS[number],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": part.ev_high - ev,
-                "arrayminus": ev - part.ev_low,
-                "color": "#777",
-            },
-        )
-    figure.update_yaxes(title="explained variance on test texts")
-    figure.update_layout(barmode="group")
-    return styled(figure, height=380)
-
-
-def task_shares(shares: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
-    """Share of latents associated with a label: base, then adapted, beside the share with labels permuted."""
-    figure = go.Figure()
-    for number, method in enumerate(methods):
-        rows = shares[shares.method == method]
-        rows = rows[rows.seed == rows.seed.min()]
-        for side, opacity in (("base", 0.45), ("adapted", 1.0)):
-            part = rows[rows.side == side].sort_values("layer")
-            figure.add_bar(
-                x=[f"layer {layer}" for layer in part.layer],
-                y=part.share,
-                name=f"{method}: {side}",
-                marker_color=COLOURS[number % len(COLOURS)],
-                opacity=opacity,
-                customdata=part[["live", "share_permuted_high"]],
-                hovertemplate="%{y:.1%} of %{customdata[0]} latents; permuted labels reach %{customdata[1]:.1%} in 5% of draws<extra></extra>",
-            )
-            figure.add_scatter(
-                x=[f"layer {layer}" for layer in part.layer],
-                y=part.share_permuted_high,
-                mode="markers",
-                showlegend=number == 0 and side == "base",
-                name="95th percentile with permuted labels",
-                legendrank=2000,
-                marker={"symbol": "line-ew-open", "size": 22, "color": "#D55E00"},
-            )
-    figure.update_yaxes(title="share of judged latents", tickformat=".0%")
-    figure.update_layout(barmode="group")
-    return styled(figure, height=360)
-
-
-def quality(adaptation: pd.DataFrame) -> go.Figure:
-    """Accuracy on the test texts after adaptation, with Wilson intervals; references below."""
-    after = adaptation[adaptation["when"] == "after"]
-    names = []
-    row: Any
-    for row in after.itertuples():
-        names.append(row.method if len(seeds_of(after, row.method)) == 1 else f"{row.method}, seed {row.seed}")
-    colours = ["#888" if name.startswith("reference:") else COLOURS[0] for name in names]
-    figure = go.Figure(
-        go.Scatter(
-            x=after.accuracy,
-            y=names,
-            mode="markers",
-            marker={"size": 11, "color": colours},
-            showlegend=False,
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": after.accuracy_high - after.accuracy,
-                "arrayminus": after.accuracy - after.accuracy_low,
-                "color": "#888",
-            },
-        )
-    )
-    figure.update_xaxes(title="accuracy on test texts (95% Wilson interval); further right is better")
-    figure.update_yaxes(autorange="reversed", type="category")
-    return styled(figure, height=120 + 34 * len(names))
 
 
 def styled(figure: go.Figure, *, height: int) -> go.Figure:

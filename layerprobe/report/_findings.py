@@ -26,13 +26,19 @@ class Finding:
 
 def findings(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> list[Finding]:
     """Three to five sentences made from the numbers, each with an interval and the figure it comes from."""
+    from layerprobe.report._depth import depth_findings
+    from layerprobe.report._feature_words import feature_sentences
+
     found = []
     drift = tables.get("similarity")
-    for method in methods(tables):
+    names = methods(tables)
+    # Of many methods the shallowest and the deepest are told in words; all of them stand in the figures.
+    deep = [name for name in names if _depth(name)[0] <= 2]
+    for method in dict.fromkeys([*deep[:1], *deep[-1:]]) if len(names) > 3 and deep else names:
         if drift is not None:
             found += _where(drift, method)
-    found += _head_only(tables)
-    found += _features(tables)
+    found += depth_findings(tables, record)
+    found += [Finding(text, "features") for text in feature_sentences(tables, moved(tables))]
     return found
 
 
@@ -128,97 +134,8 @@ def _where(drift: pd.DataFrame, method: str) -> list[Finding]:
     return [Finding(text, "drift")]
 
 
-def _head_only(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
-    table = tables.get("adaptation")
-    if table is None:
-        return []
-    after = table[table["when"] == "after"]
-    names = set(after.method)
-    if not {"head", "full"} <= names:
-        return []
-    shared = sorted(set(after[after.method == "head"].seed) & set(after[after.method == "full"].seed))
-    if not shared:
-        return []
-    rows = {name: after[(after.method == name) & (after.seed == shared[0])].iloc[0] for name in ("head", "full")}
-    gap = rows["full"].accuracy - rows["head"].accuracy
-    text = (
-        f"The head alone reaches accuracy {_accuracy(rows['head'])}, full fine-tuning {_accuracy(rows['full'])}: training "
-        f"only the head {'gives up' if gap >= 0 else 'gains'} {abs(100 * gap):.1f} points"
-    )
-    interval = paired_gap(tables, "head", "full", shared[0])
-    if interval:
-        low, high = interval
-        verdict = "which chance alone could give" if low <= 0 <= high else "more than chance gives"
-        text += f" (difference full - head {100 * gap:+.1f}, 95% interval {100 * low:+.1f} to {100 * high:+.1f} on the same test texts, {verdict})"
-    majority = after[after.method == "reference:majority"]
-    if len(majority):
-        text += f"; always naming the commonest label gets {majority.iloc[0].accuracy:.3f}"
-    return [Finding(text + ".", "quality")]
-
-
-def paired_gap(tables: Mapping[str, pd.DataFrame], one: str, other: str, seed: int) -> tuple[float, float] | None:
-    """95% interval of the accuracy of `other` less that of `one` on the same texts: bootstrap of texts, 2,000 draws."""
-    import numpy as np
-
-    table = tables.get("predictions")
-    if table is None:
-        return None
-    right = {}
-    for name in (one, other):
-        rows = table[(table.method == name) & (table.seed == seed)].set_index("example_id")
-        right[name] = (rows.label == rows.predicted).astype(float)
-    difference = (right[other] - right[one]).dropna().to_numpy()
-    if len(difference) < 2:
-        return None
-    draws = np.random.default_rng(0).integers(len(difference), size=(2000, len(difference)))
-    low, high = np.quantile(difference[draws].mean(1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _features(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
-    shares, quality = tables.get("latent_shares"), tables.get("sae")
-    found = []
-    order = moved(tables)
-    if shares is not None and order:
-        method = "full" if "full" in order else order[-1]
-        rows = shares[shares.method == method]
-        rows = rows[rows.seed == rows.seed.min()]
-        parts = []
-        for layer in sorted(rows.layer.unique()):
-            pair = {side: rows[(rows.layer == layer) & (rows.side == side)].iloc[0] for side in ("base", "adapted")}
-            parts.append(f"{_share(pair['base'].share)} to {_share(pair['adapted'].share)} at layer {layer}")
-        if parts:
-            high = rows.share_permuted_high.max()
-            text = f"Under {method}, the share of latents associated with a label goes from {'; '.join(parts)} (with labels permuted, at most {100 * high:.1f}% in 95% of draws)."
-            found.append(Finding(text, "features"))
-    if quality is not None and order:
-        method = "full" if "full" in order else order[-1]
-        rows = quality[(quality.method == method) & (quality.kind == "trained") & (quality.trained_on == "base")]
-        rows = rows[(rows.seed == rows.seed.min()) & (rows.layer == rows.layer.max())].set_index("evaluated_on")
-        if {"base", "adapted"} <= set(rows.index):
-            own, other = rows.loc["base"], rows.loc["adapted"]
-            text = (
-                f"At layer {int(own.layer)}, features learnt on the base explain {_variance(own)} of the base's variance and "
-                f"{_variance(other)} of the adapted model's."
-            )
-            found.append(Finding(text, "features"))
-    return found
-
-
 def _value(row: Any) -> str:
     return f"{row.value:.3f} (95% interval {row.ci_low:.3f} to {row.ci_high:.3f})"
-
-
-def _accuracy(row: Any) -> str:
-    return f"{row.accuracy:.3f} (95% interval {row.accuracy_low:.3f} to {row.accuracy_high:.3f})"
-
-
-def _variance(row: Any) -> str:
-    return f"{row.explained_variance:.2f} (95% interval {row.ev_low:.2f} to {row.ev_high:.2f})"
-
-
-def _share(value: float) -> str:
-    return "undefined (too few active latents)" if value != value else f"{100 * value:.0f}%"
 
 
 def _ranges(layers: Any) -> str:

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from layerprobe.report import findings, write_report
-from layerprobe.report._findings import paired_gap
 from layerprobe.runs import Run
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -55,25 +54,6 @@ def adaptation(**accuracy):
                 }
             )
     return pd.DataFrame(rows)
-
-
-def predictions(**right):
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "method": method,
-                    "seed": 0,
-                    "example_id": [f"id{i}" for i in range(50)],
-                    "label": "a",
-                    "predicted": ["a" if i < count else "b" for i in range(50)],
-                    "probability": 0.9,
-                }
-            )
-            for method, count in right.items()
-        ],
-        ignore_index=True,
-    )
 
 
 def record(**more):
@@ -138,7 +118,6 @@ def sentences(tables):
 def test_the_answer_follows_planted_numbers():
     tables = {
         "adaptation": adaptation(head=0.7, full=0.8, majority=0.5),
-        "predictions": predictions(head=35, full=40),
         "similarity": pd.concat([similarity([1, 0.97, 0.9, 0.4]), similarity([1, 1, 1, 1], "head", reach=0)]),
     }
     text = sentences(tables)
@@ -153,16 +132,6 @@ def test_nothing_is_claimed_to_begin_where_intervals_reach_the_line():
     tables = {"adaptation": adaptation(full=0.8), "similarity": similarity([1, 0.94, 0.945], reach=0.02)}
     assert "no layer's CKA is reliably below 0.95" in sentences(tables)
     assert "change begins" not in sentences(tables)
-
-
-def test_an_accuracy_gap_is_judged_on_the_same_texts():
-    tables = {"predictions": predictions(head=40, full=40)}
-    tables["predictions"].loc[0, "predicted"] = "b"  # one text that full gets and head does not
-    low, high = paired_gap(tables, "head", "full", 0)
-    assert low == 0 < high < 0.1  # two separate intervals would be .2 wide
-    tables = {"adaptation": adaptation(head=0.78, full=0.8), **tables}
-    assert "which chance alone could give" in sentences(tables)
-    assert "gains" in sentences({"adaptation": adaptation(head=0.82, full=0.8)})
 
 
 def test_data_cannot_escape_into_the_page(tmp_path):
@@ -203,7 +172,7 @@ def test_a_page_is_whole_without_some_tables(left_out, tmp_path):
     tables = {"adaptation": adaptation(full=0.8), "similarity": similarity([1, 0.5])}
     tables = {name: table for name, table in tables.items() if left_out not in (name, "all")}
     html = page(tmp_path / "run", tables)
-    for anchor in ("answer", "drift", "features", "quality", "tokens", "sure", "made"):
+    for anchor in ("answer", "drift", "features", "quality", "cost", "inside", "tokens", "sure", "made"):
         assert f'id="{anchor}"' in html
     for data in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', html, flags=re.S):
         json.loads(data)

@@ -1,0 +1,357 @@
+"""Was it needed? What the page says of quality, cost and the inside at each depth of adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from layerprobe.report import _depth_figures as figures
+from layerprobe.report import _inside as inside
+from layerprobe.report._compared import main_measure
+from layerprobe.report._findings import REFERENCES, Finding, methods, seeds_of, unit_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Tables = Mapping[str, "pd.DataFrame"]
+
+HEADS = {
+    "model": "the family's own head",
+    "mean": "a linear head on the mean over a text's tokens",
+    "cls": "a linear head on the first token",
+}
+SCORES = {
+    "macro_f1": "macro-F1",
+    "loss": "cross-entropy",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
+}
+
+
+# The answer in sentences ----------------------------------------------------------------------------------------------
+
+
+def depth_findings(tables: Tables, record: Mapping[str, Any]) -> list[Finding]:
+    """What the head alone gives up, the smallest sufficient depth, and what to do."""
+    found = [*_head(tables)]
+    concluded = record.get("sufficiency")
+    if concluded:
+        found.append(Finding(concluded["sentence"], "quality"))
+        found.append(Finding(recommendation(tables, concluded), "cost"))
+    return found
+
+
+def _head(tables: Tables) -> list[Finding]:
+    after = after_on_test(tables)
+    if after is None or not {"head", "full"} <= set(after.method):
+        return []
+    row: Any = _row(tables.get("differences"), "head")
+    if row is not None and row.reference == "full":
+        seeds = f", means of {row.seeds} seeds" if row.seeds > 1 else ""
+        text = (
+            f"The head alone reaches accuracy {row.accuracy:.3f}, full fine-tuning {row.reference_accuracy:.3f}, on the same "
+            f"{row.n:,} test texts{seeds}: training only the head {_gives(row.difference)} (difference head - full "
+            f"{100 * row.difference:+.1f}, 95% interval {100 * row.ci_low:+.1f} to {100 * row.ci_high:+.1f}, "
+            f"{'which chance alone could give' if row.ci_low <= 0 <= row.ci_high else 'more than chance gives'})"
+        )
+    else:
+        shared = sorted(set(seeds_of(after, "head")) & set(seeds_of(after, "full")))
+        if not shared:
+            return []
+        rows = {name: after[(after.method == name) & (after.seed == shared[0])].iloc[0] for name in ("head", "full")}
+        text = (
+            f"The head alone reaches accuracy {accuracy(rows['head'])}, full fine-tuning {accuracy(rows['full'])}: training "
+            f"only the head {_gives(rows['head'].accuracy - rows['full'].accuracy)}; the two were not compared text by text in this run"
+        )
+    majority = after[after.method == f"{REFERENCES}majority"]
+    if len(majority):
+        text += f"; always naming the commonest label gets {majority.iloc[0].accuracy:.3f}"
+    return [Finding(text + ".", "quality")]
+
+
+def _gives(difference: float) -> str:
+    """What the head alone gives up, in points of accuracy."""
+    return f"{'gives up' if difference <= 0 else 'gains'} {abs(100 * difference):.1f} points"
+
+
+def recommendation(tables: Tables, concluded: Mapping[str, Any]) -> str:
+    """What to train, from the conclusion about depth, with what it saves and how sure that is."""
+    reference, smallest, undecided = (concluded[key] for key in ("reference", "smallest", "undecided"))
+    if smallest is None:
+        text = f"On this evidence keep {reference}"
+        if undecided and concluded["needed"]:
+            return f"{text}, or judge {undecided} on more test texts before giving it up: the data here cannot tell."
+        if undecided:
+            return f"{text}: {undecided} can be told neither to do nor to fail."
+        return f"{text}: no shallower depth was shown to lose less than {concluded['margin']:.3g} of accuracy."
+    saved = _saved(tables, smallest, reference)
+    text = f"On this evidence train {smallest}{saved}"
+    beside = _row_list(tables.get("sufficiency"), outcome="sufficient", family="holm")
+    if beside:
+        text += f"; outside the sequence of depths {', '.join(beside)} {'do' if len(beside) > 1 else 'does'} as well"
+    alpha = concluded["alpha"]
+    return f"{text}. This procedure names a depth that loses more than the margin in at most {100 * alpha:.3g}% of studies."
+
+
+def _saved(tables: Tables, method: str, reference: str) -> str:
+    """Shares of the reference's costs, as far as they were measured."""
+    bought = prices(tables)
+    if bought is None or not {method, reference} <= set(bought.method):
+        return ""
+    rows: Any = bought.set_index("method")
+    words = {"flops": "training FLOPs", "seconds": "seconds", "trainable_parameters": "trained parameters"}
+    said = [
+        f"{rows.loc[method, column] / rows.loc[reference, column]:.0%} of the {name}"
+        for column, name in words.items()
+        if column in rows and rows.loc[reference, column] > 0 and rows.loc[method, column] >= 0
+    ]
+    return f", at {_and(said)} of {reference}" if said else ""
+
+
+# What the section shows -----------------------------------------------------------------------------------------------
+
+
+def depth_context(tables: Tables, record: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the templates of this section need; parts that a run lacks are None or empty."""
+    names = [name for name in methods(tables) if not name.startswith(REFERENCES)]
+    similarity = tables.get("similarity")
+    slider = None
+    if similarity is not None and len(similarity):
+        measure, unit = main_measure(similarity), unit_of(similarity)
+        slider = figures.drift_by_depth(similarity, [n for n in names if n != "shuffled-labels"], measure, unit)
+    groups = _groups(tables, names)
+    return {
+        "figures": {"groups": groups, "slider": slider},
+        "choices": {name: list(group) for name, group in groups.items()},
+        "concluded": record.get("sufficiency"),
+        "recommendation": recommendation(tables, record["sufficiency"]) if record.get("sufficiency") else "",
+        "verdicts": _records(tables.get("sufficiency")),
+        "quality": _quality_rows(tables),
+        "means": _mean_rows(tables),
+        "scores": [words for column, words in SCORES.items() if _has(tables.get("adaptation"), column)],
+        "costs": _cost_rows(tables),
+        "head": _head_words(tables, record),
+        "missing": _missing(tables),
+        "weights": _weights_words(tables.get("weights")),
+        "seeds": max((len(seeds_of(tables["adaptation"], name)) for name in names), default=0)
+        if names and "adaptation" in tables
+        else 0,
+        "probed": _numbers(tables.get("probes")),
+        "intervened": _numbers(tables.get("interventions")),
+        "methods": names,
+    }
+
+
+def _groups(tables: Tables, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Figures by what a reader picks."""
+    made: dict[str, dict[str, Any]] = {}
+    table = tables.get("adaptation")
+    if table is not None and len(table):
+        splits = list(dict.fromkeys(["test", *table[table["when"] == "after"]["split"]]))
+        made["quality"] = {name: figures.quality(table, names, name).to_plotly_json() for name in splits}
+    gaps, points, front = tables.get("differences"), tables.get("seed_differences"), tables.get("pareto")
+    if gaps is not None and len(gaps):
+        order = sorted(
+            range(len(gaps)), key=lambda i: names.index(gaps.method.iloc[i]) if gaps.method.iloc[i] in names else 99
+        )
+        made["differences"] = {
+            "all": figures.differences(gaps.iloc[order], points, tables.get("sufficiency")).to_plotly_json()
+        }
+    bought = prices(tables)
+    reference = reference_of(tables)
+    if bought is not None and reference is not None:
+        shares = figures.cost_shares(bought, reference)
+        if shares is not None:
+            made["cost"] = {"all": shares.to_plotly_json()}
+    if front is not None and len(front):
+        own = after_on_test(tables)
+        made["pareto"] = {
+            figures.COSTS.get(cost, (cost, ""))[0]: figures.pareto(front, cost, names, own).to_plotly_json()
+            for cost in dict.fromkeys(front.cost)
+        }
+    for name, draw in (("probes", inside.probes), ("interventions", inside.interventions), ("weights", inside.weights)):
+        table = tables.get(name)
+        if table is not None and len(table):
+            made[name] = draw(table, names)
+    return {name: group for name, group in made.items() if group}
+
+
+def reference_of(tables: Tables) -> str | None:
+    """What the others are held against: as concluded, else `full`, else the deepest method."""
+    gaps = tables.get("differences")
+    if gaps is not None and len(gaps):
+        return str(gaps.reference.iloc[0])
+    names = [name for name in methods(tables) if name in ("head", "full") or name.startswith("top:")]
+    return names[-1] if len(names) > 1 else None
+
+
+def after_on_test(tables: Tables) -> pd.DataFrame | None:
+    """Rows of quality after adaptation on the test texts."""
+    table = tables.get("adaptation")
+    return None if table is None else table[(table["when"] == "after") & (table["split"] == "test")]
+
+
+def prices(tables: Tables) -> pd.DataFrame | None:
+    """One row a method that trains something: accuracy and costs on average over seeds."""
+    after = after_on_test(tables)
+    if after is None:
+        return None
+    rows = after[~after.method.str.startswith(REFERENCES) & (after.method != "shuffled-labels")]
+    columns = ["accuracy", *(c for c in figures.COSTS if c in rows.columns and rows[c].notna().any())]
+    order = [name for name in methods(tables) if name in set(rows.method)]
+    return rows.groupby("method")[columns].mean().reindex(order).reset_index()
+
+
+def _cost_rows(tables: Tables) -> dict[str, Any] | None:
+    """Costs as words, with the share of the largest by which a cell is shaded."""
+    bought = prices(tables)
+    if bought is None or bought.empty:
+        return None
+    columns = [c for c in figures.COSTS if c in bought.columns]
+    if not columns:
+        return None
+    most = bought[columns].max()
+    rows = [
+        {
+            "method": row["method"],
+            "cells": [
+                {
+                    "words": figures.spoken(row[c], c),
+                    "share": 100 * row[c] / most[c] if most[c] > 0 and row[c] == row[c] else 0,
+                }
+                for c in columns
+            ],
+        }
+        for row in bought.to_dict("records")
+    ]
+    after = after_on_test(tables)
+    assert after is not None
+    notes = []
+    for column, words in (("memory_kind", "Peak memory"), ("energy_kind", "Energy"), ("energy_note", "Energy")):
+        kinds = [str(kind) for kind in after.get(column, ()) if isinstance(kind, str) and kind]
+        if kinds:
+            notes.append(f"{words}: {', '.join(dict.fromkeys(kinds))}.")
+    return {"columns": [figures.COSTS[c][0] for c in columns], "rows": rows, "notes": notes}
+
+
+def _quality_rows(tables: Tables) -> list[dict[str, Any]]:
+    table = tables.get("adaptation")
+    if table is None:
+        return []
+    order = {name: i for i, name in enumerate(methods(tables))}
+    rows = []
+    for row in table.to_dict("records"):
+        scores = [_score(row[column]) for column in SCORES if _has(table, column)]
+        about: dict[str, Any] = {str(key): value for key, value in row.items()}
+        rows.append(about | {"scores": scores, "reference": str(row["method"]).startswith(REFERENCES)})
+    return sorted(rows, key=lambda row: (row["when"] != "after", row["split"] != "test", order.get(row["method"], 99)))
+
+
+def _mean_rows(tables: Tables) -> list[dict[str, Any]]:
+    """One row a method and set of texts: means over seeds, and how far the seeds' accuracies lie apart."""
+    table = tables.get("adaptation")
+    if table is None:
+        return []
+    rows = []
+    for (split, method), part in table[table["when"] == "after"].groupby(["split", "method"], sort=False):
+        rows.append(
+            {
+                "method": method,
+                "split": split,
+                "n": int(part["n"].iloc[0]),
+                "seeds": len(part),
+                "accuracy": part.accuracy.mean(),
+                "low": part.accuracy.min(),
+                "high": part.accuracy.max(),
+                "scores": [_score(part[column].mean()) for column in SCORES if _has(table, column)],
+                "reference": str(method).startswith(REFERENCES),
+            }
+        )
+    order = {name: i for i, name in enumerate(methods(tables))}
+    return sorted(rows, key=lambda row: (row["split"] != "test", row["split"], order.get(row["method"], 99)))
+
+
+def _head_words(tables: Tables, record: Mapping[str, Any]) -> str:
+    """Which head was judged, and what a linear reader of other poolings gets."""
+    asked = record.get("study", {}).get("resolved", {}).get("adaptation", {}).get("pooling", "model")
+    text = f'The head judged here is {HEADS.get(asked, asked)} (adaptation.pooling = "{asked}")'
+    after = after_on_test(tables)
+    said = []
+    for pooling, words in (("mean", "the mean over tokens"), ("cls", "the first token")):
+        row = None if after is None else _row(after, f"{REFERENCES}logistic-{pooling}")
+        if row is not None:
+            said.append(f"{accuracy(row)} on {words}")
+    if said:
+        text += f"; without any fine-tuning, logistic regression on the pretrained last layer reaches {_and(said)}"
+    return text + "."
+
+
+def _missing(tables: Tables) -> list[str]:
+    """What a reader may look for here and this run did not measure."""
+    table, found = tables.get("adaptation"), []
+    if table is not None:
+        absent = [figures.COSTS[c][0] for c in figures.COSTS if c != "drift" and not _has(table, c)]
+        if absent:
+            found.append(f"Costs not measured in this run: {', '.join(absent)}.")
+        absent = [words for column, words in SCORES.items() if not _has(table, column)]
+        if absent:
+            found.append(f"Scores not measured in this run: {', '.join(absent)}.")
+        if set(table["split"]) <= {"test"}:
+            found.append("Out-of-domain sets: none in this study (data.ood).")
+    return found
+
+
+def _weights_words(table: pd.DataFrame | None) -> str:
+    """How many intruder dimensions were found, and where most."""
+    if table is None or table.empty or "intruder_dimensions" not in table:
+        return ""
+    total = table.groupby("method").intruder_dimensions.sum() / table.groupby("method").seed.nunique()
+    most = total.idxmax()
+    if not total.max():
+        return "No method has an intruder dimension in any matrix."
+    return f"{most} has the most intruder dimensions: {total.max():.1f} over all matrices, on average over its seeds."
+
+
+def _numbers(table: pd.DataFrame | None) -> dict[str, Any] | None:
+    if table is None or table.empty:
+        return None
+    return {"n": int(table["n"].max()), "seeds": int(table.seed.nunique())}
+
+
+def _records(table: pd.DataFrame | None) -> list[dict[str, Any]]:
+    if table is None:
+        return []
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
+
+
+def _row(table: pd.DataFrame | None, method: str) -> Any:
+    if table is None:
+        return None
+    rows = table[table.method == method]
+    return rows.iloc[0] if len(rows) else None
+
+
+def _row_list(table: pd.DataFrame | None, **wanted: str) -> list[str]:
+    if table is None:
+        return []
+    rows = table
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return [str(name) for name in rows.method]
+
+
+def _has(table: pd.DataFrame | None, column: str) -> bool:
+    return table is not None and column in table.columns and bool(table[column].notna().any())
+
+
+def _score(value: Any) -> str:
+    return "–" if value is None or value != value else f"{value:.3f}"
+
+
+def accuracy(row: Any) -> str:
+    return f"{row.accuracy:.3f} (95% interval {row.accuracy_low:.3f} to {row.accuracy_high:.3f})"
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

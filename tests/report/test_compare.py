@@ -1,0 +1,216 @@
+"""Several runs on one page: paired only on the same texts, refused in one sentence where there is nothing to compare."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricated import depth_study
+from test_report import EVIL, record
+from typer.testing import CliRunner
+
+from layerprobe.cli import app
+from layerprobe.errors import StorageError
+from layerprobe.report import compare_runs, findings
+from layerprobe.report._compare_figures import FULL, depth_share
+from layerprobe.runs import Run
+
+
+def write(folder, name, key, *, n_layers=6, drop=(), change=None, **study):
+    """A run of every depth as `layerprobe run` leaves it."""
+    tables, kept = depth_study(**{"n": 400, "seeds": (0,), "ood": False, "n_layers": n_layers, **study})
+    about = record(name=name, sufficiency=kept, tasks=[{"stage": "adapt", "name": "head", "key": key, "seconds": 1.0}])
+    about["encoder"] |= {"n_layers": n_layers}
+    about["study"]["resolved"] |= {"seeds": list(study.get("seeds", (0,))), "adaptation": {"pooling": "model"}}
+    if change:
+        change(tables, about)
+    about["findings"] = [{"text": f.text, "figure": f.figure} for f in findings(tables, about)]
+    run = Run.create(folder, about)
+    run.save_tables({name: table for name, table in tables.items() if name not in drop})
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs on the same texts, of 6 and of 12 blocks, and one on other texts."""
+    root = tmp_path_factory.mktemp("runs")
+    same = ("head", "top:1", "top:2", "full")
+    return [
+        write(root / "small", "small", "a", methods=same),
+        write(root / "large", "large", "b", methods=("head", "top:2", "top:3", "full"), n_layers=12),
+        write(root / "other", "other", "c", methods=("head", "full"), seed=7),
+    ]
+
+
+@pytest.fixture(scope="module")
+def html(runs, tmp_path_factory):
+    return compare_runs(runs, tmp_path_factory.mktemp("out") / "cmp").read_text(encoding="utf-8")
+
+
+def cli(*words):
+    return CliRunner().invoke(app, ["compare", *[str(word) for word in words]])
+
+
+def refused(result, *words):
+    assert result.exit_code == 2, result.output
+    told = [line for line in result.stderr.splitlines() if line.startswith("layerprobe: ")]
+    assert len(told) == 1 and "Traceback" not in result.stderr
+    for word in words:
+        assert word in told[0], told[0]
+
+
+def download(html, name):
+    link = re.search(rf'download="{name}.csv" href="data:text/csv;base64,([^"]+)"', html)
+    return pd.read_csv(BytesIO(base64.b64decode(link.group(1))))
+
+
+def test_a_user_gets_a_page_and_may_write_it_again(runs, tmp_path):
+    folders = [run.folder for run in runs]
+    for _ in range(2):
+        result = cli(*folders, "--out", tmp_path / "cmp")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.splitlines()[-1] == str(tmp_path / "cmp" / "index.html")
+    kept = json.loads((tmp_path / "cmp" / "compare.json").read_text())
+    assert kept["kind"] == "comparison" and list(kept["runs"]) == ["small", "large", "other"]
+
+
+def test_only_runs_on_the_same_texts_are_subtracted(runs, html):
+    table = download(html, "paired")
+    assert set(table.run) == {"large"} and set(table.reference) == {"small"}
+    assert set(table.method) == {"head", "top:2", "full"}  # which both have
+    right = {
+        run.record["name"]: run.table("predictions").query("method == 'top:2'").set_index("example_id")
+        for run in runs[:2]
+    }
+    right = {name: (rows.label == rows.predicted).astype(float) for name, rows in right.items()}
+    gap = right["large"] - right["small"]
+    row = table.set_index("method").loc["top:2"]
+    assert row.difference == pytest.approx(gap.mean()) and row.n == 400
+    half = (row.ci_high - row.ci_low) / 2
+    assert half == pytest.approx(1.966 * gap.std(ddof=1) / np.sqrt(400), rel=1e-3)  # t with 399 degrees of freedom
+    assert "small, large were judged on the same test texts" in html
+    assert "The others are separate studies" in html
+
+
+def test_runs_on_other_texts_are_separate_studies(runs, tmp_path):
+    page = compare_runs([runs[0], runs[2]], tmp_path / "cmp").read_text(encoding="utf-8")
+    assert "No two of these runs were judged on the same test texts" in page
+    assert "are not subtracted from one another" in page and "On the same texts" not in page
+
+
+def test_seeds_that_differ_are_not_paired_and_that_is_said(runs, tmp_path):
+    other = write(tmp_path / "late", "late", "d", methods=("head", "full"), seeds=(5,))
+    page = compare_runs([runs[0], other], tmp_path / "cmp").read_text(encoding="utf-8")
+    assert "Not paired: head has no seed in common in small, late." in page
+    assert "The runs differ in their seeds (small: 0; late: 5)." in page
+
+
+def test_the_page_holds_each_run_s_numbers(runs, html):
+    quality, gaps = download(html, "quality"), download(html, "differences")
+    for run in runs:
+        own = run.table("adaptation").query("method == 'full' and split == 'test'")
+        shown = quality[(quality.run == run.record["name"]) & (quality.method == "full")]
+        assert shown.accuracy.tolist() == own.accuracy.tolist()
+        assert run.record["sufficiency"]["sentence"].replace("'", "&#39;") in html
+    assert gaps.query("run == 'large' and method == 'top:3'").depth.iloc[0] == 0.25
+    assert depth_share("full", 12) == FULL and depth_share("lora:8", 12) is None and depth_share("head", 6) == 0
+    drift = download(html, "drift")
+    assert drift.query("run == 'large' and layer == 3").share.unique().tolist() == [0.25]
+    assert not quality.method.str.startswith("reference:").any()
+    for data in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', html, flags=re.S):
+        json.loads(data)
+    own = re.sub(r"<script>.*?</script>", "", html, flags=re.S)
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", own)
+
+
+def test_what_differs_and_bears_on_reading_is_listed(runs, tmp_path):
+    def change(tables, about):
+        about["study"]["resolved"]["adaptation"]["pooling"] = "mean"
+        about["provenance"]["device"] = "cuda"
+
+    other = write(tmp_path / "gpu", "gpu", "e", methods=("head", "full"), margin=0.02, change=change)
+    page = compare_runs([runs[0], other], tmp_path / "cmp").read_text(encoding="utf-8")
+    assert "differ in their margins (small: 0.01; gpu: 0.02)" in page
+    assert "differ in their heads (adaptation.pooling) (small: model; gpu: mean)" in page
+    assert "seconds, memory and energy do not compare" in page
+
+
+def test_tables_that_some_runs_lack_are_said(runs, tmp_path):
+    lacking = ("differences", "sufficiency", "seed_differences", "pareto", "similarity", "predictions")
+
+    def change(tables, about):
+        about["sufficiency"] = None
+
+    older = write(tmp_path / "older", "older", "f", methods=("head", "full"), drop=lacking, change=change)
+    page = compare_runs([runs[0], older], tmp_path / "cmp").read_text(encoding="utf-8")
+    assert "The runs share no measure of drift" in page and "nothing was concluded about depth in this run" in page
+
+
+def test_names_are_told_apart_and_never_run(runs, tmp_path):
+    twins = [write(tmp_path / key, "twin", key, methods=("head", "full")) for key in ("g", "h")]
+    compare_runs(twins, tmp_path / "cmp")
+    labels = list(json.loads((tmp_path / "cmp" / "compare.json").read_text())["runs"])
+    assert labels == ["twin · tiny · texts.csv (1)", "twin · tiny · texts.csv (2)"]
+
+    def change(tables, about):
+        about |= {"question": EVIL}
+
+    evil = write(tmp_path / "evil", EVIL, "i", methods=("head", "full"), change=change)
+    page = compare_runs([runs[0], evil], tmp_path / "evil-cmp").read_text(encoding="utf-8")
+    assert "<script>alert" not in page and "<img src=x" not in page
+    assert page.count("</script>") == page.count("<script")
+
+
+def test_what_is_not_comparable_is_refused_in_one_sentence(runs, tmp_path):
+    one, other = runs[0].folder, runs[2].folder
+    out = ("--out", tmp_path / "cmp")
+    refused(cli(one, *out), "two run folders or more", "small")
+    refused(cli(one, one, *out), "given twice")
+    refused(cli(one, tmp_path / "nowhere", *out), "nowhere does not exist")
+    copy = write(tmp_path / "copy", "copy", "a", methods=("head", "full"))
+    refused(cli(one, copy.folder, *out), "one and the same training", "copy")
+    unfinished = write(tmp_path / "unfinished", "unfinished", "j", methods=("head", "full"))
+    unfinished.record |= {"status": "failed", "error": "interrupted"}
+    unfinished.save()
+    refused(cli(one, unfinished.folder, *out), "failed (interrupted)", "finish it first with: layerprobe run")
+    foreign = write(tmp_path / "foreign", "foreign", "k", methods=("head", "full"))
+    foreign.record["schema"] = 99
+    foreign.save()
+    refused(cli(one, foreign.folder, *out), "schema 99", "reads 1")
+    bare = write(tmp_path / "bare", "bare", "l", methods=("head", "full"), drop=("adaptation",))
+    refused(cli(one, bare.folder, *out), "holds no table of quality")
+    apart = write(tmp_path / "apart", "apart", "m", methods=("top:5", "top:6"))
+    refused(cli(other, apart.folder, *out), "no method in common", "top:5, top:6", "head, full")
+    assert not (tmp_path / "cmp").exists()
+
+
+def test_nothing_else_is_overwritten(runs, tmp_path):
+    one, other = runs[0].folder, runs[2].folder
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    refused(cli(one, other, "--out", tmp_path / "mine"), "something other than a comparison")
+    refused(cli(one, other, "--out", one), "something other than a comparison")
+    refused(cli(one, other, "--out", tmp_path / "mine" / "notes.txt"), "is a file")
+    refused(cli(one, other, "--out", tmp_path / "mine" / "notes.txt" / "below"), "cannot be written")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine" and not (one / "index.html").exists()
+    with pytest.raises(StorageError):
+        compare_runs([], tmp_path / "cmp")
+
+
+def test_comparing_needs_no_torch(runs, tmp_path):
+    code = (  # scipy looks into sys.modules for torch, so a None there would break it
+        "import sys, importlib.abc\n"
+        "class No(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'sae_lens'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, No())\n"
+        "from layerprobe.report import compare_runs\n"
+        f"print(compare_runs([{str(runs[0].folder)!r}, {str(runs[1].folder)!r}], {str(tmp_path / 'cmp')!r}))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert told.strip() == str(tmp_path / "cmp" / "index.html")
