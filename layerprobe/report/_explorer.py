@@ -10,8 +10,9 @@ from layerprobe.report._features import having
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_ROWS, MOST_PAGES = 60_000, 3_000
-"""Latents in the page's tables, and latents that can be opened, over all methods, seeds, layers and sides."""
+MOST_ROWS, MOST_PAGES, MOST_COLOURS = 60_000, 3_000, 600
+"""Latents in the page's tables, those that can be opened, and those that texts can be coloured by: over all methods,
+seeds, layers and sides."""
 KEYS = ["method", "seed", "layer", "side"]
 NUMBERS = ("density", "auroc", "property_effect", "delta", "cosine", "nearest_cosine", "correlation")
 WHOLE = ("latent", "partner", "nearest", "active_examples")
@@ -224,15 +225,18 @@ def _latents(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     if shown is None or about is None:
         return []
     keys = [*KEYS, "latent"]
+    each = max(1, MOST_COLOURS // len(shown[KEYS].drop_duplicates()))
     wanted = about.merge(shown[keys].drop_duplicates(), on=keys)
-    described: dict[Any, Any] = {tuple(row[key] for key in keys): row for row in wanted.to_dict("records")}
+    strength = [name for name in ("task", "effect") if name in wanted]
+    if strength:
+        wanted = wanted.sort_values(strength, ascending=False, kind="stable")
+    by_key = dict(iter(shown.groupby(keys, sort=False)))
+    places = shown.groupby(["method", "seed", "layer"])[["side", "on"]].nunique().max(axis=1)
     found = []
-    key: Any
-    for key, rows in shown.groupby(keys, sort=False):
-        method, seed, layer, side, latent = key
-        row = described.get(key)
-        known = row is not None and row.get("auroc") == row.get("auroc")
-        tells = f", {row['label']} (AUROC {row['auroc']:.2f})" if row and known else ""
+    for row in wanted.groupby(KEYS, sort=False).head(each).to_dict("records"):
+        rows = by_key[tuple(row[key] for key in keys)]
+        auroc = row.get("auroc", float("nan"))
+        tells = f", {row['label']} (AUROC {auroc:.2f})" if auroc == auroc else ""
         values: dict[str, Any] = {}
         for (on, example), part in rows.groupby(["on", "example_id"], sort=False):
             values.setdefault(str(example), {})[str(on)] = [
@@ -240,9 +244,10 @@ def _latents(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
             ]
         found.append(
             {
-                "run": run_name(method, seed),
-                "layer": int(layer),
-                "name": f"{side} latent {latent}{tells}",
+                "run": run_name(row["method"], row["seed"]),
+                "layer": int(row["layer"]),
+                "name": f"{row['side']} latent {row['latent']}{tells}",
+                "same": int(places[row["method"], row["seed"], row["layer"]]) == 1,
                 "top": float(rows.activation.max()),
                 "values": values,
             }

@@ -28,7 +28,7 @@ VERSIONS: Mapping[str, int] = {
     "associations": 1,
     "transfer": 2,
     "latents": 1,
-    "sentence-latents": 2,
+    "sentence-latents": 3,
     "exhibit": 1,
     "crossing": 1,
     "depth": 1,

@@ -56,7 +56,10 @@ def sentence_latents(
     tasks: Mapping[str, str],
     abouts: Mapping[str, str],
 ) -> Build:
-    """Activations of each side's foremost latents on the shown texts, in base and in the adapted model."""
+    """Activations of each side's foremost latents on the shown texts, in base and in the adapted model.
+
+    Where the two sides are one and the same, base's stand alone.
+    """
 
     def build(folder: Path, done: Parents) -> None:
         import numpy as np
@@ -64,8 +67,12 @@ def sentence_latents(
 
         stores = dict(zip(("base", "adapted"), pair_of(done, capture), strict=True))
         chosen = shown_rows(inputs, stores["base"])
+        if np.array_equal(stores["base"].tokens(layer), stores["adapted"].tokens(layer)):
+            del stores["adapted"]
         shown = []
         for side, task in tasks.items():
+            if side not in stores:
+                continue
             about = pd.read_parquet(done[abouts[side]].folder / ABOUT)
             judged = about[about.judged].sort_values(["task", "effect"], ascending=False)
             top = judged["latent"].to_numpy()[:TOP_LATENTS]

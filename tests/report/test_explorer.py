@@ -166,9 +166,22 @@ def test_texts_carry_change_and_activations():
     found = texts(tables())
     assert found["layers"] == [0, 1] and found["change"]["full · seed 0"]["i"]["1"] == [0.0, 0.25, 0.5]
     (latent,) = found["latents"]
+    assert latent["same"]  # nothing was kept for another side
     assert (
         latent["layer"] == 1 and latent["values"] == {"i": {"base": [[1, 2.0]]}} and "a (AUROC 0.90)" in latent["name"]
     )
+
+
+def test_texts_are_coloured_by_the_foremost_latents_of_each_group(monkeypatch):
+    some = tables()
+    one = some["sentence_latents"]
+    rows = [one.assign(latent=latent, on=on) for latent in (1, 2, 0) for on in ("base", "adapted")]
+    some["sentence_latents"] = pd.concat(rows, ignore_index=True)
+    found = texts(some)["latents"]
+    assert [latent["name"].split(",")[0] for latent in found] == ["base latent 0", "base latent 2", "base latent 1"]
+    assert not any(latent["same"] for latent in found) and found[0]["values"]["i"]["adapted"] == [[1, 2.0]]
+    monkeypatch.setattr(_explorer, "MOST_COLOURS", 2)
+    assert len(texts(some)["latents"]) == 2
 
 
 @pytest.mark.parametrize("missing", ["latents", "latent_examples", "sentences", "sentence_latents"])

@@ -52,7 +52,7 @@ if (tokens) {
       legend.textContent = `Colour: 1 – cosine of the token's base and adapted vectors, from 0 (none) to ${most.toFixed(2)}, the largest in any shown text, layer and method. Label: ${tokens.texts[shown].label}.`;
     } else {
       const latent = tokens.latents[Number(colour.value)], here = latent.values[shown] || {};
-      ["base", "adapted"].forEach(on => view.append(tokenLine(`${on} model`, words, spread(here[on]), latent.top, 2)));
+      (latent.same ? ["base"] : ["base", "adapted"]).forEach(on => view.append(tokenLine(latent.same ? "base and adapted" : `${on} model`, words, spread(here[on]), latent.top, 2)));
       legend.textContent = `Colour: activation of this latent at layer ${layer}, from 0 (silent) to ${latent.top.toFixed(2)}, its largest on the texts shown. Label: ${tokens.texts[shown].label}.`;
     }
   };
