@@ -111,7 +111,7 @@ def along_training(inputs: Inputs, method: Method, seed: int, name: str, adapt: 
     return Task(
         "steps",
         name,
-        inputs.layer_identity(method, seed, None),
+        inputs.transfer_identity(method, seed, None),
         steps.transfer_steps(inputs, method, seed, adapt, capture, tasks),
         parents=(adapt, "capture: base", capture, *(task for sides in tasks.values() for task in sides.values())),
     )
