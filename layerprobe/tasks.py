@@ -234,6 +234,14 @@ def outline(study: Study) -> list[tuple[str, str]]:
     return [(task.stage, task.name) for task in tasks_of(_OutOfReach(study))]  # type: ignore[arg-type]
 
 
+def asked_methods(study: Study) -> tuple[Method, ...]:
+    """The methods that a study names; of "depths", where no encoder tells how many there are, the two ends."""
+    from layerprobe.adaptation import parse_method
+
+    asked = ("head", "full") if study.adaptation.methods == "depths" else study.adaptation.methods
+    return tuple(parse_method(method) for method in asked)
+
+
 class _OutOfReach:
     """Stands in for a study's inputs where model or data can't be read: it knows names, and nothing that hangs on them."""
 
