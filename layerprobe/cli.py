@@ -109,7 +109,9 @@ def measures() -> None:
 
     from layerprobe.similarity import MEASURES
 
-    table = Table("measure", "kind", "range", "symmetric", "unchanged by", "rows", "source", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("measure", "kind", "range", "symmetric", "unchanged by", "rows", "source"):
+        table.add_column(column, no_wrap=column in ("measure", "kind", "range", "rows"), overflow="fold")
     for measure in MEASURES:
         blind = ", ".join(sorted(measure.invariant_to)) or "nothing"
         span, symmetric = f"{measure.low:.3g} to {measure.high:.3g}", "yes" if measure.symmetric else "no"

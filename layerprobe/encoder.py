@@ -345,9 +345,9 @@ def _check_tokenizer(folder: str | Path, encoder: Encoder) -> None:
     theirs, ours = own.get_vocab(), encoder.tokenizer.get_vocab()
     other = next((token for token, number in sorted(ours.items()) if theirs.get(token) != number), None)
     if other is not None:
-        is_there = f"is number {theirs[other]}" if other in theirs else "does not exist"
+        is_there = f"is number {theirs[other]}" if other in theirs else "is missing"
         raise EncoderError(
-            f"The tokenizer of the checkpoint {folder} is not that of {encoder.name} (token {other!r} {is_there} instead of "
+            f"The tokenizer of the checkpoint {folder} is not that of {encoder.name} (token {other!r} {is_there}, not "
             f"number {ours[other]}), so the two do not read the same tokens; give the base model that it was fine-tuned "
             "from as model.name."
         )

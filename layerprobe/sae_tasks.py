@@ -66,7 +66,7 @@ def of_method(
             inputs.sae_identity(rows, layer, beside="capture-sae: base"),
             dictionaries.train_crosscoder(inputs, rows, layer),
             parents=("capture-sae: base", rows),
-            size=2 * inputs.dictionary_bytes,
+            size=inputs.crosscoder_bytes,
             keyed_by_content=True,
         )
     captures = ("capture: base", capture)
@@ -90,6 +90,13 @@ def of_method(
         inputs.layer_identity(method, seed, layer),
         showing.sentence_latents(inputs, method, seed, layer, capture, {side: read[side] for side in SIDES}, about),
         parents=(*captures, *(read[side] for side in SIDES), *(about[side] for side in SIDES)),
+    )
+    yield Task(
+        "exhibit",
+        own,
+        inputs.layer_identity(method, seed, layer),
+        showing.exhibit(inputs, method, seed, layer, capture, {side: read[side] for side in SIDES}, f"latents: {own}"),
+        parents=(*captures, *(read[side] for side in SIDES), f"latents: {own}"),
     )
 
 

@@ -114,6 +114,27 @@ def test_what_the_disk_refuses_is_said_with_the_way_out(tmp_path, number, words)
     assert "LAYERPROBE_HOME" in str(caught.value)
 
 
+def test_a_full_disk_is_told_whatever_a_library_raises_for_it(tmp_path):
+    from safetensors import SafetensorError
+
+    def no_room(folder):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def wrapped(folder):
+        raise StorageError("the activations could not be written") from OSError(errno.ENOSPC, "full")
+
+    store = ArtifactStore(tmp_path)
+    for build in (no_room, wrapped):
+        with pytest.raises(StorageError, match=r"disk is full.* Every finished task is kept there"):
+            store.make("stage", "x", KEY, build, about={})
+
+    def other(folder):
+        raise SafetensorError("header too small")
+
+    with pytest.raises(SafetensorError):
+        store.make("stage", "x", KEY, other, about={})
+
+
 def test_home_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERPROBE_HOME", str(tmp_path / "elsewhere"))
     assert home() == tmp_path / "elsewhere"

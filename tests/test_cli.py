@@ -86,6 +86,12 @@ def test_mistakes_are_one_sentence_and_exit_2(study, tmp_path, tiny_bert):
         ("--set", "adaptation.methods=['checkpoint:/nowhere']"): ["no checkpoint folder /nowhere"],
         ("--set", "sae.layers=[7]"): ["layer 7", "0 (embeddings) to 2"],
         ("--set", "sae.colour=1"): ["sae.colour"],
+        ("--set", "sae.layer=[1]"): ["did you mean 'layers'?"],
+        ("--set", "similarity.measures=[]"): ["similarity.measures", "at least 1 item"],
+        ("--set", "similarity.units=[]"): ["similarity.units", "at least 1 item"],
+        ("--seed", "-1"): ["seeds", "greater than or equal to 0"],
+        ("--set", "data.test=7"): ["data.test comes to 7 texts", "at least 8"],
+        ("--set", "activations.examples=1"): ["activations.examples comes to 1 text,", "at least 8"],
         ("--set", "nonsense"): ["nonsense"],
         ("--set", f"model.name={corrupt}"): ["damaged"],
         ("--device", "tpu"): ["tpu is unknown"],
@@ -103,6 +109,42 @@ def test_a_folder_that_cannot_be_written_is_refused(study, tmp_path):
     refused(cli("run", study, "--out", tmp_path / "file" / "below"), "cannot be written")
 
 
+def test_plan_refuses_a_path_that_is_not_there(study):
+    """Keys are pending only for what the Hub may have."""
+    refused(cli("plan", study, "--set", "data.source=nowhere.csv"), "no data file nowhere.csv")
+    refused(cli("plan", study, "--set", "data.label=topic", "--set", "model.name=org/unknown"), "no column 'topic'")
+    refused(cli("plan", study, "--set", "model.name=./nowhere"), "no model folder")
+    result = cli("plan", study, "--set", "model.name=org/unknown")
+    assert result.exit_code == 0 and "pending" in result.stdout
+
+
+def test_a_full_disk_under_the_run_folder_is_one_sentence(study, tmp_path, monkeypatch):
+    import errno
+
+    from layerprobe.runs import Run
+
+    def full(self, tables):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Run, "save_tables", full)
+    result = cli("run", study, "--out", tmp_path / "out")
+    refused(result, "The disk is full", str(tmp_path / "out"), "Every finished task is kept", "--out")
+    assert Run.load(tmp_path / "out").record["status"] == "failed"
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(study, tmp_path, monkeypatch):
+    import errno
+
+    assert cli("run", study, "--out", tmp_path / "out").exit_code == 0
+
+    def refuse(self, *args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("write_text", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    refused(cli("report", tmp_path / "out"), "Read-only file system", "tables are kept")
+
+
 def test_doctor_tells_what_is_there():
     result = cli("doctor")
     assert result.exit_code == 0
@@ -116,6 +158,18 @@ def test_measures_are_listed_with_what_they_mean():
     for name in ("paired_cosine", "cka", "procrustes"):
         assert name in result.stdout
     assert "rotation" in result.stdout
+
+
+def test_measures_keep_their_names_in_a_narrow_terminal(monkeypatch):
+    from rich import console
+
+    from layerprobe.similarity import MEASURES
+
+    wide = console.Console
+    monkeypatch.setattr(console, "Console", lambda **options: wide(**{**options, "width": 80}))
+    shown = cli("measures").stdout
+    assert "…" not in shown
+    assert all(measure.name in shown for measure in MEASURES)
 
 
 def test_help_and_import_load_no_heavy_library():

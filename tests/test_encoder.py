@@ -110,6 +110,7 @@ def test_bad_models_are_refused_in_one_sentence(tiny_bert, tmp_path):
     decoder = altered(tiny_bert, tmp_path / "gpt", model_type="gpt2")
     (tmp_path / "bare").mkdir()
     deeper = altered(tiny_bert, tmp_path / "deeper", num_hidden_layers=3)
+    mistyped = altered(tiny_bert, tmp_path / "mistyped", hidden_dropout_prob="much")
     for name, word in {
         corrupt: "are damaged",
         pickled: "a pickle, which is never loaded",
@@ -118,6 +119,8 @@ def test_bad_models_are_refused_in_one_sentence(tiny_bert, tmp_path):
         tmp_path / "bare": "holds no config.json",
         tmp_path / "nowhere": "no model folder",
         deeper: "lacks weights of its own body",
+        mistyped: "config.json of .* cannot be used",
+        spoilt(tiny_bert, tmp_path / "spoilt"): r"hold NaN or infinite values \(bert\.encoder\.layer\.1",
         weights: "is a file",
     }.items():
         with pytest.raises(EncoderError, match=word) as caught:
@@ -125,6 +128,41 @@ def test_bad_models_are_refused_in_one_sentence(tiny_bert, tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(EncoderError, match=r"'org/nothing' is no folder here, and the Hub was not asked"):
         load_encoder("org/nothing")
+
+
+def spoilt(source, target):
+    """A copy with one weight that is not a number."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(source, target)
+    weights = load_file(target / "model.safetensors")
+    name = next(key for key in weights if "layer.1.output.dense.weight" in key)
+    weights[name] = np.where(np.arange(weights[name].size).reshape(weights[name].shape) == 7, np.nan, weights[name])
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def retokenized(target, change):
+    """A checkpoint whose tokenizer was changed after it was made."""
+    make_encoder(target, labels=["a", "b"])
+    path = target / "tokenizer.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return target
+
+
+def swap_two_tokens(content):
+    vocabulary = content["model"]["vocab"]
+    vocabulary["good"], vocabulary["bad"] = vocabulary["bad"], vocabulary["good"]
+
+
+def lose_a_token(content):
+    del content["model"]["vocab"]["good"]
+
+
+def keep_case(content):
+    content["normalizer"]["lowercase"] = False
 
 
 def test_code_in_a_model_folder_is_not_run(tiny_bert, tmp_path):
@@ -147,6 +185,10 @@ def test_checkpoints_must_be_adaptations_of_the_base(tiny_bert, tiny_encoder, tm
         make_encoder(tmp_path / "deep", n_layers=3, labels=["a", "b"]): "3 blocks of width 32",
         tiny_bert: "no trained classification head",
         tmp_path / "none": "no checkpoint folder",
+        spoilt(tuned, tmp_path / "spoilt"): "hold NaN or infinite values",
+        retokenized(tmp_path / "swapped", swap_two_tokens): r"token 'bad' is number \d+, not number \d+",
+        retokenized(tmp_path / "lost", lose_a_token): "token 'good' is missing",
+        retokenized(tmp_path / "cased", keep_case): "splits texts otherwise",
     }.items():
         with pytest.raises(EncoderError, match=word):
             load_classifier(folder, tiny_encoder)

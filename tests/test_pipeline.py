@@ -254,9 +254,10 @@ def test_two_runs_never_write_to_one_folder(study_path, home, tmp_path):
     from filelock import FileLock
 
     (tmp_path / "out").mkdir()
-    run_folder = Run.create(tmp_path / "out", {"status": "running"}).folder
+    run_folder = Run.create(tmp_path / "out", {"status": "running", "name": "the first"}).folder
     with FileLock(run_folder / ".lock"), pytest.raises(StorageError, match="Another run is writing"):
         run(Study.load(study_path), out=tmp_path / "out", home=home, progress=False)
+    assert Run.load(run_folder).record["name"] == "the first"  # the second has not touched the first one's record
 
 
 def test_layers_and_lengths_out_of_range_are_refused(study_path, home, tmp_path):

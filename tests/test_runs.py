@@ -32,6 +32,35 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
         Run.create(tmp_path / "thesis.tex", {"status": "running"})
 
 
+def test_preparing_a_folder_leaves_an_earlier_record_alone(tmp_path):
+    Run.create(tmp_path, {"status": "complete"})
+    Run.prepare(tmp_path)
+    assert Run.load(tmp_path).record["status"] == "complete"
+
+
+def test_a_run_that_was_killed_before_its_record_is_begun_again(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / ".lock").write_text("")
+    assert Run.create(tmp_path, {"status": "running"}).record["status"] == "running"
+    (tmp_path / "run.json").unlink()
+    (tmp_path / "tables" / "mine.csv").write_text("1")
+    with pytest.raises(StorageError, match="other than a layerprobe run"):
+        Run.create(tmp_path, {"status": "running"})
+
+
+def test_tables_that_cannot_be_written_leave_nothing_half_written(tmp_path, monkeypatch):
+    run = Run.create(tmp_path, {"status": "running"})
+
+    def half(self, path, **options):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", half)
+    with pytest.raises(OSError, match="No space"):
+        run.save_tables({"similarity": pd.DataFrame({"layer": [0]})})
+    assert list((tmp_path / "tables").iterdir()) == []
+
+
 def test_a_foreign_run_json_is_not_taken_for_ours(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"anything": 1}))
     with pytest.raises(StorageError, match="other than a layerprobe run"):

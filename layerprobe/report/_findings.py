@@ -27,6 +27,7 @@ class Finding:
 def findings(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> list[Finding]:
     """Three to five sentences made from the numbers, each with an interval and the figure it comes from."""
     from layerprobe.report._depth_words import depth_findings
+    from layerprobe.report._feature_words import feature_sentences
 
     found = []
     drift = tables.get("similarity")
@@ -37,7 +38,7 @@ def findings(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> l
         if drift is not None:
             found += _where(drift, method)
     found += depth_findings(tables, record)
-    found += _features(tables)
+    found += [Finding(text, "features") for text in feature_sentences(tables, moved(tables))]
     return found
 
 
@@ -133,46 +134,8 @@ def _where(drift: pd.DataFrame, method: str) -> list[Finding]:
     return [Finding(text, "drift")]
 
 
-def _features(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
-    shares, quality = tables.get("latent_shares"), tables.get("sae")
-    found = []
-    order = moved(tables)
-    if shares is not None and order:
-        method = "full" if "full" in order else order[-1]
-        rows = shares[shares.method == method]
-        rows = rows[rows.seed == rows.seed.min()]
-        parts = []
-        for layer in sorted(rows.layer.unique()):
-            pair = {side: rows[(rows.layer == layer) & (rows.side == side)].iloc[0] for side in ("base", "adapted")}
-            parts.append(f"{_share(pair['base'].share)} to {_share(pair['adapted'].share)} at layer {layer}")
-        if parts:
-            high = rows.share_permuted_high.max()
-            text = f"Under {method}, the share of latents associated with a label goes from {'; '.join(parts)} (with labels permuted, at most {100 * high:.1f}% in 95% of draws)."
-            found.append(Finding(text, "features"))
-    if quality is not None and order:
-        method = "full" if "full" in order else order[-1]
-        rows = quality[(quality.method == method) & (quality.kind == "trained") & (quality.trained_on == "base")]
-        rows = rows[(rows.seed == rows.seed.min()) & (rows.layer == rows.layer.max())].set_index("evaluated_on")
-        if {"base", "adapted"} <= set(rows.index):
-            own, other = rows.loc["base"], rows.loc["adapted"]
-            text = (
-                f"At layer {int(own.layer)}, features learnt on the base explain {_variance(own)} of the base's variance and "
-                f"{_variance(other)} of the adapted model's."
-            )
-            found.append(Finding(text, "features"))
-    return found
-
-
 def _value(row: Any) -> str:
     return f"{row.value:.3f} (95% interval {row.ci_low:.3f} to {row.ci_high:.3f})"
-
-
-def _variance(row: Any) -> str:
-    return f"{row.explained_variance:.2f} (95% interval {row.ev_low:.2f} to {row.ev_high:.2f})"
-
-
-def _share(value: float) -> str:
-    return "undefined (too few active latents)" if value != value else f"{100 * value:.0f}%"
 
 
 def _ranges(layers: Any) -> str:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
+from layerprobe.report import _features as features
 from layerprobe.report import _figures as figures
 from layerprobe.report._compared import panels
 from layerprobe.report._depth import depth_context
+from layerprobe.report._explorer import explorer, texts
+from layerprobe.report._feature_words import panels as feature_panels
 from layerprobe.report._findings import findings, methods, moved, seeds_of, unit_of
 
 if TYPE_CHECKING:
@@ -36,18 +39,21 @@ def write_report(run: Run, path: str | Path) -> Path:
     """
     path = Path(path)
     tables = {name: run.table(name) for name in run.tables}
+    drawn = _drawn(tables)
     html = rendered(
         "page.html.j2",
         record=run.record,
         findings=findings(tables, run.record),
-        figures={name: figure.to_plotly_json() for name, figure in _drawn(tables).items()},
+        figures={name: figure.to_plotly_json() for name, figure in drawn.items()},
         grids=_grids(tables),
         measures=_measures(tables),
         panels=panels(tables),
         depth=depth_context(tables, run.record),
         dictionaries=_dictionary_rows(tables),
         facts=_facts(tables, run.record),
-        tokens=_tokens(tables),
+        features=feature_panels(tables, moved(tables), _unmoved(tables), list(drawn)),
+        tokens=texts(tables),
+        explorer=explorer(tables),
         downloads=downloads(tables),
         settings=json.dumps(run.record["study"]["resolved"], indent=1, ensure_ascii=False),
     )
@@ -96,11 +102,7 @@ def _drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             drawn[f"drift-{measure}"] = figures.drift(similarity, names, measure, unit, tables.get("similarity_nulls"))
         if similarity.unit.nunique() > 1 and "cka" in set(similarity.measure):
             drawn["units"] = figures.by_unit(similarity, moved(tables)[-1], "cka")
-    if "sae" in tables:
-        for number, method in enumerate(moved(tables)):
-            drawn[f"transfer-{number}"] = figures.transfer(tables["sae"], method)
-    if "latent_shares" in tables:
-        drawn["shares"] = figures.task_shares(tables["latent_shares"], moved(tables))
+    drawn |= features.drawn(tables, moved(tables))
     return drawn
 
 
@@ -135,7 +137,6 @@ def _dictionary_rows(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]
 def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dict[str, Any]:
     """What the captions say of a run."""
     similarity = tables.get("similarity")
-    shares = tables.get("latent_shares")
     names = methods(tables)
     unit, n, seeds = "", 0, []
     if similarity is not None and len(similarity) and names:
@@ -145,12 +146,15 @@ def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dic
         "moved": moved(tables),
         "left_out": _left_out(tables),
         "nulls": "similarity_nulls" in tables and len(tables["similarity_nulls"]) > 0,
-        "unmoved": [name for name in names if name not in moved(tables)],
+        "unmoved": _unmoved(tables),
         "unit": unit,
         "n": n,
         "seeds": seeds,
-        "judged": int(shares["live"].min()) if shares is not None and len(shares) else 0,
     }
+
+
+def _unmoved(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    return [name for name in methods(tables) if name not in moved(tables)]
 
 
 def _left_out(tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -162,54 +166,6 @@ def _left_out(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         f"{measure} was left out of {figures.NAMES[str(unit)]}: {rows.why.iloc[0]}"
         for (measure, unit), rows in table.groupby(["measure", "unit"], sort=False)
     ]
-
-
-def _tokens(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:
-    """Sentences with the change of each token and the activations of a few latents, as compact lists."""
-    sentences = tables.get("sentences")
-    if sentences is None or sentences.empty:
-        return None
-    texts: dict[str, Any] = {}
-    change: dict[str, Any] = {}
-    runs = list(dict.fromkeys(zip(sentences.method, sentences.seed, strict=True)))
-    labels = tables["examples"].set_index("example_id")["label"]
-    first = sentences[(sentences.method == runs[0][0]) & (sentences.seed == runs[0][1])]
-    one = first[first.layer == first.layer.min()]
-    for key, rows in one.groupby("example_id", sort=False):
-        texts[str(key)] = {"tokens": rows.token.tolist(), "label": str(labels[key])}
-    for (method, seed), rows in sentences.groupby(["method", "seed"], sort=False):
-        by: dict[str, Any] = {}
-        for (key, layer), part in rows.groupby(["example_id", "layer"], sort=False):
-            by.setdefault(str(key), {})[str(layer)] = [round(float(value), 4) for value in part.change]
-        change[f"{method} · seed {seed}"] = by
-    return {"texts": texts, "change": change, "latents": _latents(tables)}
-
-
-def _latents(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    shown, about = tables.get("sentence_latents"), tables.get("latents")
-    if shown is None or about is None:
-        return []
-    keys = ["method", "seed", "layer", "side", "latent"]
-    described: dict[Any, Any] = {tuple(row[key] for key in keys): row for row in about.to_dict("records")}
-    found = []
-    for key, rows in shown.groupby(keys, sort=False):
-        method, seed, layer, side, latent = key
-        row = described.get(key)
-        tells = "" if row is None else f", tells {row['label']} (AUROC {row['auroc']:.2f})"
-        values: dict[str, Any] = {}
-        for (on, example), part in rows.groupby(["on", "example_id"], sort=False):
-            values.setdefault(str(example), {})[str(on)] = [
-                [int(i), round(float(v), 3)] for i, v in zip(part.token_index, part.activation, strict=True)
-            ]
-        found.append(
-            {
-                "run": f"{method} · seed {seed}",
-                "name": f"layer {layer}, {side} dictionary, latent {latent}{tells}",
-                "top": float(rows.activation.max()),
-                "values": values,
-            }
-        )
-    return found
 
 
 def downloads(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:

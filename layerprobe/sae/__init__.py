@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from layerprobe.sae._crosscoder import Crosscoder
     from layerprobe.sae._dictionary import Dictionary, load
     from layerprobe.sae._evaluation import SaeQuality, evaluate
+    from layerprobe.sae._exhibit import Exhibit, exhibit, foremost
     from layerprobe.sae._labels import LabelNull, label_null
     from layerprobe.sae._matching import Matching, match
     from layerprobe.sae._matching_null import NullComparison, compare_to_null
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Crosscoder": "_crosscoder",
     "Dictionary": "_dictionary",
+    "Exhibit": "_exhibit",
     "Matching": "_matching",
     "NullComparison": "_matching_null",
     "SaeQuality": "_evaluation",
@@ -38,6 +40,8 @@ _HOMES = {
     "default_k": "_recipe",
     "default_width": "_recipe",
     "evaluate": "_evaluation",
+    "exhibit": "_exhibit",
+    "foremost": "_exhibit",
     "label_null": "_labels",
     "latent_shares": "_shift",
     "load": "_dictionary",
@@ -54,6 +58,7 @@ _HOMES = {
 __all__ = [
     "Crosscoder",
     "Dictionary",
+    "Exhibit",
     "LabelNull",
     "Matching",
     "NullComparison",
@@ -67,6 +72,8 @@ __all__ = [
     "default_k",
     "default_width",
     "evaluate",
+    "exhibit",
+    "foremost",
     "label_null",
     "latent_shares",
     "load",

@@ -1,4 +1,9 @@
-"""Representational similarity: arrays in, numbers with their uncertainty out."""
+"""Representational similarity: arrays in, numbers with their uncertainty out.
+
+All is computed in float64. Tensors on a device that has float64 (CUDA) stay there for the paired cosine and for what
+follows from cross products (linear CKA, CCA, Procrustes and their kin): only sums and matrices of features x features
+come to the CPU. Measures of row against row, and tensors on other devices, are worked on by the CPU.
+"""
 
 from layerprobe.similarity import geometry
 from layerprobe.similarity._accumulator import LINEAR, SimilarityAccumulator

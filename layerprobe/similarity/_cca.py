@@ -48,7 +48,7 @@ def svcca(x: Any, y: Any, *, variance: float = 0.99) -> float:
     """
     if not 0 < variance <= 1:
         raise MeasureError(f"svcca was given variance={variance}; it takes a share above 0 and up to 1.")
-    x, y = checked(x, y, "svcca")
+    x, y = checked(x, y, "svcca", on_device=True)
     return svcca_of(*one_fold(x, y, np.arange(len(x)), "svcca"), variance=variance)
 
 
@@ -110,7 +110,7 @@ def pwcca_of(xy: Pair, xx: Pair, yy: Pair, sizes: Sizes, fold: int | None = None
 
 
 def _public(x: Any, y: Any, measure: str, function: Any) -> float:
-    x, y = checked(x, y, measure)
+    x, y = checked(x, y, measure, on_device=True)
     xy, xx, yy, sizes = one_fold(x, y, np.arange(len(x)), measure)
     _enough(xx.centred_cross(sizes), yy.centred_cross(sizes), sizes, None, measure)
     if len(x) < 10 * max(x.shape[1], y.shape[1]):

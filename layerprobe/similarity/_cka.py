@@ -44,7 +44,7 @@ def cka(
         MeasureError: for fewer than 4 rows or examples, unequal n, values that are not finite, a constant input, or
             arguments that do not fit together.
     """
-    x, y = checked(x, y, "cka")
+    x, y = checked(x, y, "cka", on_device=estimator == "full" and kernel == "linear")
     for name, given, allowed in (
         ("kernel", kernel, ("linear", "rbf")),
         ("estimator", estimator, ("full", "minibatch")),
@@ -79,7 +79,7 @@ def cka_angle(x: Any, y: Any) -> float:
     Raises:
         MeasureError: as `cka`.
     """
-    x, y = checked(x, y, "cka_angle")
+    x, y = checked(x, y, "cka_angle", on_device=True)
     return cka_angle_of(*one_fold(x, y, np.arange(len(x)), "cka_angle"))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import array, checked, finite, grouped
+from layerprobe.similarity._arrays import array, checked, doubles, finite, grouped, host, stays
 
 
 def paired_cosine(x: Any, y: Any) -> float:
@@ -19,7 +19,7 @@ def paired_cosine(x: Any, y: Any) -> float:
     Raises:
         MeasureError: for unequal shapes, values that are not finite, or a row of zeros.
     """
-    x, y = checked(x, y, "paired_cosine", minimum=1, same_width=True)
+    x, y = checked(x, y, "paired_cosine", minimum=1, same_width=True, on_device=True)
     return float(row_cosines(x, y, "paired_cosine").mean())
 
 
@@ -34,19 +34,27 @@ def paired_cosine_baseline(x: Any, y: Any, *, groups: Any = None, seed: int = 0)
     return float(row_cosines(x, array(y)[other_rows(numbers, seed)], "paired_cosine_baseline").mean())
 
 
-def row_cosines(x: np.ndarray, y: np.ndarray, measure: str) -> Float[np.ndarray, " n"]:
+def row_cosines(x: Any, y: Any, measure: str) -> Float[np.ndarray, " n"]:
     """Cosine of each row of x with the same row of y, in float64."""
     parts = []
     for start in range(0, len(x), 16_384):
-        a = finite(np.asarray(x[start : start + 16_384], dtype=np.float64), measure)
-        b = finite(np.asarray(y[start : start + 16_384], dtype=np.float64), measure)
-        squares = np.einsum("nd,nd->n", a, a) * np.einsum("nd,nd->n", b, b)
+        here = range(start, min(start + 16_384, len(x)))
+        a, b = (finite(doubles(z[here.start : here.stop]), measure, numbers=here, shape=z.shape) for z in (x, y))
+        squares = _products(a, a) * _products(b, b)
         if (squares == 0).any():
             row = start + int(np.flatnonzero(squares == 0)[0])
-            raise MeasureError(f"{measure} was given a row of zeros (row {row}), which has no direction; leave it out.")
+            raise MeasureError(
+                f"{measure} was given arrays of shape {tuple(x.shape)} and {tuple(y.shape)} with a row of zeros (row {row}), which has no "
+                "direction; leave it out."
+            )
         # One square root of the product: a row with itself is then 1 to the last bit or two.
-        parts.append(np.einsum("nd,nd->n", a, b) / np.sqrt(squares))
+        parts.append(_products(a, b) / np.sqrt(squares))
     return np.concatenate(parts)
+
+
+def _products(a: Float[Any, "n d"], b: Float[Any, "n d"]) -> Float[np.ndarray, " n"]:
+    """Inner product of each row of a with the same row of b."""
+    return host((a * b).sum(1)) if stays(a) else np.einsum("nd,nd->n", a, b)
 
 
 def other_rows(groups: np.ndarray, seed: int) -> np.ndarray:

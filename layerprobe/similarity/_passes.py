@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import finite
+from layerprobe.similarity._arrays import doubles, finite, stays
 from layerprobe.similarity._statistics import Pair, Sizes, Sums
 
 BUDGET = 24_000_000
@@ -16,7 +17,7 @@ BUDGET = 24_000_000
 
 
 def statistics(
-    layers: Mapping[str, np.ndarray],
+    layers: Mapping[str, Any],
     pairs: Sequence[tuple[str, str]],
     groups: Int[np.ndarray, " n"],
     folds: Int[np.ndarray, " examples"],
@@ -25,7 +26,8 @@ def statistics(
     """Statistics of pairs of representations of the same rows.
 
     Args:
-        layers: name -> `(n, d)`; may be memory-mapped, is read twice, in chunks of whole examples.
+        layers: name -> `(n, d)`; may be memory-mapped, is read twice, in chunks of whole examples. Tensors on a device
+            with float64 are multiplied there; the sums, which the rows do not set, come to the CPU.
         pairs: which to cross.
         groups: example of each row, 0 ... E-1.
         folds: fold of each example, 0 ... F-1.
@@ -43,7 +45,7 @@ def statistics(
     spans = [(order[end - sizes.sum() : end], fold, sizes) for (fold, sizes), end in zip(chunks, ends, strict=True)]
     means = {}
     for name, x in layers.items():
-        total = sum((finite(_take(x, here), measure).sum(0) for here, _, _ in spans), np.zeros(x.shape[1]))
+        total = sum(finite(_take(x, here), measure, numbers=here, shape=x.shape).sum(0) for here, _, _ in spans)
         means[name] = total / len(order)
     sums = Sums({name: x.shape[1] for name, x in layers.items()}, pairs, n_folds, one_row_each)
     for here, fold, sizes in spans:
@@ -53,9 +55,9 @@ def statistics(
         own = next((pair for pair in made if pair == (name, name)), None)
         if own is not None:
             spread = np.trace(made[own].cross.sum(0)) / len(order)
-            if not spread > 1e-24 * (1 + (means[name] ** 2).sum()):
+            if not spread > 1e-24 * (1 + float((means[name] ** 2).sum())):
                 raise MeasureError(
-                    f"{measure} was given a constant representation ({name}, shape {layers[name].shape}): every row is "
+                    f"{measure} was given a constant representation ({name}, shape {tuple(layers[name].shape)}): every row is "
                     "the same, so similarity is undefined; leave it out."
                 )
     return made, sums.sizes
@@ -73,15 +75,14 @@ def _chunks(counts: np.ndarray, folds: np.ndarray, width: int, grams: int) -> li
     return chunks
 
 
-def _take(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return np.asarray(x[rows[0] : rows[-1] + 1], dtype=np.float64)
-    return np.asarray(x[rows], dtype=np.float64)
+def _take(x: Any, rows: np.ndarray) -> Any:
+    in_a_run = len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all()
+    if in_a_run:
+        return doubles(x[int(rows[0]) : int(rows[-1]) + 1])
+    return doubles(x[rows.tolist()] if stays(x) else x[rows])
 
 
-def one_fold(
-    x: np.ndarray, y: np.ndarray, groups: Int[np.ndarray, " n"], measure: str
-) -> tuple[Pair, Pair, Pair, Sizes]:
+def one_fold(x: Any, y: Any, groups: Int[np.ndarray, " n"], measure: str) -> tuple[Pair, Pair, Pair, Sizes]:
     """Statistics of x with y, x with x and y with y over the whole sample; one object where x and y are one."""
     folds = np.zeros(int(groups.max()) + 1, dtype=np.int64)
     if x is y:

@@ -49,10 +49,11 @@ def held_out(
             "at least 2 parts of 2 examples: give more rows or fewer folds."
         )
     x, y = (finite(np.asarray(z, dtype=np.float64), "linear_predictivity") for z in (x, y))
-    if not np.ptp(y, axis=0).any():
-        raise MeasureError(
-            f"linear_predictivity was given a constant y (shape {y.shape}), which leaves nothing to foretell; leave it out."
-        )
+    for name, z, lack in (("x", x, "nothing to foretell from"), ("y", y, "nothing to foretell")):
+        if not np.ptp(z, axis=0).any():
+            raise MeasureError(
+                f"linear_predictivity was given a constant {name} (shape {z.shape}), which leaves {lack}; leave it out."
+            )
     part = (np.random.default_rng(seed).permutation(examples) % folds)[numbers]
     errors, spread = np.zeros(len(x)), np.zeros(len(x))
     for number in range(folds):

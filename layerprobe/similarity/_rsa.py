@@ -59,7 +59,8 @@ def unit_rows(x: Float[np.ndarray, "n d"], measure: str) -> Float[np.ndarray, "n
     lengths = np.linalg.norm(x, axis=1)
     if (lengths <= 1e-300).any():
         raise MeasureError(
-            f"{measure} was given a row without a direction (row {int(lengths.argmin())} is zero or constant); leave it out."
+            f"{measure} was given a row without a direction (row {int(lengths.argmin())} of an array of shape {x.shape} is "
+            "zero or constant); leave it out."
         )
     return x / lengths[:, None]
 

@@ -24,7 +24,7 @@ def procrustes(x: Any, y: Any) -> float:
     Raises:
         MeasureError: for fewer than 4 rows, unequal n, values that are not finite, or a constant input.
     """
-    x, y = checked(x, y, "procrustes")
+    x, y = checked(x, y, "procrustes", on_device=True)
     _warn_if_few(x, y, "procrustes")
     return procrustes_of(*one_fold(x, y, np.arange(len(x)), "procrustes"))
 
@@ -37,7 +37,7 @@ def procrustes_angle(x: Any, y: Any) -> float:
     Raises:
         MeasureError: as `procrustes`.
     """
-    x, y = checked(x, y, "procrustes_angle")
+    x, y = checked(x, y, "procrustes_angle", on_device=True)
     _warn_if_few(x, y, "procrustes_angle")
     return procrustes_angle_of(*one_fold(x, y, np.arange(len(x)), "procrustes_angle"))
 
@@ -53,7 +53,7 @@ def shape_distance(x: Any, y: Any, *, alpha: float = 1.0) -> float:
         MeasureError: if alpha is not in [0, 1]; for linearly dependent columns where alpha < 1; as `procrustes`.
     """
     _check_alpha(alpha, "shape_distance")
-    x, y = checked(x, y, "shape_distance")
+    x, y = checked(x, y, "shape_distance", on_device=True)
     _warn_if_few(x, y, "shape_distance")
     return shape_distance_of(*one_fold(x, y, np.arange(len(x)), "shape_distance"), alpha=alpha)
 
@@ -142,7 +142,7 @@ def _check_alpha(alpha: float, measure: str) -> None:
         raise MeasureError(f"{measure} was given alpha={alpha}; it lies between 0 and 1.")
 
 
-def _warn_if_few(x: np.ndarray, y: np.ndarray, measure: str) -> None:
+def _warn_if_few(x: Any, y: Any, measure: str) -> None:
     width = max(x.shape[1], y.shape[1])
     if len(x) < 10 * width:
         warnings.warn(

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from layerprobe.similarity._arrays import host, stays
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -117,18 +119,20 @@ class Pair:
 class Side:
     """One representation's rows of some whole examples, with what every pair needs of them."""
 
-    rows: np.ndarray
-    sums: np.ndarray
+    rows: Any
+    sums: Any
     """s_e, `(examples, d)`."""
-    squares: np.ndarray
+    squares: Any
     """|s_e|^2."""
-    along: np.ndarray | None
+    along: Any | None
     """x_i' s_e of each row; None where each example is one row."""
-    grams: np.ndarray | None
+    grams: Any | None
     """x_i' x_j within each example, all in one."""
 
 
-def side(rows: np.ndarray, sizes: np.ndarray, one_row_each: bool) -> Side:
+def side(rows: Any, sizes: np.ndarray, one_row_each: bool) -> Side:
+    if stays(rows):
+        return _side_on_device(rows, sizes, one_row_each)
     if one_row_each:
         return Side(rows, rows, np.einsum("nd,nd->n", rows, rows), None, None)
     parts = np.split(rows, np.cumsum(sizes)[:-1])
@@ -136,6 +140,18 @@ def side(rows: np.ndarray, sizes: np.ndarray, one_row_each: bool) -> Side:
     along = np.concatenate([part @ total for part, total in zip(parts, sums, strict=True)])
     grams = np.concatenate([(part @ part.T).ravel() for part in parts])
     return Side(rows, sums, np.einsum("nd,nd->n", sums, sums), along, grams)
+
+
+def _side_on_device(rows: Any, sizes: np.ndarray, one_row_each: bool) -> Side:
+    import torch
+
+    if one_row_each:
+        return Side(rows, rows, (rows * rows).sum(1), None, None)
+    parts = rows.split(sizes.tolist())
+    sums = torch.stack([part.sum(0) for part in parts])
+    along = torch.cat([part @ total for part, total in zip(parts, sums, strict=True)])
+    grams = torch.cat([(part @ part.T).ravel() for part in parts])
+    return Side(rows, sums, (sums * sums).sum(1), along, grams)
 
 
 class Sums:
@@ -148,9 +164,7 @@ class Sums:
         self.pairs = {(a, b): _empty(widths[a], widths[b], n_folds, one_row_each) for a, b in pairs}
         self.powers = np.zeros((n_folds, 4))
 
-    def add(
-        self, rows: Mapping[Any, Float[np.ndarray, "n _"]], counts: Int[np.ndarray, " examples"], fold: int
-    ) -> None:
+    def add(self, rows: Mapping[Any, Float[Any, "n _"]], counts: Int[np.ndarray, " examples"], fold: int) -> None:
         """Add rows of whole examples, those of one example together.
 
         Args:
@@ -174,21 +188,21 @@ class Sums:
 
 
 def _add(pair: Pair, fold: int, x: Side, y: Side) -> None:
-    pair.cross[fold] += x.rows.T @ y.rows
-    pair.sum_x[fold] += x.sums.sum(0)
-    pair.sum_y[fold] += y.sums.sum(0)
-    pair.squares_x[fold] += x.squares.sum()
-    pair.squares_y[fold] += y.squares.sum()
-    pair.sums_x[fold] += y.squares @ x.sums
-    pair.sums_y[fold] += x.squares @ y.sums
-    quartic = x.squares @ y.squares
+    pair.cross[fold] += host(x.rows.T @ y.rows)
+    pair.sum_x[fold] += host(x.sums.sum(0))
+    pair.sum_y[fold] += host(y.sums.sum(0))
+    pair.squares_x[fold] += host(x.squares.sum())
+    pair.squares_y[fold] += host(y.squares.sum())
+    pair.sums_x[fold] += host(y.squares @ x.sums)
+    pair.sums_y[fold] += host(x.squares @ y.sums)
+    quartic = float(x.squares @ y.squares)
     if x.grams is None or y.grams is None or x.along is None or y.along is None:
         pair.scalars[fold] += quartic
         return
-    pair.between[fold] += x.sums.T @ y.sums
-    pair.rows_x[fold] += y.along @ x.rows
-    pair.rows_y[fold] += x.along @ y.rows
-    pair.scalars[fold] += [x.grams @ y.grams, x.along @ y.along, quartic]
+    pair.between[fold] += host(x.sums.T @ y.sums)
+    pair.rows_x[fold] += host(y.along @ x.rows)
+    pair.rows_y[fold] += host(x.along @ y.rows)
+    pair.scalars[fold] += [float(x.grams @ y.grams), float(x.along @ y.along), quartic]
 
 
 def _empty(d_x: int, d_y: int, n_folds: int, one_row_each: bool) -> Pair:

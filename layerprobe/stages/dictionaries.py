@@ -130,11 +130,11 @@ def transfer(
             return sae.evaluate(by_key[key], tokens[on], groups, progress=inputs.progress)
 
         @cache
-        def lost(side: str) -> pd.DataFrame:
+        def lost(classifier: str) -> pd.DataFrame:
             chosen = inputs.corpus.test.take(range(min(len(inputs.corpus.test), TASK_LOSS_TEXTS)))
             told = {key: by_key[key] for role, key in keys.items() if role in TASK_LOSS_ROLES}
             return sae.task_loss(
-                model_of(inputs, done, classifiers[side]),
+                model_of(inputs, done, classifier),
                 inputs.encoder,
                 chosen,
                 chosen.labels,
@@ -158,9 +158,10 @@ def transfer(
                 "trained_rows": len(_rows(done, trained_on).tokens(layer)),
                 "texts": inputs.sae_texts,
             }
-            for on in stores:
+            for on in [side] if kind else stores:  # controls stand beside what their own side's dictionary does
                 found = measured(keys[role], "base" if untouched else on)
-                kept = _task_columns(lost(on), keys[role]) if on in classifiers and role in TASK_LOSS_ROLES else {}
+                told = on in classifiers and role in TASK_LOSS_ROLES
+                kept = _task_columns(lost(classifiers[on]), keys[role]) if told else {}
                 quality.append({**about, "evaluated_on": on, **_quality(found), **kept})
                 densities.append(
                     found.densities.assign(**named, trained_on=side, kind=kind or "trained", evaluated_on=on)

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from layerprobe.activations import ActivationStore
     from layerprobe.adaptation import Method
 
-SENTENCES = 40
+SENTENCES = 100
 """Test texts shown token by token in a report."""
 TOP_LATENTS = 12
 """Latents of each layer and side whose activations are shown on those texts."""
+SHOWN_LATENTS = 40
+"""Latents of each layer and side that a reader can open: histogram, classes and texts."""
 LONGEST_SENTENCE = 64
 """Tokens above which a text is too long to show."""
 
@@ -77,6 +79,78 @@ def sentence_latents(
         save(folder, "sentence_latents", pd.concat(shown, ignore_index=True))
 
     return build
+
+
+def exhibit(
+    inputs: Inputs,
+    method: Method,
+    seed: int,
+    layer: int,
+    capture: str,
+    tasks: Mapping[str, str],
+    compared: str,
+) -> Build:
+    """How the foremost latents of each side fire: on their own side, on the other, and beside their matches.
+
+    Where the two sides are one and the same, base's are shown alone.
+
+    Args:
+        tasks: dictionaries by side.
+        compared: the task whose table `latents` has both sides' latents with their partners.
+    """
+
+    def build(folder: Path, done: Parents) -> None:
+        import numpy as np
+        import pandas as pd
+
+        from layerprobe import sae
+
+        stores = dict(zip(("base", "adapted"), pair_of(done, capture), strict=True))
+        rows = {side: store.tokens(layer) for side, store in stores.items()}
+        about = stores["base"].rows
+        untouched = np.array_equal(rows["base"], rows["adapted"])
+        sides = ["base"] if untouched else ["base", "adapted"]
+        labels = inputs.corpus.test.labels[: int(about["example"].max()) + 1]
+        table = pd.read_parquet(done[compared].folder / "tables" / "latents.parquet")
+        codes = {
+            (side, on): sae.sparse_codes(dictionary_of(done, tasks[side]), rows[on], progress=inputs.progress)
+            for side in sides
+            for on in sides
+        }
+        found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("histograms", "classes", "examples")}
+        for side in sides:
+            part = table[table["side"] == side]
+            latents = sae.foremost(part, SHOWN_LATENTS)
+            readings = {on: codes[side, on][:, latents] for on in sorted(sides, key=lambda on: on != side)}
+            if not untouched:
+                other = codes["adapted" if side == "base" else "base", "adapted" if side == "base" else "base"]
+                readings["match"] = _matches(other, part.set_index("latent").loc[latents, "partner"])
+            shown = sae.exhibit(readings, latents, about, labels, inputs.corpus.label_names)
+            named = {"method": method.name, "seed": seed, "layer": layer, "side": side}
+            for name, frames in found.items():
+                frames.append(getattr(shown, name).assign(**named))
+        found["examples"] = [
+            frame.assign(example_id=stores["base"].example_ids[frame["example"].astype(int)]).drop(columns="example")
+            for frame in found["examples"]
+        ]
+        for name, frames in found.items():
+            save(folder, f"latent_{name}", pd.concat(frames, ignore_index=True))
+
+    return build
+
+
+def _matches(codes: Any, partners: pd.Series) -> Any:
+    """Activations of each latent's partner, silent where it has none."""
+    import numpy as np
+    from scipy.sparse import csc_array
+
+    known = partners.notna().to_numpy()
+    places = np.flatnonzero(known)
+    pick = csc_array(
+        (np.ones(len(places), dtype=np.float32), (partners[known].to_numpy(dtype=np.int64), places)),
+        shape=(codes.shape[1], len(partners)),
+    )
+    return (codes @ pick).tocsc()
 
 
 def shown_rows(inputs: Inputs, store: ActivationStore) -> Any:

@@ -248,3 +248,47 @@ def test_bad_requests_are_refused_in_a_sentence():
     with pytest.raises(MeasureError, match="at least 8"):
         compare({0: x}, {0: y}, np.repeat(np.arange(5), 24), progress=False)
     assert set(BY_NAME) >= {"cka", "procrustes", "paired_cosine", "paired_cosine_baseline"}
+
+
+@pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16", "int64"])
+def test_tensors_of_every_type_count_as_their_values_in_float64(name):
+    torch = pytest.importorskip("torch")
+    dtype = getattr(torch, name)
+    sides = [torch.tensor(20 * z).to(dtype) for z in related()]
+    if dtype.is_floating_point:
+        sides = [z.requires_grad_() for z in sides]
+    exact = [z.detach().to(torch.float64).numpy() for z in sides]
+    for measure in MEASURES:
+        value = measure.function(*sides)
+        assert type(value) is float
+        assert value == pytest.approx(measure.function(*exact), rel=0, abs=1e-12), measure.name
+
+
+@pytest.mark.parametrize("kind", ["complex128", "U9", "object"])
+def test_what_is_no_real_number_is_refused(kind):
+    x, y = related()
+    for measure in MEASURES:
+        with pytest.raises(MeasureError, match=rf"{measure.name} .*\(120, 8\).* it takes real numbers"):
+            measure.function(x.astype(kind), y)
+
+
+def test_the_first_bad_row_is_named_by_its_own_number():
+    x, y = related(n=40_000, d=3)
+    y[35_000:, 1] = np.nan
+    for function in (paired_cosine, procrustes, cka):
+        with pytest.raises(MeasureError, match=r"shape \(40000, 3\), first in row 35000\)"):
+            function(x, y)
+    groups = np.arange(40_000)[::-1] // 2  # rows are then read from the last example's on
+    with pytest.raises(MeasureError, match="first in row 3999"):
+        cka(x, y, groups=groups)
+
+
+def test_a_constant_side_is_refused_by_all_that_centre():
+    x, y = related()
+    still = np.ones_like(x)
+    for measure in MEASURES:
+        if measure.name.startswith("paired_cosine"):
+            continue  # not centred: a constant side has a direction
+        for sides in ((still, y), (x, still)):
+            with pytest.raises(MeasureError, match=rf"{measure.name} was given .*\(120, 8\).* leave it out"):
+                measure.function(*sides)

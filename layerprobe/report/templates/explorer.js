@@ -1,0 +1,197 @@
+// The table of latents, and the page of one: #latent/<method>/<layer>/<side>/<number> opens it.
+const stock = read("explorer-data");
+if (stock) {
+  const ROWS = 25, COLUMNS = [
+    ["latent", "latent", 0], ["kind", "kind"], ["density", "fires on", "%"], ["label", "label"], ["auroc", "AUROC", 2],
+    ["property", "property"], ["property_effect", "its effect", 2], ["delta", "Delta", 2], ["nearest", "nearest", 0],
+    ["nearest_cosine", "its cosine", 2], ["unmatched", "unmatched"]];
+  const KINDS = ["every kind", "task", "both", "general", "unexplained", "unmatched", "can be opened"];
+  const at = id => document.getElementById(`ex-${id}`);
+  const [run, layer, side, kind, search, note, table, where, back, next, page] = ["run", "layer", "side", "kind", "search", "note", "table", "where", "back", "next", "latent"].map(at);
+  const name = number => number === null || number === undefined ? "" : stock.names[number];
+  const unique = list => [...new Set(list)];
+  const fill = (select, values, words) => {
+    const kept = select.value; select.replaceChildren();
+    values.forEach(value => option(select, String(value), words(value)));
+    if (values.map(String).includes(kept)) select.value = kept;
+  };
+  const groupOf = (r, l, s) => stock.groups.find(g => g.run === r && g.layer === Number(l) && (g.side === s || g.same));
+  let group, order = [], first = 0, by = null, down = true, live = [];
+  const value = (column, i) => {
+    const values = group.columns[column];
+    if (!values) return null;
+    if (column === "property") return `${name(values[i])}${group.columns.property_value ? ` ${name(group.columns.property_value[i])}` : ""}`.trim();
+    return ["kind", "label"].includes(column) ? name(values[i]) : values[i];
+  };
+  const words = (column, i, digits) => {
+    const v = value(column, i);
+    if (v === null || v === undefined) return "–";
+    if (column === "unmatched") return v ? (group.side === "base" ? "lost" : "new") : "";
+    return typeof v !== "number" || digits === undefined ? String(v) : digits === "%" ? `${(100 * v).toPrecision(2)}%` : digits ? v.toFixed(digits) : String(v);
+  };
+  const choose = () => {
+    const asked = search.value.toLowerCase().split(/\s+/).filter(Boolean), n = group.columns.latent.length;
+    order = [];
+    for (let i = 0; i < n; i++) {
+      const k = value("kind", i), wanted = kind.value === "every kind" || kind.value === k || (kind.value === "unmatched" && value("unmatched", i)) || (kind.value === "can be opened" && group.pages[group.columns.latent[i]]);
+      if (!wanted) continue;
+      const line = `${group.columns.latent[i]} ${k} ${value("label", i) || ""} ${value("property", i) || ""}`.toLowerCase();
+      if (asked.every(word => line.includes(word))) order.push(i);
+    }
+    if (by) order.sort((a, b) => {
+      const x = value(by, a), y = value(by, b), none = v => v === null || v === undefined || v === "";
+      if (none(x) || none(y)) return none(x) - none(y);
+      const sense = typeof x === "string" ? x.localeCompare(y) : x - y;
+      return down ? -sense : sense;
+    });
+    first = 0;
+    draw();
+  };
+  const draw = () => {
+    const body = table.tBodies[0]; body.replaceChildren();
+    order.slice(first, first + ROWS).forEach(i => {
+      const row = element("tr"), number = group.columns.latent[i];
+      COLUMNS.forEach(([column, , digits]) => {
+        const cell = element("td");
+        if (column === "latent" && group.pages[number]) {
+          const open = element("button", String(number), "open"); open.type = "button";
+          open.setAttribute("aria-label", `Open latent ${number}`);
+          open.addEventListener("click", () => go(group.run, group.layer, group.side, number));
+          cell.append(open);
+        } else cell.textContent = words(column, i, digits);
+        row.append(cell);
+      });
+      body.append(row);
+    });
+    where.textContent = order.length ? `${first + 1} to ${Math.min(first + ROWS, order.length)} of ${order.length}` : "none found";
+    back.disabled = first === 0; next.disabled = first + ROWS >= order.length;
+  };
+  const heads = () => {
+    const row = element("tr");
+    COLUMNS.forEach(([column, title]) => {
+      const cell = element("th"), button = element("button", title, "sort");
+      button.type = "button"; cell.scope = "col";
+      cell.setAttribute("aria-sort", by === column ? (down ? "descending" : "ascending") : "none");
+      if (by === column) button.append(element("span", down ? " ▾" : " ▴"));
+      button.addEventListener("click", () => {
+        down = by === column ? !down : !["latent", "kind", "label", "property", "nearest"].includes(column);
+        by = column; heads(); choose(); table.tHead.querySelectorAll("button")[COLUMNS.findIndex(c => c[0] === column)].focus();
+      });
+      cell.append(button); row.append(cell);
+    });
+    table.tHead.replaceChildren(row);
+  };
+  const selected = () => {
+    const here = stock.groups.filter(g => g.run === run.value);
+    fill(layer, unique(here.map(g => g.layer)), l => `layer ${l}`);
+    const sides = here.filter(g => g.layer === Number(layer.value));
+    fill(side, sides.map(g => g.side), s => sides[0].same ? "base and adapted, which coincide" : s);
+    group = groupOf(run.value, layer.value, side.value);
+    const pages = Object.keys(group.pages).length;
+    note.textContent = `${group.latents} latents: ${group.dead} are dead on these texts and left out${group.left_out ? `, and so are ${group.left_out} of the least associated and least active, to keep this page small` : ""}. ${pages} can be opened, chosen by task effect, by having no match, and by activity. All of them stand in tables/latents.parquet of the run folder.`;
+    choose();
+  };
+  const bars = (page, own) => {
+    const names = {base: "read on base", adapted: "read on adapted", match: "its match on the other side"};
+    const colours = {base: "#0072B2", adapted: "#D55E00", match: "#8C8C8C"};
+    const data = Object.keys(page.bars).map(on => {
+      const counts = page.bars[on].slice(1), width = page.top / counts.length;
+      return {type: "scatter", mode: "lines", line: {shape: "hvh", color: colours[on], dash: on === "match" ? "dot" : "solid"}, name: group.same ? "read on both sides" : names[on],
+        x: counts.map((_, i) => (i + 0.5) * width), y: counts.map(c => c || null), connectgaps: false};
+    });
+    return {data, layout: figureLayout("activation", "tokens (log scale)", {type: "log", dtick: 1})};
+  };
+  const figureLayout = (x, y, more) => {
+    const axis = {gridcolor: "rgba(128,128,128,.25)", zerolinecolor: "rgba(128,128,128,.4)", automargin: true};
+    return {height: 300, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: {l: 60, r: 10, t: 10, b: 50}, font: {family: "system-ui, sans-serif", size: 13},
+      legend: {orientation: "h", y: -0.3}, xaxis: {...axis, title: {text: x}}, yaxis: {...axis, title: {text: y}, ...more}};
+  };
+  const classes = page => {
+    const colours = {base: "#0072B2", adapted: "#D55E00"}, data = [];
+    ["base", "adapted"].filter(on => page.classes[on]).forEach(on => {
+      const rows = page.classes[on];
+      data.push({type: "scatter", mode: "markers", name: group.same ? "both sides" : `read on ${on}`, x: rows.map(r => name(r[0])), y: rows.map(r => r[1]), offsetgroup: on,
+        marker: {size: 10, color: colours[on], symbol: on === "base" ? "circle" : "square"}, customdata: rows.map(r => [r[4], r[5]]),
+        hovertemplate: "%{y:.3f}; active in %{customdata[0]:.0%} of %{customdata[1]} texts<extra></extra>",
+        error_y: {type: "data", symmetric: false, array: rows.map(r => r[3] - r[1]), arrayminus: rows.map(r => r[1] - r[2])}});
+    });
+    const figure = {data, layout: figureLayout("label", "mean activation", {rangemode: "tozero"})};
+    figure.layout.scattermode = "group"; figure.layout.xaxis.type = "category";
+    return figure;
+  };
+  const plot = (figure, label, caption) => {
+    const box = element("figure"), node = element("div", undefined, "plot");
+    node.setAttribute("role", "img"); node.setAttribute("aria-label", label);
+    box.append(node, element("figcaption", caption)); page.append(box);
+    place(node, figure);
+  };
+  const link = (words, ...target) => {
+    const made = element("a", words); made.href = address(...target); return made;
+  };
+  const address = (...target) => `#latent/${target.map(encodeURIComponent).join("/")}`;
+  const go = (...target) => { if (location.hash === address(...target)) open(); else location.hash = address(...target); };
+  const clear = () => {
+    live.forEach(node => { Plotly.purge(node); plots.splice(plots.indexOf(node), 1); });
+    live = []; page.replaceChildren();
+  };
+  const facts = (i, number) => {
+    const list = element("p"), other = group.side === "base" ? "adapted" : "base", said = [];
+    said.push(`It fires on ${words("density", i, "%")} of tokens`);
+    const label = value("label", i), property = value("property", i);
+    if (label) said.push(`tells ${label} with AUROC ${words("auroc", i, 2)}`);
+    if (property) said.push(`goes best with ${property} (effect ${words("property_effect", i, 2)})`);
+    list.append(`${said.join("; ")}.`);
+    const partner = value("partner", i), nearest = value("nearest", i);
+    if (group.same) list.append(" Base and adapted are one and the same here.");
+    else {
+      const pages = (groupOf(group.run, group.layer, other) || {pages: {}}).pages, told = n => pages[n] ? link(`latent ${n}`, group.run, group.layer, other, n) : `latent ${n}`;
+      if (partner !== null && partner !== undefined) list.append(` Its match in the ${other} dictionary is `, told(partner), ` (cosine ${words("cosine", i, 2)}).`);
+      else list.append(` It has no match in the ${other} dictionary.`);
+      if (nearest !== null && nearest !== undefined && nearest !== partner) list.append(" Nearest is ", told(nearest), ` (cosine ${words("nearest_cosine", i, 2)}).`);
+      if (value("unmatched", i)) list.append(` Its match is worse than chance alone gives: it counts as ${group.side === "base" ? "lost" : "new"}.`);
+      if (value("delta", i) !== null) list.append(` In the joint dictionary: ${String(name(group.columns.joint_kind ? group.columns.joint_kind[i] : null)).replace("_", "-")}, Delta ${words("delta", i, 2)}.`);
+    }
+    return list;
+  };
+  const example = ([choice, rank, level, number, values], data) => {
+    const text = stock.texts[number], other = group.side === "base" ? "adapted" : "base", box = element("div", undefined, "example");
+    box.append(element("p", `${choice === "top" ? `Top ${rank + 1}` : `${Math.round(100 * level)}% of active texts lie lower`} · ${text.label}${text.start ? ` · from token ${text.start} on` : ""}`, "note"));
+    const lines = group.same ? [["both", "base"]] : [[group.side, group.side], [`same latent, ${other}`, other], [`match, ${other}`, "match"]];
+    lines.forEach(([title, on]) => { if (values[on]) box.append(tokenLine(title, text.tokens, spread(values[on]), data.top, 2)); });
+    return box;
+  };
+  const open = () => {
+    const [head, ...target] = location.hash.slice(1).split("/");
+    if (head !== "latent" || target.length !== 4) return;
+    let [r, l, s, number] = [];
+    try { [r, l, s, number] = target.map(decodeURIComponent); } catch { return; }
+    const wanted = groupOf(r, l, s);
+    clear();
+    if (!wanted || !wanted.pages[number]) { page.append(element("p", "This latent is not among those kept on this page.", "note")); return; }
+    run.value = wanted.run; selected();
+    layer.value = String(wanted.layer); selected();
+    side.value = wanted.side; selected();
+    const data = group.pages[number], i = group.columns.latent.indexOf(Number(number));
+    page.append(element("h3", `Latent ${number}: layer ${group.layer}, ${group.same ? "base and adapted" : group.side} dictionary, ${run.value}${value("kind", i) ? ` (${value("kind", i)})` : ""}`), facts(i, number));
+    const silent = Object.entries(data.bars).map(([on, counts]) => `${group.same ? "both sides" : on === "match" ? "match" : on}: ${(100 * counts[0] / counts.reduce((a, b) => a + b, 0)).toFixed(1)}%`).join(", ");
+    plot(bars(data), "Histogram of activations", `Tokens by activation, where it is not silent (silent on ${silent}). ${group.same ? "" : "Blue: this latent read on base's rows; orange: the same latent read on the adapted model's; dotted: its match, on the other side's own rows. Curves that part mean more changed."}`);
+    plot(classes(data), "Mean activation by label", `Mean over texts of the mean activation over a text's tokens, by label, with 95% t intervals over the ${data.classes[group.side] ? data.classes[group.side].reduce((n, row) => n + row[5], 0) : 0} texts.`);
+    live = [...page.querySelectorAll(".plot")];
+    page.append(element("h4", "Texts in which it fires most, and texts at even ranks below"));
+    if (!data.texts.length) page.append(element("p", "It fires in no text of its own side.", "note"));
+    data.texts.forEach(text => page.append(example(text, data)));
+    page.append(element("p", `Colour: activation from 0 to ${data.top}, the largest in any of these readings.`, "note"));
+    page.focus({preventScroll: true}); page.scrollIntoView();
+  };
+  fill(run, unique(stock.groups.map(g => g.run)), r => r);
+  foremost(run);
+  fill(kind, KINDS, k => k);
+  [run, layer, side].forEach(node => node.addEventListener("change", selected));
+  layer.value = ""; heads(); selected();
+  layer.selectedIndex = layer.options.length - 1; selected();
+  kind.addEventListener("change", choose); search.addEventListener("input", choose);
+  back.addEventListener("click", () => { first = Math.max(0, first - ROWS); draw(); });
+  next.addEventListener("click", () => { first += ROWS; draw(); });
+  addEventListener("hashchange", open);
+  open();
+}

@@ -1,0 +1,64 @@
+"""The hub: asked only for what is not here, and given up at once where nobody answers."""
+
+import os
+import socket
+import types
+
+import pytest
+
+from layerprobe import hub
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No switch set, neither by the user nor by an earlier study, and a library that has read it already."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # noted, so that it is put back afterwards
+    del os.environ["HF_HUB_OFFLINE"]
+    monkeypatch.setattr(hub, "_set_here", [])
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    library = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+    monkeypatch.setitem(hub.sys.modules, "huggingface_hub.constants", library)
+    monkeypatch.setitem(hub.sys.modules, "datasets.config", types.SimpleNamespace(HF_HUB_OFFLINE=False))
+    return library
+
+
+def listening():
+    server = socket.create_server(("127.0.0.1", 0))
+    return server, f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_hub_that_answers_is_asked_and_one_that_does_not_is_not(fresh, monkeypatch):
+    server, address = listening()
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with server:
+        assert hub.allow() and "HF_HUB_OFFLINE" not in os.environ
+    assert not hub.allow()  # nobody listens there any more
+    assert os.environ["HF_HUB_OFFLINE"] == "1" and fresh.HF_HUB_OFFLINE
+
+
+def test_a_study_on_local_files_does_not_keep_a_later_one_from_the_hub(fresh, monkeypatch):
+    server, address = listening()
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    hub.stay_offline()
+    assert os.environ["HF_HUB_OFFLINE"] == "1" and fresh.HF_HUB_OFFLINE
+    with server:
+        assert hub.allow()
+    assert "HF_HUB_OFFLINE" not in os.environ and not fresh.HF_HUB_OFFLINE
+
+
+def test_what_the_user_has_set_stays(fresh, monkeypatch):
+    monkeypatch.setattr(hub, "_reachable", lambda: pytest.fail("it was asked"))
+    for given, allowed in {"1": False, "0": True}.items():
+        monkeypatch.setenv("HF_HUB_OFFLINE", given)
+        hub.stay_offline()
+        assert hub.allow() is allowed and os.environ["HF_HUB_OFFLINE"] == given
+
+
+def test_a_proxy_is_asked_in_the_hubs_place(fresh, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    assert not hub._reachable()
+    server, address = listening()
+    monkeypatch.setenv("http_proxy", address)
+    with server:
+        assert hub._reachable()
