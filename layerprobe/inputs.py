@@ -223,6 +223,11 @@ class Inputs:
         latents = int((self.study.sae.expansion or 4) * self.encoder.width)
         return 4 * (2 * latents * self.encoder.width + latents + self.encoder.width)
 
+    @property
+    def crosscoder_bytes(self) -> int:
+        """A decoder and an encoder for each side."""
+        return 2 * self.dictionary_bytes
+
     def model_bytes(self, method: Method) -> int:
         if method.kind == "checkpoint":
             return 0

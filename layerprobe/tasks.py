@@ -241,6 +241,14 @@ class _Nothing(int):
         return self
 
 
+def asked_methods(study: Study) -> tuple[Method, ...]:
+    """The methods that a study names; of "depths", where no encoder tells how many there are, the two ends."""
+    from layerprobe.adaptation import parse_method
+
+    asked = ("head", "full") if study.adaptation.methods == "depths" else study.adaptation.methods
+    return tuple(parse_method(method) for method in asked)
+
+
 class _OutOfReach:
     """Stands in for a study's inputs where model or data can't be read: it knows names, and nothing that hangs on them."""
 
