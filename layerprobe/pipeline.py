@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ from layerprobe.runs import LOCK, PAGE, Run
 from layerprobe.stages.depth import CONCLUSION, family_of, power_note
 from layerprobe.study import Study, slug
 from layerprobe.task import Parents, Task
-from layerprobe.tasks import outline, tasks_of
+from layerprobe.tasks import asked_methods, outline, seeds_of, tasks_of
 
 if TYPE_CHECKING:
+    from layerprobe.adaptation import Method
     from layerprobe.inputs import Inputs
 
 
@@ -77,7 +79,7 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
             tuple(PlannedTask(stage, name, None, False, None) for stage, name in outline(study)),
             store.root,
             _free(store.root),
-            (f"Keys and bytes are pending: {error}",),
+            (f"Keys and bytes are pending: {error}", *_power(study, asked_methods(study), study.data.test or 500)),
         )
     done: dict[str, Artifact] = {}
     lines = []
@@ -87,9 +89,14 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
         if found:
             done[task.id] = found
         lines.append(PlannedTask(task.stage, task.name, key, found is not None, task.size))
-    family = family_of(inputs.methods, inputs.seeds)
-    notes = [power_note(family, study.adaptation.margin, len(inputs.corpus.test))] if family else []
+    notes = _power(study, inputs.methods, len(inputs.corpus.test))
     return Plan(tuple(lines), store.root, _free(store.root), (*notes, *store.damaged))
+
+
+def _power(study: Study, methods: Sequence[Method], texts: int) -> tuple[str, ...]:
+    """How many test texts a conclusion about depth would take, where methods are compared at all."""
+    family = family_of(methods, partial(seeds_of, study))
+    return (power_note(family, study.adaptation.margin, texts),) if family else ()
 
 
 def run(

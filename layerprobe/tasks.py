@@ -234,6 +234,21 @@ def outline(study: Study) -> list[tuple[str, str]]:
     return [(task.stage, task.name) for task in tasks_of(_OutOfReach(study))]  # type: ignore[arg-type]
 
 
+class _Nothing(int):
+    """A function of anything and a number of bytes in one: tasks may call it or reckon with it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Nothing:
+        return self
+
+
+def asked_methods(study: Study) -> tuple[Method, ...]:
+    """The methods that a study names; of "depths", where no encoder tells how many there are, the two ends."""
+    from layerprobe.adaptation import parse_method
+
+    asked = ("head", "full") if study.adaptation.methods == "depths" else study.adaptation.methods
+    return tuple(parse_method(method) for method in asked)
+
+
 class _OutOfReach:
     """Stands in for a study's inputs where model or data can't be read: it knows names, and nothing that hangs on them."""
 
@@ -249,8 +264,4 @@ class _OutOfReach:
         self.seeds = partial(seeds_of, study)
 
     def __getattr__(self, name: str) -> Any:
-        return _nothing
-
-
-def _nothing(*args: Any, **kwargs: Any) -> Any:
-    return _nothing
+        return _Nothing()

@@ -149,6 +149,17 @@ def test_the_needed_texts_are_told_before_anything_is_trained():
     assert "of top:2's accuracy" in power_note(family("head", "top:2"), 0.01, 500)
 
 
+def test_a_study_out_of_reach_is_told_too(tmp_path):
+    for methods in ("depths", ["head", "full"]):
+        content = {
+            "model": {"name": "org/unknown"},
+            "data": {"source": "org/unknown"},
+            "adaptation": {"methods": methods},
+        }
+        notes = pipeline.plan(Study.parse({"name": "x", **content}), home=tmp_path).notes
+        assert "pending" in notes[0] and "data.test gives 500" in notes[1]
+
+
 STUDY = """
 question = "How deep?"
 [model]

@@ -12,8 +12,8 @@ import pandas as pd
 from layerprobe.artifacts import write_json
 from layerprobe.errors import StorageError, StudyError
 from layerprobe.report import _compare_figures as figures
-from layerprobe.report._depth import after_on_test, prices, recommendation, reference_of
 from layerprobe.report._depth_figures import COSTS, spoken
+from layerprobe.report._depth_words import after_on_test, prices, recommendation, reference_of
 from layerprobe.report._findings import REFERENCES, drift_of, methods, unit_of
 from layerprobe.report._page import downloads, rendered
 from layerprobe.runs import PAGE, Run

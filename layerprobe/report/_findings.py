@@ -26,7 +26,7 @@ class Finding:
 
 def findings(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> list[Finding]:
     """Three to five sentences made from the numbers, each with an interval and the figure it comes from."""
-    from layerprobe.report._depth import depth_findings
+    from layerprobe.report._depth_words import depth_findings
     from layerprobe.report._feature_words import feature_sentences
 
     found = []

@@ -11,8 +11,9 @@ from fabricated import METHODS, depth_study
 from test_report import adaptation, page, record
 
 from layerprobe.report import findings
-from layerprobe.report._depth import depth_context, depth_findings, recommendation
+from layerprobe.report._depth import depth_context
 from layerprobe.report._depth_figures import colours, drift_by_depth, spoken
+from layerprobe.report._depth_words import depth_findings, recommendation
 
 
 @pytest.fixture(scope="module")
