@@ -248,8 +248,10 @@ class Inputs:
     @cached_property
     def _texts(self) -> dict[str, Any]:
         asked = self.study.data
-        keys = ("text", "label", "train", "test", "seed", "max_length")
-        return {"corpus": self.corpus.fingerprint, **{key: _plain(getattr(asked, key)) for key in keys}}
+        keys = ("text", "label", "train", "test", "max_length")
+        # Named apart from a training seed, which stands beside it in some identities.
+        found = {"corpus": self.corpus.fingerprint, "split_seed": asked.seed}
+        return found | {key: _plain(getattr(asked, key)) for key in keys}
 
     def adapt_identity(self, method: Method, seed: int) -> Identity:
         identity: dict[str, Any] = {
