@@ -223,11 +223,6 @@ class Inputs:
         latents = int((self.study.sae.expansion or 4) * self.encoder.width)
         return 4 * (2 * latents * self.encoder.width + latents + self.encoder.width)
 
-    @property
-    def crosscoder_bytes(self) -> int:
-        """A decoder and an encoder for each side."""
-        return 2 * self.dictionary_bytes
-
     def model_bytes(self, method: Method) -> int:
         if method.kind == "checkpoint":
             return 0
@@ -308,7 +303,7 @@ class Inputs:
         return lambda done: {"method": method.name, "seed": seed}
 
     def interventions_identity(self, method: Method, seed: int) -> Identity:
-        return lambda done: {"method": method.name, "seed": seed, "examples": self.study.activations.examples}
+        return lambda done: {"method": method.name, "seed": seed, "examples": self.study.internals.examples}
 
     def sae_rows_identity(self, done: Parents) -> dict[str, Any]:
         return {
@@ -356,12 +351,12 @@ class Inputs:
             **self._texts,
         }
 
-    def layer_identity(self, method: Method, seed: int, layer: int | None) -> Identity:
+    def layer_identity(self, method: Method, seed: int, layer: int) -> Identity:
         return lambda done: {"method": method.name, "seed": seed, "layer": layer}
 
-    def transfer_identity(self, method: Method, seed: int, layer: int) -> Identity:
-        controls = sorted(self.study.sae.controls)
-        return lambda done: {"method": method.name, "seed": seed, "layer": layer, "controls": controls}
+    def transfer_identity(self, method: Method, seed: int, layer: int | None) -> Identity:
+        about = {"controls": sorted(self.study.sae.controls), "examples": self.study.internals.examples}
+        return lambda done: {"method": method.name, "seed": seed, "layer": layer, **about}
 
     def outside_identity(self, method: Method, seed: int) -> Identity:
         sets = [[ood.name, ood.fingerprint, list(ood.classes)] for ood in self.ood]
@@ -412,6 +407,12 @@ class Inputs:
     def describe_encoder(self) -> dict[str, Any]:
         keys = ("name", "family", "n_layers", "width", "fingerprint", "pooler", "revision")
         return {key: getattr(self.encoder, key) for key in keys}
+
+    @cached_property
+    def rerun(self) -> Examples:
+        """Test texts that a classifier is run on again and again: the first of them, which are in random order."""
+        test = self.corpus.test
+        return test.take(range(min(len(test), self.study.internals.examples)))
 
     def examples_table(self) -> pd.DataFrame:
         """The test texts, as columns `example_id, text, label, split`."""

@@ -66,7 +66,7 @@ def of_method(
             inputs.sae_identity(rows, layer, beside="capture-sae: base"),
             dictionaries.train_crosscoder(inputs, rows, layer),
             parents=("capture-sae: base", rows),
-            size=inputs.crosscoder_bytes,
+            size=2 * inputs.dictionary_bytes,
             keyed_by_content=True,
         )
     captures = ("capture: base", capture)
@@ -111,7 +111,7 @@ def along_training(inputs: Inputs, method: Method, seed: int, name: str, adapt: 
     return Task(
         "steps",
         name,
-        inputs.layer_identity(method, seed, None),
+        inputs.transfer_identity(method, seed, None),
         steps.transfer_steps(inputs, method, seed, adapt, capture, tasks),
         parents=(adapt, "capture: base", capture, *(task for sides in tasks.values() for task in sides.values())),
     )

@@ -150,6 +150,8 @@ class SaeSection(_Section):
 class InternalsSection(_Section):
     parts: Annotated[tuple[Part, ...], BeforeValidator(_as_tuple)] = ("probes", "weights", "interventions")
     """What to look at inside: linear probes of the task by layer, change of weights, and which layers are needed."""
+    examples: Count = 250
+    """Test texts that the classifier is run on again and again: with blocks taken back, or a layer rebuilt by a dictionary."""
 
 
 class Study(_Section):

@@ -242,6 +242,13 @@ def asked_methods(study: Study) -> tuple[Method, ...]:
     return tuple(parse_method(method) for method in asked)
 
 
+class _Nothing(int):
+    """A function of anything and a number of bytes in one: tasks may call it or reckon with it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Nothing:
+        return self
+
+
 class _OutOfReach:
     """Stands in for a study's inputs where model or data can't be read: it knows names, and nothing that hangs on them."""
 
@@ -257,8 +264,4 @@ class _OutOfReach:
         self.seeds = partial(seeds_of, study)
 
     def __getattr__(self, name: str) -> Any:
-        return _nothing
-
-
-def _nothing(*args: Any, **kwargs: Any) -> Any:
-    return _nothing
+        return _Nothing()

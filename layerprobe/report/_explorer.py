@@ -82,15 +82,13 @@ def _coincide(base: pd.DataFrame | None, adapted: pd.DataFrame) -> bool:
 
 def _ordered(rows: pd.DataFrame, pages: Mapping[str, Any]) -> pd.DataFrame:
     """Latents in the order in which they are worth keeping: those with a page, then by task effect, loss and activity."""
+    task = rows.kind.isin(["task", "both"])
     by = {
         "page": rows.latent.astype(str).isin(list(pages)),
-        "task": rows.kind.isin(["task", "both"]),
-        "strength": rows.effect.fillna(0) if "effect" in rows else 0.0,
+        "strength": rows.effect.where(task, 0).fillna(0) if "effect" in rows else task,
         "gone": rows.unmatched if "unmatched" in rows else False,
     }
-    return rows.assign(**by).sort_values(
-        ["page", "task", "strength", "gone", "density"], ascending=False, kind="stable"
-    )
+    return rows.assign(**by).sort_values(["page", "strength", "gone", "density"], ascending=False, kind="stable")
 
 
 def _columns(rows: pd.DataFrame, names: dict[str, int]) -> dict[str, list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def feature_sentences(tables: Mapping[str, pd.DataFrame], methods: Sequence[str]) -> list[str]:
-    """At most three sentences for the answer, about the method that moved most."""
+    """At most two paragraphs for the answer, about the method that moved most: the shift, and what is still shared."""
     method = main_method(methods)
     if method is None:
         return []
-    return [text for text in (_shift(tables, method), _kept(tables, method), _exclusive(tables, method)) if text]
+    shared = [text for text in (_kept(tables, method), exclusive_sentence(tables, method)) if text]
+    return [text for text in (_shift(tables, method), " ".join(shared)) if text]
 
 
 def main_method(methods: Sequence[str]) -> str | None:
@@ -111,7 +113,7 @@ def _kept(tables: Mapping[str, pd.DataFrame], method: str) -> str | None:
     return text + "."
 
 
-def _exclusive(tables: Mapping[str, pd.DataFrame], method: str) -> str | None:
+def exclusive_sentence(tables: Mapping[str, pd.DataFrame], method: str) -> str | None:
     """How many latents of the joint dictionary are one side's own at the last layer."""
     table = having(tables, "census", "kind", "energy_share")
     if table is None or not (table.method == method).any():
@@ -120,12 +122,15 @@ def _exclusive(tables: Mapping[str, pd.DataFrame], method: str) -> str | None:
     rows = rows[(rows.layer == rows.layer.max()) & (rows.kind != "dead")]
     if rows.empty:
         return None
+    start = f"Of {len(rows)} live latents of a joint dictionary at layer {int(rows.layer.iloc[0])}"
     own = {side: rows[rows.kind == f"{side}_only"] for side in ("base", "adapted")}
+    if not any(map(len, own.values())):
+        return f"{start}, none is one side's own."
     said = " and ".join(
         f"{len(part)} are {side}-only ({_percent(max(part.energy_share.sum(), 0.0))} of the rebuilt variance)"
         for side, part in own.items()
     )
-    return f"Of {len(rows)} live latents of a joint dictionary at layer {int(rows.layer.iloc[0])}, {said}."
+    return f"{start}, {said}."
 
 
 def panels(
@@ -153,6 +158,7 @@ def panels(
                     for name in ("kinds", "transfer", "task-loss", "matching", "census")
                 },
                 "crossing": crossing_sentence(tables, method),
+                "exclusive": exclusive_sentence(tables, method),
                 "why": [] if rows is None or "why" not in rows else _reasons(rows),
                 "different": matching is not None
                 and ((matching.method == method) & (matching.start == "different starts")).any(),
@@ -200,7 +206,10 @@ def _delta(census: pd.DataFrame | None, method: str) -> str:
 
 def _reasons(rows: pd.DataFrame) -> list[str]:
     """Why what of the task is kept is undefined, by layer and side."""
-    told = rows[rows.why.fillna("") != ""]
+    # A row's reasons are sentences about loss and accuracy; the figure shows loss alone.
+    why = rows.why.fillna("").map(lambda text: re.search(r"(?:No|The interval of) loss .*?\.(?= The | No |$)", text))
+    told = rows.assign(why=why.map(lambda found: found[0] if found else ""))
+    told = told[told.why != ""]
     found: dict[str, list[str]] = {}
     row: Any
     for row in told.itertuples():

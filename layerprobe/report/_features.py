@@ -27,7 +27,8 @@ TRANSFERS = (
     ("base", "adapted", "trained", "base's dictionary on adapted", "#D55E00", "circle"),
     ("adapted", "adapted", "trained", "adapted's dictionary on adapted", "#009E73", "square"),
     ("adapted", "base", "trained", "adapted's dictionary on base", "#CC79A7", "square"),
-    ("base", "adapted", "second-seed", "base's, second seed, on adapted", "#D55E00", "circle-open"),
+    ("base", "base", "second-seed", "second seed: base's on base", "#0072B2", "circle-open"),
+    ("adapted", "adapted", "second-seed", "second seed: adapted's on adapted", "#009E73", "square-open"),
     ("base", "base", "frozen-decoder", "control: frozen decoder, on base", "#56B4E9", "diamond-open"),
     ("base", "base", "untrained", "control: untrained, on base", "#8C8C8C", "x-thin-open"),
 )

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 CONTINUED_PASSES, CONTINUED_STEPS, BATCH = 2, 200, 1024
 """How long a dictionary that goes on from another is trained: passes over its rows, and at least so many batches."""
-TASK_LOSS_TEXTS = 250
-"""Test texts, at most, that the classifier is run on with a layer rebuilt."""
 
 
 def train_sae(
@@ -131,7 +129,7 @@ def transfer(
 
         @cache
         def lost(classifier: str) -> pd.DataFrame:
-            chosen = inputs.corpus.test.take(range(min(len(inputs.corpus.test), TASK_LOSS_TEXTS)))
+            chosen = inputs.rerun
             told = {key: by_key[key] for role, key in keys.items() if role in TASK_LOSS_ROLES}
             return sae.task_loss(
                 model_of(inputs, done, classifier),

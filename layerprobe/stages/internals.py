@@ -90,7 +90,7 @@ def interventions(inputs: Inputs, method: Method, seed: int, adapt: str) -> Buil
             model_of(inputs, done, None),
             model_of(inputs, done, adapt),
             inputs.encoder,
-            inputs.corpus.test.take(range(min(len(inputs.corpus.test), inputs.study.activations.examples))),
+            inputs.rerun,
             max_length=inputs.study.data.max_length,
             device=inputs.device,
             progress=inputs.progress,

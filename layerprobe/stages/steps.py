@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.inputs import Inputs, Parents
-from layerprobe.stages.dictionaries import TASK_LOSS_TEXTS, dictionary_of
+from layerprobe.stages.dictionaries import dictionary_of
 from layerprobe.stages.files import Build, pair_of, save
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def transfer_steps(
         log = pd.read_parquet(artifact / "tables" / "training_log.parquet")
         kept = {int(path.name.removeprefix("step-")): path for path in sorted(artifact.glob("step-*"))}
         total = int(log[log["split"] == "train"].step.max())
-        chosen = inputs.corpus.test.take(range(min(len(inputs.corpus.test), TASK_LOSS_TEXTS)))
+        chosen = inputs.rerun
         rows: list[dict[str, Any]] = []
 
         def measure(step: int, store: ActivationStore, model: Any) -> None:

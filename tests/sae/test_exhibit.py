@@ -8,6 +8,7 @@ from scipy.sparse import csc_array
 
 from layerprobe.errors import MeasureError
 from layerprobe.sae._exhibit import exhibit, foremost
+from layerprobe.stages.showing import _matches
 
 LENGTHS = (3, 5, 60, 4, 7, 2, 6, 8, 5, 9, 3, 4)
 LABELS = np.array([0, 1] * 6)
@@ -137,3 +138,11 @@ def test_foremost_latents_are_taken_from_task_effect_loss_and_activity():
     assert foremost(table, 100) == [9, 8, 7, 6, 5, 4, 0, 2, 3]  # the dead one is never shown
     with pytest.raises(MeasureError, match="without `effect`"):
         foremost(table.drop(columns="effect"), 3)
+
+
+def test_matches_are_read_in_the_places_of_their_latents_and_silent_where_there_is_none():
+    own = codes(latents=5)
+    partners = pd.Series(pd.array([4, None, 0, 4], dtype="Int64"))
+    found = _matches(csc_array(own), partners)
+    assert found.format == "csc"
+    assert np.array_equal(found.toarray(), np.stack([own[:, 4], 0 * own[:, 0], own[:, 0], own[:, 4]], axis=1))

@@ -23,6 +23,8 @@ if (stock) {
     if (column === "property") return `${name(values[i])}${group.columns.property_value ? ` ${name(group.columns.property_value[i])}` : ""}`.trim();
     return ["kind", "label"].includes(column) ? name(values[i]) : values[i];
   };
+  // An AUROC below one half tells a label as well as one above.
+  const weight = (column, i) => { const v = value(column, i); return column === "auroc" && v !== null ? Math.abs(v - 0.5) : v; };
   const words = (column, i, digits) => {
     const v = value(column, i);
     if (v === null || v === undefined) return "–";
@@ -39,7 +41,7 @@ if (stock) {
       if (asked.every(word => line.includes(word))) order.push(i);
     }
     if (by) order.sort((a, b) => {
-      const x = value(by, a), y = value(by, b), none = v => v === null || v === undefined || v === "";
+      const x = weight(by, a), y = weight(by, b), none = v => v === null || v === undefined || v === "";
       if (none(x) || none(y)) return none(x) - none(y);
       const sense = typeof x === "string" ? x.localeCompare(y) : x - y;
       return down ? -sense : sense;
@@ -138,7 +140,7 @@ if (stock) {
     const list = element("p"), other = group.side === "base" ? "adapted" : "base", said = [];
     said.push(`It fires on ${words("density", i, "%")} of tokens`);
     const label = value("label", i), property = value("property", i);
-    if (label) said.push(`tells ${label} with AUROC ${words("auroc", i, 2)}`);
+    if (label) said.push(`${value("auroc", i) < 0.5 ? "is less active for" : "is more active for"} ${label} than for the rest (AUROC ${words("auroc", i, 2)})`);
     if (property) said.push(`goes best with ${property} (effect ${words("property_effect", i, 2)})`);
     list.append(`${said.join("; ")}.`);
     const partner = value("partner", i), nearest = value("nearest", i);

@@ -27,6 +27,8 @@ if (tokens) {
   const [text, list, run, slider, colour, every, view, legend] = ["text", "text-list", "run", "layer", "colour", "every", "view", "legend"].map(id => document.getElementById(id));
   const all = Object.entries(tokens.texts).map(([id, t]) => ({id, name: `${t.label}: ${t.tokens.slice(1, -1).join(" ").replaceAll(" ##", "")}`}));
   const layers = tokens.layers;
+  // One scale for all methods and layers, so that they can be compared.
+  const most = Object.values(tokens.change).flatMap(Object.values).flatMap(Object.values).flat().reduce((a, b) => Math.max(a, b), 0);
   let shown = all[0].id, found = [], at = -1;
   Object.keys(tokens.change).forEach(name => option(run, name, name));
   foremost(run);
@@ -46,8 +48,8 @@ if (tokens) {
     view.replaceChildren();
     if (colour.value === "change") {
       const changes = tokens.change[run.value][shown] || {};
-      (every.checked ? layers : [layer]).forEach(l => view.append(tokenLine(`layer ${l}`, words, changes[l] || [], 1, 3)));
-      legend.textContent = `Colour: 1 – cosine of the token's base and adapted vectors, from 0 (none) to 1 and above (full). Label: ${tokens.texts[shown].label}.`;
+      (every.checked ? layers : [layer]).forEach(l => view.append(tokenLine(`layer ${l}`, words, changes[l] || [], most, 3)));
+      legend.textContent = `Colour: 1 – cosine of the token's base and adapted vectors, from 0 (none) to ${most.toFixed(2)}, the largest in any shown text, layer and method. Label: ${tokens.texts[shown].label}.`;
     } else {
       const latent = tokens.latents[Number(colour.value)], here = latent.values[shown] || {};
       ["base", "adapted"].forEach(on => view.append(tokenLine(`${on} model`, words, spread(here[on]), latent.top, 2)));

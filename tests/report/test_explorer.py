@@ -1,0 +1,239 @@
+"""What a reader can look up: compact, whole, nothing twice, safe, and readable on coloured tokens."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import EVIL, adaptation, page, record, similarity
+
+from layerprobe.report import _explorer
+from layerprobe.report._explorer import explorer, texts
+
+LATENTS = 6
+
+
+def latents(side="base", method="full", seed=0, layer=1, shift=0.0):
+    return pd.DataFrame(
+        {
+            "latent": range(LATENTS),
+            "kind": ["task", "general", "both", "unexplained", "dead", "general"],
+            "density": np.array([0.1, 0.2, 0.3, 0.4, 0.0, 0.5]) + shift,
+            "active_examples": [20, 20, 30, 30, 0, 40],
+            "max_activation": 2.0,
+            "label": ["a", "b", "a", None, None, EVIL],
+            "auroc": [0.9, 0.6, 0.8, np.nan, np.nan, 0.55],
+            "effect": [0.8, 0.2, 0.6, np.nan, np.nan, 0.1],
+            "task": [True, False, True, False, False, False],
+            "property": ["token", "position", None, None, None, "token"],
+            "property_value": ["the", "high", None, None, None, EVIL],
+            "property_effect": [0.123456, 0.5, np.nan, np.nan, np.nan, 0.6],
+            "partner": pd.array([1, 0, 2, 3, None, None], dtype="Int64"),
+            "cosine": [0.5, 0.5, 0.9, 0.8, np.nan, np.nan],
+            "nearest": pd.array([1, 0, 2, 3, None, 2], dtype="Int64"),
+            "nearest_cosine": [0.5, 0.5, 0.9, 0.8, np.nan, 0.2],
+            "unmatched": [True, False, False, False, False, True],
+            "delta": [0.2, 0.5, 0.5, 0.5, np.nan, 0.9],
+            "joint_kind": ["shifted", "shared", "shared", "shared", None, "adapted_only"],
+            "method": method,
+            "seed": seed,
+            "layer": layer,
+            "side": side,
+        }
+    )
+
+
+def shown(side, method="full", chosen=(0, 2), readings=("base", "adapted", "match")):
+    keys = {"method": method, "seed": 0, "layer": 1, "side": side}
+    bars, classes, examples = [], [], []
+    for latent in chosen:
+        for on in readings:
+            bars += [{"latent": latent, "on": on, "low": 0.0, "high": 0.0, "tokens": 90}]
+            bars += [
+                {"latent": latent, "on": on, "low": i * 0.5, "high": (i + 1) * 0.5, "tokens": 5 - i} for i in range(4)
+            ]
+            for label in ("a", "b"):
+                mean = {"mean": 0.25, "low": 0.2, "high": 0.3, "active": 0.5, "n": 7}
+                classes.append({"latent": latent, "on": on, "label": label, **mean})
+        for rank, example in ((0, "i"), (1, "j")):
+            for index, token in enumerate(["[CLS]", EVIL if example == "i" else "word", "[SEP]"]):
+                about = {
+                    "latent": latent,
+                    "choice": "top",
+                    "rank": rank,
+                    "level": 0.9 - rank / 2,
+                    "example_id": example,
+                }
+                values = dict.fromkeys(readings, 1.23456 * (index == 1))
+                examples.append({**about, "token_index": index, "token": token, "special": index != 1, **values})
+    frames = zip(("histograms", "classes", "examples"), (bars, classes, examples), strict=True)
+    return {f"latent_{name}": pd.DataFrame(rows).assign(**keys) for name, rows in frames}
+
+
+def tables():
+    both = [shown("base"), shown("adapted", chosen=(1,))]
+    found = {name: pd.concat([one[name] for one in both], ignore_index=True) for name in both[0]}
+    head = shown("base", "head", readings=("base",))
+    found = {name: pd.concat([table, head[name]], ignore_index=True) for name, table in found.items()}
+    sides = [latents(), latents("adapted", shift=0.01), latents(method="head"), latents("adapted", "head")]
+    sentences = [
+        pd.DataFrame(
+            {
+                "example_id": "i",
+                "layer": layer,
+                "token_index": range(3),
+                "token": ["[CLS]", EVIL, "[SEP]"],
+                "special": [True, False, True],
+                "change": [0.0, 0.25, 0.5],
+                "method": "full",
+                "seed": 0,
+            }
+        )
+        for layer in (0, 1)
+    ]
+    activations = pd.DataFrame(
+        {"example_id": "i", "token_index": [1], "latent": 0, "activation": 2.0, "on": "base", "side": "base"}
+    ).assign(method="full", seed=0, layer=1)
+    return {
+        "adaptation": adaptation(full=0.8),
+        "similarity": similarity([1, 0.5]),
+        "examples": pd.DataFrame({"example_id": ["i", "j"], "text": EVIL, "label": ["a", "b"], "split": "test"}),
+        "latents": pd.concat(sides, ignore_index=True),
+        "sentences": pd.concat(sentences, ignore_index=True),
+        "sentence_latents": activations,
+        **found,
+    }
+
+
+def groups(found):
+    return {(group["run"], group["side"]): group for group in found["groups"]}
+
+
+def test_columns_say_what_the_table_says_without_dead_latents():
+    found = explorer(tables())
+    group = groups(found)["full · seed 0", "base"]
+    columns, names = group["columns"], found["names"]
+    assert group["latents"] == LATENTS and group["dead"] == 1 and group["left_out"] == 0
+    assert columns["latent"] == [0, 2, 5, 3, 1]  # those with a page first, then lost ones, then the most active
+    at = columns["latent"].index(0)
+    assert [names[columns[name][at]] for name in ("kind", "label", "property", "property_value", "joint_kind")] == [
+        "task",
+        "a",
+        "token",
+        "the",
+        "shifted",
+    ]
+    assert columns["property_effect"][at] == 0.1235 and columns["partner"][at] == 1 and columns["unmatched"][at] == 1
+    missing = columns["latent"].index(3)
+    assert columns["label"][missing] is None and columns["auroc"][missing] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_page_holds_histograms_classes_and_texts():
+    found = explorer(tables())
+    opened = groups(found)["full · seed 0", "base"]["pages"]
+    assert list(opened) == ["0", "2"]
+    assert opened["0"]["bars"]["match"] == [90, 5, 4, 3, 2] and opened["0"]["top"] == 2.0
+    row = opened["0"]["classes"]["adapted"][1]
+    assert [found["names"][row[0]], *row[1:]] == ["b", 0.25, 0.2, 0.3, 0.5, 7]
+    choice, rank, level, number, values = opened["2"]["texts"][1]
+    assert (choice, rank, level) == ("top", 1, 0.4) and values == {
+        on: [[1, 1.23]] for on in ("base", "adapted", "match")
+    }
+    assert found["texts"][number] == {"label": "b", "start": 0, "tokens": ["[CLS]", "word", "[SEP]"]}
+    assert len(found["texts"]) == 2  # each once, whatever shows it
+
+
+def test_sides_that_coincide_are_kept_once():
+    found = groups(explorer(tables()))
+    assert ("head · seed 0", "adapted") not in found and found["head · seed 0", "base"]["same"]
+    assert not found["full · seed 0", "base"]["same"] and ("full · seed 0", "adapted") in found
+    assert list(found["head · seed 0", "base"]["pages"]["0"]["bars"]) == ["base"]
+
+
+def test_large_studies_keep_the_foremost_and_say_how_many_they_left_out(monkeypatch):
+    monkeypatch.setattr(_explorer, "MOST_ROWS", 6)
+    monkeypatch.setattr(_explorer, "MOST_PAGES", 3)
+    group = groups(explorer(tables()))["full · seed 0", "base"]
+    assert list(group["pages"]) == ["0"]
+    assert group["columns"]["latent"] == [0, 2] and group["left_out"] == 3
+
+
+def test_texts_carry_change_and_activations():
+    found = texts(tables())
+    assert found["layers"] == [0, 1] and found["change"]["full · seed 0"]["i"]["1"] == [0.0, 0.25, 0.5]
+    (latent,) = found["latents"]
+    assert (
+        latent["layer"] == 1 and latent["values"] == {"i": {"base": [[1, 2.0]]}} and "a (AUROC 0.90)" in latent["name"]
+    )
+
+
+@pytest.mark.parametrize("missing", ["latents", "latent_examples", "sentences", "sentence_latents"])
+def test_runs_without_a_table_have_a_page_that_says_so(missing, tmp_path):
+    some = {name: table for name, table in tables().items() if name != missing}
+    html = page(tmp_path / "run", some)
+    words = {"latents": "none to look up", "sentences": "No test text was short enough"}
+    assert words.get(missing, 'id="ex-table"') in html
+    old = tables() | {"latents": tables()["latents"].drop(columns="kind")}
+    assert explorer(old) is None and "none to look up" in page(tmp_path / "old", old)
+
+
+def test_names_and_tokens_stay_data(tmp_path):
+    html = page(tmp_path / "run", tables(), record(name=EVIL))
+    assert "<script>alert" not in html and "<img src=x" not in html
+    own = re.findall(r"<script>(?!/\*\*)(.*?)</script>", html, flags=re.S)[-1]
+    assert "explorer-data" in own and not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", own
+    )
+
+
+def luminance(colour):
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+
+def hexadecimal(text):
+    text = "".join(2 * c for c in text) if len(text) == 3 else text
+    return [int(text[i : i + 2], 16) for i in (0, 2, 4)]
+
+
+def test_words_on_the_strongest_colour_keep_a_contrast_of_four_and_a_half(tmp_path):
+    html = page(tmp_path / "run", tables())
+    themes = re.findall(r":root \{([^}]*)\}", html)
+    assert len(themes) == 2  # light and dark
+    for theme in themes:
+        values = dict(re.findall(r"--([\w-]+): ([^;]+);", theme))
+        paper, ink = (hexadecimal(values[name].lstrip("#")) for name in ("page", "ink"))
+        heat = [int(v) for v in values["heat"].split(",")]
+        for strength in np.linspace(0, float(values["heat-most"]), 7):
+            ground = [strength * h + (1 - strength) * p for h, p in zip(heat, paper, strict=True)]
+            high, low = sorted((luminance(ground), luminance(ink)), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
+def test_a_browser_opens_a_latent_by_its_address_without_an_error(tmp_path):
+    page(tmp_path / "run", tables())
+    address = f"file://{tmp_path}/run/index.html#latent/full%20%C2%B7%20seed%200/1/base/2"
+    plain = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-dev-shm-usage",
+    ]
+    told = ["--enable-logging=stderr", "--virtual-time-budget=6000", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([CHROMIUM, *plain, *told, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    body = done.stdout[done.stdout.rindex('<article id="ex-latent"') :]
+    assert "Latent 2: layer 1, base dictionary, full · seed 0 (both)" in body.replace("&nbsp;", " ")
+    assert body.count('class="example"') == 2 and "alert('x')" in body and "<script>alert" not in body
+    assert 'href="#latent/full%20%C2%B7%20seed%200/1/adapted/' not in body  # its match, 2, has no page there
+    table = done.stdout[done.stdout.index('<table id="ex-table"') :].split("</table>")[0]
+    assert table.count("<tr>") == 1 + 5
