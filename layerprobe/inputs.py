@@ -223,11 +223,6 @@ class Inputs:
         latents = int((self.study.sae.expansion or 4) * self.encoder.width)
         return 4 * (2 * latents * self.encoder.width + latents + self.encoder.width)
 
-    @property
-    def crosscoder_bytes(self) -> int:
-        """A decoder and an encoder for each side."""
-        return 2 * self.dictionary_bytes
-
     def model_bytes(self, method: Method) -> int:
         if method.kind == "checkpoint":
             return 0
@@ -248,8 +243,10 @@ class Inputs:
     @cached_property
     def _texts(self) -> dict[str, Any]:
         asked = self.study.data
-        keys = ("text", "label", "train", "test", "seed", "max_length")
-        return {"corpus": self.corpus.fingerprint, **{key: _plain(getattr(asked, key)) for key in keys}}
+        keys = ("text", "label", "train", "test", "max_length")
+        # Named apart from a training seed, which stands beside it in some identities.
+        found = {"corpus": self.corpus.fingerprint, "split_seed": asked.seed}
+        return found | {key: _plain(getattr(asked, key)) for key in keys}
 
     def adapt_identity(self, method: Method, seed: int) -> Identity:
         identity: dict[str, Any] = {

@@ -66,7 +66,7 @@ def of_method(
             inputs.sae_identity(rows, layer, beside="capture-sae: base"),
             dictionaries.train_crosscoder(inputs, rows, layer),
             parents=("capture-sae: base", rows),
-            size=inputs.crosscoder_bytes,
+            size=2 * inputs.dictionary_bytes,
             keyed_by_content=True,
         )
     captures = ("capture: base", capture)

@@ -180,7 +180,7 @@ def test_help_and_import_load_no_heavy_library():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     told = subprocess.run([sys.executable, "-m", "layerprobe", "--help"], check=True, capture_output=True, text=True)
-    for command in ("run", "plan", "report", "demo", "doctor", "measures"):
+    for command in ("run", "plan", "report", "compare", "demo", "doctor", "measures"):
         assert command in told.stdout
 
 

@@ -199,3 +199,19 @@ def test_a_run_keeps_its_conclusion_and_another_margin_concludes_again(tiny_bert
     second = pipeline.run(other, out=tmp_path / "out", home=tmp_path / "home", progress=False)
     assert [task["stage"] for task in second.record["tasks"] if not task["reused"]] == ["depth"]
     assert second.record["sufficiency"]["margin"] == 0.2
+
+
+def test_each_seed_is_a_training_of_its_own(tiny_bert, tiny_csv, tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(STUDY.format(model=str(tiny_bert), source=str(tiny_csv)))
+    study = Study.load(path, ["seeds=[0, 1]", "adaptation.methods=['head', 'full']"])
+    result = pipeline.run(study, out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    trained = [task["key"] for task in result.record["tasks"] if task["stage"] == "adapt"]
+    assert len(set(trained)) == len(trained) == 4
+    full = (
+        result.table("predictions")
+        .query("method == 'full'")
+        .pivot(index="example_id", columns="seed", values="probability")
+    )
+    assert not np.array_equal(full[0], full[1])
+    assert result.record["sufficiency"]["seeds"] == 2

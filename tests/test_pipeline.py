@@ -169,7 +169,7 @@ def test_robust_rows_nulls_and_geometry_stand_beside_the_drift(first):
 def test_measures_that_are_undefined_somewhere_are_left_out_and_told(first, study_path, home, tmp_path):
     measures = "similarity.measures=['cka', 'mean_cca', 'rsa', 'mutual_knn', 'procrustes_angle']"
     result = again(study_path, home, tmp_path, measures, "sae.layers=[]")
-    assert set(stages(result, reused=False)) == {"similarity", "nulls"}
+    assert set(stages(result, reused=False)) == {"similarity", "nulls", "depth"}  # depth weighs drift as a cost
     table = result.table("similarity")
     assert "mean_cca" in set(table.query("unit == 'token'").measure)
     assert "mean_cca" not in set(table.query("unit == 'mean'").measure)  # 40 texts are too few for 32 + 32 features

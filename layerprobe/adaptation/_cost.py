@@ -307,13 +307,14 @@ def _quadratic(values: Sequence[int]) -> list[Fraction]:
 @contextmanager
 def _eager(model: Any) -> Iterator[None]:
     """Attention as plain matrix products inside this context, in a model without dropout; both as before after it."""
-    attention = model.config._attn_implementation
+    body = model.base_model
+    attention = body.config._attn_implementation
     training = [module for module in model.modules() if module.training]
-    model.set_attn_implementation("eager")
+    body.set_attn_implementation("eager")
     model.eval()
     try:
         yield
     finally:
-        model.set_attn_implementation(attention)
+        body.set_attn_implementation(attention)
         for module in training:
             module.training = True

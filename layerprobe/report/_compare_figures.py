@@ -124,7 +124,7 @@ def drift(rows: pd.DataFrame, labels: Sequence[str], method: str, measure: str) 
             customdata=part[["layer", "seed"]],
             hovertemplate=f"{label}, layer %{{customdata[0]}}, seed %{{customdata[1]}}: %{{y:.4f}}<extra></extra>",
         )
-    figure.update_xaxes(title="layer as a share of all blocks (0 = embeddings, 1 = last block)", range=[-0.03, 1.03])
+    figure.update_xaxes(title="layer, as a share of all blocks", range=[-0.03, 1.03])
     sense = "lower" if top(measure) else "higher"
     figure.update_yaxes(title=f"{NAMES.get(measure, measure)}<br>{sense} = more changed", rangemode="tozero")
     return styled(figure, height=400)
@@ -163,9 +163,10 @@ def _look(number: int) -> Mapping[str, Any]:
 
 def _by_depth(figure: go.Figure) -> go.Figure:
     return figure.update_xaxes(
-        title="share of the blocks that were trained (head: none; full: all, and the embeddings)",
+        title="share of the blocks that were trained",
         tickmode="array",
         tickvals=[0, 0.25, 0.5, 0.75, 1, FULL],
-        ticktext=["head", "¼", "½", "¾", "all blocks", "full"],
+        ticktext=["head", "¼", "½", "¾", "all", "full"],
+        tickangle=0,
         range=[-0.05, FULL + 0.05],
     )

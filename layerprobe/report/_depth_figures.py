@@ -24,7 +24,7 @@ VERDICTS = {
     "sufficient": ("#1f8f7a", "circle", "sufficient"),
     "inferior": ("#d8612f", "x", "inferior"),
     "undecided": ("#8a8f98", "circle-open", "undecided"),
-    "not tested": ("#8a8f98", "line-ns-open", "not tested"),
+    "not tested": ("#8a8f98", "diamond-open", "not tested"),
 }
 COSTS: Mapping[str, tuple[str, str]] = {
     "trainable_parameters": ("trained parameters", ""),

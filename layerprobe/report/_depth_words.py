@@ -59,6 +59,29 @@ def _gives(difference: float) -> str:
 
 def recommendation(tables: Tables, concluded: Mapping[str, Any]) -> str:
     """What to train, from the conclusion about depth, with what it saves and how sure that is."""
+    return _advice(tables, concluded) + _better(tables, concluded["reference"])
+
+
+def _better(tables: Tables, reference: str) -> str:
+    """Methods that did better than the reference although the sequence stopped before them: their simultaneous band tells."""
+    gaps = tables.get("differences")
+    passed = methods_with(tables.get("sufficiency"), outcome="sufficient")
+    if gaps is None:
+        return ""
+    rows = gaps[(gaps.band_low > 0) & ~gaps.method.isin(passed)]
+    said = [
+        f"{row.method} by {row.difference:+.4f} ({row.band_low:+.4f} to {row.band_high:+.4f})"
+        for row in rows.itertuples()
+    ]
+    if not said:
+        return ""
+    return (
+        f" But better than {reference} in the 95% bands that hold for all methods at once: {listed(said)}. The sequence, which stops "
+        "at its first failure, did not get that far; these bands speak for themselves."
+    )
+
+
+def _advice(tables: Tables, concluded: Mapping[str, Any]) -> str:
     reference, smallest, undecided = (concluded[key] for key in ("reference", "smallest", "undecided"))
     if smallest is None:
         text = f"On this evidence keep {reference}"

@@ -81,6 +81,16 @@ def test_nothing_shallower_is_recommended_without_evidence():
     assert "neither to do nor to fail" in recommendation({}, concluded(undecided="head"))
 
 
+def test_a_method_that_did_better_is_told_although_the_sequence_stopped_before_it():
+    tables = {"differences": differences(0.085, 0.012, 0.158)}
+    text = recommendation(tables, concluded(undecided="top:2", needed=900))
+    assert text.startswith("On this evidence keep full, or judge top:2")
+    assert "But better than full in the 95% bands" in text and "head by +0.0850 (+0.0120 to +0.1580)" in text
+    assert "But better" not in recommendation({"differences": differences(0.085, -0.01, 0.158)}, concluded())
+    passed = pd.DataFrame({"method": ["head"], "family": "sequence", "outcome": "sufficient"})
+    assert "But better" not in recommendation(tables | {"sufficiency": passed}, concluded(smallest="head"))
+
+
 def test_a_study_of_every_depth_is_told_in_a_few_sentences(study):
     tables, about = study
     found = findings(tables, about)
