@@ -19,8 +19,7 @@ def depth_findings(tables: Tables, record: Mapping[str, Any]) -> list[Finding]:
     found = [*_head(tables)]
     concluded = record.get("sufficiency")
     if concluded:
-        found.append(Finding(concluded["sentence"], "quality"))
-        found.append(Finding(recommendation(tables, concluded), "cost"))
+        found.append(Finding(f"{concluded['sentence']} {recommendation(tables, concluded)}", "quality"))
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 VERSIONS: Mapping[str, int] = {
-    "adapt": 2,
+    "adapt": 3,
     "outside": 1,
     "capture": 1,
     "capture-train": 2,

@@ -55,7 +55,6 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
             "learning_rate": result.settings.get("learning_rate"),
         }
         if result.cost is not None and result.flops is not None:
-            stored = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
             cost |= {
                 "flops": float(result.flops.total),
                 "flops_frozen": float(result.flops.frozen),
@@ -64,7 +63,9 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
                 "energy_wh": result.cost.energy_wh,
                 "energy_kind": result.cost.energy_kind,
                 "energy_note": result.cost.energy_note,
-                "bytes_stored": stored + result.settings["frozen_bytes"],
+                # What a task adds to the base that all tasks share, in float32.
+                "bytes_stored": 4 * result.trainable_parameters,
+                "frozen_bytes": result.settings["frozen_bytes"],
             }
         quality = [
             {**named, "when": when, "split": "test", **quality_row(measured), **cost}
