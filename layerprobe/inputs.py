@@ -295,6 +295,9 @@ class Inputs:
         plain = self.similarity_identity(method, seed)
         return lambda done: {**plain(done), "shuffles": self.study.similarity.shuffles}
 
+    def geometry_base_identity(self, done: Parents) -> dict[str, Any]:
+        return {"seed": self.study.seeds[0], "units": list(self.study.similarity.units)}
+
     def geometry_identity(self, method: Method, seed: int) -> Identity:
         return lambda done: {"method": method.name, "seed": seed, "units": list(self.study.similarity.units)}
 

@@ -16,6 +16,8 @@ SIDES = ("base", "adapted")
 
 def of_base(inputs: Inputs, layer: Any) -> Iterable[Task]:
     """The base's dictionary at a layer, those beside it, and what the latents of both seeds' are about."""
+    from layerprobe.stages import latents
+
     rows, controls = "capture-sae: base", inputs.study.sae.controls
     first = f"base layer {layer}"
     yield _dictionary(inputs, first, layer, rows)
@@ -27,6 +29,23 @@ def of_base(inputs: Inputs, layer: Any) -> Iterable[Task]:
     if "second-seed" in controls:
         yield _dictionary(inputs, f"{first}, second seed", layer, rows, other_seed=True)
         yield _about(inputs, f"{first}, second seed", layer, "capture: base")
+    roles = _null_roles(inputs, layer)
+    yield Task(
+        "match",
+        first,
+        inputs.nothing_identity,
+        latents.match_bases(inputs, layer, roles),
+        parents=("capture: base", *roles.values()),
+    )
+
+
+def _null_roles(inputs: Inputs, layer: Any) -> dict[str, str]:
+    """The base's dictionaries that matching is judged by."""
+    base = f"sae: base layer {layer}"
+    found = {"base": base, "base:other-order": f"{base}, other order"}
+    if "second-seed" in inputs.study.sae.controls:
+        found["base:second-seed"] = f"{base}, second seed"
+    return found
 
 
 def of_method(
@@ -81,8 +100,8 @@ def of_method(
         "latents",
         own,
         inputs.layer_identity(method, seed, layer),
-        latents.latents(inputs, method, seed, layer, capture, read, about, joint),
-        parents=(*captures, *read.values(), *about.values(), *([joint] if joint else [])),
+        latents.latents(inputs, method, seed, layer, capture, read, about, f"match: {base}", joint),
+        parents=(*captures, *read.values(), *about.values(), f"match: {base}", *([joint] if joint else [])),
     )
     yield Task(
         "sentence-latents",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def tasks_of(inputs: Inputs) -> list[Task]:
     """Every task of a study, parents first."""
     from layerprobe import sae_tasks
-    from layerprobe.stages import adapting, capturing, internals, latents
+    from layerprobe.stages import adapting, capturing, comparing, internals, latents
 
     made = [
         Task("capture", "base", inputs.capture_identity, capturing.capture_base(inputs), size=inputs.capture_bytes),
@@ -37,6 +37,15 @@ def tasks_of(inputs: Inputs) -> list[Task]:
             parents=("capture-train: base", "capture: base"),
         ),
     ]
+    made.append(
+        Task(
+            "geometry",
+            "base",
+            inputs.geometry_base_identity,
+            comparing.geometry_base(inputs),
+            parents=("capture: base",),
+        )
+    )
     if "probes" in inputs.study.internals.parts:
         made.append(
             Task(
@@ -160,7 +169,7 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         name,
         inputs.geometry_identity(method, seed),
         comparing.geometry(inputs, method, seed, capture),
-        parents=("capture: base", capture),
+        parents=("capture: base", capture, "geometry: base"),
     )
     yield Task(
         "sentences",

@@ -54,7 +54,7 @@ def first(study_path, home, tmp_path_factory):
     return run(Study.load(study_path), out=out, home=home, progress=False)
 
 
-SAE_STAGES = {"sae", "crosscoder", "associations", "transfer", "latents", "sentence-latents", "exhibit"}
+SAE_STAGES = {"sae", "match", "crosscoder", "associations", "transfer", "latents", "sentence-latents", "exhibit"}
 LIGHT = ("sae.layers=[]", "internals.parts=[]")
 
 

@@ -17,7 +17,7 @@ from layerprobe.sae._crosscoder import Crosscoder, paired, scaled
 __all__ = ["Crosscoder", "train"]
 
 EXPANSION = 4
-PASSES = 8
+PASSES = 4
 LEAST_STEPS = 300
 AUXILIARY = 1 / 32
 """Weight of the loss that revives latents that have fallen silent."""
@@ -61,7 +61,7 @@ def train(
         adapted_rows: (n, d), the same tokens in the same order.
         d_sae: latents; by default four for each feature of a side.
         k: active latents a row, on average; may be fractional.
-        steps: batches to train on; by default eight passes over the rows, and at least 300.
+        steps: batches to train on; by default four passes over the rows, and at least 300.
         seed: of the weights and the order of rows.
         penalty: weight of the norm-weighted activations in the loss.
         batch_size: rows in a step; never more than there are.

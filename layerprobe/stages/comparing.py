@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 OUTLIERS = 0.001
 """Share of a layer's rows, by norm on each side, that a robustness check leaves out."""
+GEOMETRY = "geometry.parquet"
 GEOMETRY_ROWS = 1000
 """Rows of whole texts that the intrinsic dimension is taken of."""
 
@@ -136,28 +137,50 @@ def seeds(inputs: Inputs, method: Method, pairs: list[tuple[int, str, int, str]]
     return build
 
 
-def geometry(inputs: Inputs, method: Method, seed: int, capture: str) -> Build:
-    """Anisotropy, effective rank, participation ratio and intrinsic dimension of each layer, on both sides."""
+def geometry_base(inputs: Inputs) -> Build:
+    """Anisotropy, effective rank, participation ratio and intrinsic dimension of each of the base's layers."""
 
     def build(folder: Path, done: Parents) -> None:
         import pandas as pd
 
-        from layerprobe.similarity import geometry as shape
+        from layerprobe.activations import ActivationStore
 
-        base, adapted = pair_of(done, capture)
-        rows = []
+        base = ActivationStore.open(done["capture: base"].folder / "rows")
+        rows = [
+            _described(inputs, base, unit, n) for unit in inputs.study.similarity.units for n in _varying(base, unit)
+        ]
+        pd.concat(rows, ignore_index=True).to_parquet(folder / GEOMETRY, index=False)
+
+    return build
+
+
+def geometry(inputs: Inputs, method: Method, seed: int, capture: str) -> Build:
+    """The same of the adapted model's layers, beside the base's; a layer that is the base's own has the base's numbers."""
+
+    def build(folder: Path, done: Parents) -> None:
+        import pandas as pd
+
+        own, adapted = pair_of(done, capture)
+        base = pd.read_parquet(done["geometry: base"].folder / GEOMETRY)
+        rows = [base.assign(side="base")]
         for unit in inputs.study.similarity.units:
-            for layer in _varying(base, unit):
-                stores = [("base", base)]
-                if not _same(base, adapted, unit, layer):
-                    stores.append(("adapted", adapted))
-                for side, store in stores:
-                    table = shape.describe(store.unit(unit, layer), store.groups(unit), most=GEOMETRY_ROWS, seed=seed)
-                    sides = [side] if len(stores) == 2 else ["base", "adapted"]
-                    rows += [table.assign(layer=layer, unit=unit, side=name) for name in sides]
+            for layer in _varying(own, unit):
+                part = base[(base.unit == unit) & (base.layer == layer)]
+                same = _same(own, adapted, unit, layer)
+                rows.append((part if same else _described(inputs, adapted, unit, layer)).assign(side="adapted"))
         save(folder, "geometry", pd.concat(rows, ignore_index=True).assign(method=method.name, seed=seed))
 
     return build
+
+
+def _described(inputs: Inputs, store: ActivationStore, unit: Any, layer: int) -> Any:
+    from layerprobe.similarity import geometry as shape
+
+    seed = inputs.study.seeds[
+        0
+    ]  # one sample and one set of folds for all sides, so that equal layers have equal numbers
+    table = shape.describe(store.unit(unit, layer), store.groups(unit), most=GEOMETRY_ROWS, seed=seed)
+    return table.assign(layer=layer, unit=unit)
 
 
 class _Layers(Mapping[int, Any]):

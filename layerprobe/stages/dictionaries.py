@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from layerprobe.adaptation import Method
     from layerprobe.sae import Dictionary
 
-CONTINUED_PASSES, CONTINUED_STEPS, BATCH = 2, 200, 1024
+CONTINUED_PASSES, CONTINUED_STEPS, BATCH = 2, 100, 1024
 """How long a dictionary that goes on from another is trained: passes over its rows, and at least so many batches."""
 
 

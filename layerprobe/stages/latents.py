@@ -12,6 +12,7 @@ from layerprobe.stages.files import Build, pair_of, save
 
 if TYPE_CHECKING:
     from layerprobe.adaptation import Method
+    from layerprobe.sae import Matching
 
 ABOUT, SHARES = "associations.parquet", "shares.parquet"
 
@@ -38,6 +39,39 @@ def associate(inputs: Inputs, layer: int, capture: str, sae_task: str) -> Build:
     return build
 
 
+def match_bases(inputs: Inputs, layer: int, tasks: Mapping[str, str]) -> Build:
+    """The nulls of matching: the base's dictionary beside those that differ from it by chance alone.
+
+    Args:
+        tasks: dictionaries by role: base, `base:other-order` and, where there is one, `base:second-seed`.
+    """
+
+    def build(folder: Path, done: Parents) -> None:
+        from layerprobe import sae
+        from layerprobe.activations import ActivationStore
+
+        rows = ActivationStore.open(done["capture: base"].folder / "rows").tokens(layer)
+        base = dictionary_of(done, tasks["base"])
+        for role in [role for role in tasks if role != "base"]:
+            found = sae.match(base, dictionary_of(done, tasks[role]), rows, rows, progress=inputs.progress)
+            name = role.partition(":")[2]
+            found.table.to_parquet(folder / f"{name}.parquet", index=False)
+            found.reverse.to_parquet(folder / f"{name}-reverse.parquet", index=False)
+
+    return build
+
+
+def _null(done: Parents, task: str, name: str, rows: int) -> Matching:
+    import pandas as pd
+
+    from layerprobe.sae import Matching
+
+    folder = done[task].folder
+    return Matching(
+        pd.read_parquet(folder / f"{name}.parquet"), pd.read_parquet(folder / f"{name}-reverse.parquet"), rows
+    )
+
+
 def latents(
     inputs: Inputs,
     method: Method,
@@ -46,6 +80,7 @@ def latents(
     capture: str,
     tasks: Mapping[str, str],
     abouts: Mapping[str, str],
+    nulls: str,
     crosscoder: str | None,
 ) -> Build:
     """Both sides' latents side by side: kinds and their shift, matches beside their null, and the joint census.
@@ -53,6 +88,7 @@ def latents(
     Args:
         tasks: dictionaries by role, as in `transfer`, with `base:other-order`.
         abouts: associations by role.
+        nulls: matches among the base's dictionaries.
         crosscoder: the joint dictionary, where one was trained.
     """
 
@@ -66,18 +102,15 @@ def latents(
         tokens = {"base": base.tokens(layer), "adapted": adapted.tokens(layer)}
         read = {role: dictionary_of(done, task) for role, task in tasks.items()}
 
-        def matched(one: str, other: str, on: str) -> sae.Matching:
-            return sae.match(read[one], read[other], tokens["base"], tokens[on], progress=inputs.progress)
+        def matched(other: str) -> Matching:
+            return sae.match(read["base"], read[other], tokens["base"], tokens["adapted"], progress=inputs.progress)
 
-        own, null = matched("base", "adapted", "adapted"), matched("base", "base:other-order", "base")
+        n_rows = len(tokens["base"])
+        own, null = matched("adapted"), _null(done, nulls, "other-order", n_rows)
         pairs = [("same start", own, null)]
-        if "base:second-seed" in read and "adapted:second-seed" in read:
+        if "adapted:second-seed" in read:
             pairs.append(
-                (
-                    "different starts",
-                    matched("base", "adapted:second-seed", "adapted"),
-                    matched("base", "base:second-seed", "base"),
-                )
+                ("different starts", matched("adapted:second-seed"), _null(done, nulls, "second-seed", n_rows))
             )
         rows = []
         for start, match, beside in pairs:
@@ -93,8 +126,8 @@ def latents(
             variance = joint.explained_variance(tokens["base"], tokens["adapted"])
             about = {"ev_base": variance[0], "ev_adapted": variance[1], "d_sae": joint.d_sae, "k": joint.k}
             save(folder, "census", census.assign(**named, **about))
-        lost = set(sae.compare_to_null(own, null, seed=inputs.study.seeds[0]).lost)
-        new = set(sae.compare_to_null(own, null, seed=inputs.study.seeds[0]).new)
+        against = sae.compare_to_null(own, null, seed=inputs.study.seeds[0])
+        lost, new = set(against.lost), set(against.new)
         frames = []
         for side, partners, gone in (("base", own.table, lost), ("adapted", own.reverse, new)):
             table = pd.read_parquet(done[abouts[side]].folder / ABOUT)
