@@ -158,8 +158,8 @@ class Inputs:
 
         Activations of an adapted model on its own training texts are partly memorised, so unseen texts come first.
         """
-        enough = self._token_count(self._sae_candidates)
-        return "unseen" if enough >= min(self.study.sae.rows, self._token_count(self.corpus.train)) else "train"
+        needed = min(self.study.sae.rows, self._token_count(self.corpus.train))
+        return "unseen" if self._token_count(self._sae_candidates) >= needed else "train"
 
     @cached_property
     def sae_examples(self) -> Examples:
@@ -167,8 +167,13 @@ class Inputs:
 
     @cached_property
     def _sae_candidates(self) -> Examples:
-        # Every text has at least three word pieces with its special tokens, so more texts than this are never needed.
-        return self.corpus.unseen.take(range(min(len(self.corpus.unseen), self.study.sae.rows // 3 + 1)))
+        """As many of the unseen texts as give the rows that are asked for."""
+        unseen, tokens, count = self.corpus.unseen, 0, 0
+        while tokens < self.study.sae.rows and count < len(unseen):
+            part = range(count, min(count + 1000, len(unseen)))
+            tokens += self._token_count(unseen.take(part))
+            count = part.stop
+        return unseen.take(range(count))
 
     def _token_count(self, examples: Examples) -> int:
         return sum(self._lengths(examples))

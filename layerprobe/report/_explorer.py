@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.report._features import having
@@ -181,20 +182,28 @@ def _pages(
 
 
 def _add_texts(pages: dict[str, Any], examples: pd.DataFrame | None, spans: _Spans) -> None:
+    import numpy as np
+
     if examples is None:
         return
     readings = [name for name in ("base", "adapted", "match") if name in examples and examples[name].notna().any()]
-    latent: Any
-    rank: Any
-    for (latent, rank), rows in examples.groupby(["latent", "rank"], sort=False):
+    # One pass over plain columns: a frame for each of thousands of texts would take most of the page's time.
+    ordered = examples.sort_values(["latent", "rank"], kind="stable")
+    keys = ordered[["latent", "rank"]].to_numpy()
+    starts = [0, *(np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1).tolist(), len(keys)]
+    ids, places, tokens = (ordered[name].tolist() for name in ("example_id", "token_index", "token"))
+    choices, levels = ordered["choice"].tolist(), ordered["level"].to_numpy()
+    columns = {name: ordered[name].to_numpy(dtype=np.float64) for name in readings}
+    for start, stop in pairwise(starts):
+        latent, rank = (int(key) for key in keys[start])
         if str(latent) not in pages:
             continue
-        number = spans.number(rows.example_id.iloc[0], rows.token_index.tolist(), rows.token.tolist())
+        number = spans.number(ids[start], places[start:stop], tokens[start:stop])
         values = {}
-        for name in readings:
-            column = rows[name].to_numpy()
-            values[name] = [[i, float(f"{column[i]:.3g}")] for i in (column > 0).nonzero()[0].tolist()]
-        about = [rows.choice.iloc[0], int(rank), float(f"{rows.level.iloc[0]:.3g}"), number]
+        for name, column in columns.items():
+            part = column[start:stop]
+            values[name] = [[i, float(f"{part[i]:.3g}")] for i in (part > 0).nonzero()[0].tolist()]
+        about = [choices[start], rank, float(f"{levels[start]:.3g}"), number]
         pages[str(latent)]["texts"].append([*about, values])
 
 
