@@ -140,7 +140,8 @@ def _facts(tables: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dic
     names = methods(tables)
     unit, n, seeds = "", 0, []
     if similarity is not None and len(similarity) and names:
-        unit, n = figures.NAMES[unit_of(similarity)], int(similarity["n"].max())
+        shown = similarity[similarity["unit"] == unit_of(similarity)]
+        unit, n = figures.NAMES[unit_of(similarity)], int(shown["n"].max())
         seeds = seeds_of(similarity, names[-1])
     return {
         "moved": moved(tables),

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layerprobe.report._feature_words import crossing_sentence, feature_sentences, panels
+from layerprobe.report._feature_words import crossing_sentence, exclusive_sentence, feature_sentences, panels
 from layerprobe.report._features import SHOWN, drawn, transfer
 
 KINDS = ("task", "both", "general", "unexplained")
@@ -220,14 +220,15 @@ def test_the_answer_says_shift_transfer_and_exclusives_with_their_nulls():
         "explain 0.80 (95% interval 0.78 to 0.82) of the base's variance and 0.40 (95% interval 0.38 to 0.42)" in shared
     )
     assert "its own 0.90" in shared and "keeps 0.70" in shared and "(95% interval 0.60 to 0.80)" in shared
-    assert "Of 12 live latents" in shared and "1 are base-only (6.0%" in shared and "3 are adapted-only (24%" in shared
+    assert "joint" not in shared  # the census has no null beside it, so it stays out of the answer
+    told = exclusive_sentence(everything(), "full")
+    assert "Of 12 live latents" in told and "1 are base-only (6.0%" in told and "3 are adapted-only (24%" in told
 
 
 def test_a_census_without_exclusives_says_none():
     table = census().query("kind in ('shared', 'dead')")
-    assert feature_sentences({"census": table}, ["full"]) == [
-        "Of 6 live latents of a joint dictionary at layer 2, none is one side's own."
-    ]
+    told = "Of 6 live latents of a joint dictionary at layer 2, none is one side's own."
+    assert exclusive_sentence({"census": table}, "full") == told
 
 
 @pytest.mark.parametrize(
