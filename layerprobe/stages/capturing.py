@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.inputs import Inputs, Parents
+from layerprobe.inputs import Inputs
 from layerprobe.stages.files import Build, model_of
+from layerprobe.task import Parents
 
 if TYPE_CHECKING:
     from layerprobe.activations import ActivationStore

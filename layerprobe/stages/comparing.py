@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import MeasureError
-from layerprobe.inputs import Inputs, Parents
+from layerprobe.inputs import Inputs
 from layerprobe.stages.files import Build, pair_of, save
+from layerprobe.task import Parents
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.artifacts import write_json
-from layerprobe.inputs import Inputs, Parents
+from layerprobe.inputs import Inputs
 from layerprobe.stages.files import Build, save
+from layerprobe.task import Parents
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.inputs import Inputs, Parents
+from layerprobe.inputs import Inputs
 from layerprobe.stages.files import Build, model_of, pair_of, save
+from layerprobe.task import Parents
 
 if TYPE_CHECKING:
     import pandas as pd

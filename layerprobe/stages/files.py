@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.artifacts import Artifact
-from layerprobe.inputs import Inputs, Parents
+from layerprobe.inputs import Inputs
+from layerprobe.task import Parents
 
 if TYPE_CHECKING:
     import pandas as pd

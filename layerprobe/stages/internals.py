@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.inputs import Inputs, Parents
+from layerprobe.inputs import Inputs
 from layerprobe.stages.files import Build, model_of, pair_of, save
+from layerprobe.task import Parents
 
 if TYPE_CHECKING:
     from layerprobe.adaptation import Method

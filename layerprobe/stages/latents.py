@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.inputs import Inputs, Parents
+from layerprobe.inputs import Inputs
 from layerprobe.stages.dictionaries import dictionary_of
 from layerprobe.stages.files import Build, pair_of, save
+from layerprobe.task import Parents
 
 if TYPE_CHECKING:
     from layerprobe.adaptation import Method

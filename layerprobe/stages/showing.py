@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.inputs import Inputs, Parents
+from layerprobe.inputs import Inputs
 from layerprobe.stages.dictionaries import dictionary_of
 from layerprobe.stages.files import Build, pair_of, save
 from layerprobe.stages.latents import ABOUT
+from layerprobe.task import Parents
 
 if TYPE_CHECKING:
     import pandas as pd
