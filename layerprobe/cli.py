@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from layerprobe import interrupt
 from layerprobe.errors import LayerprobeError
 from layerprobe.study import Study
 
@@ -183,11 +184,14 @@ def _load(path: Path, overrides: list[str], seeds: list[int]) -> Study:
 def _one_sentence(resume: str | None = None) -> Iterator[None]:
     """Show a user's mistake as one sentence with exit code 2, an interruption with 130 and the command that goes on."""
     try:
-        yield
-    except LayerprobeError as error:
-        print(f"layerprobe: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
+        with interrupt.listening():
+            yield
+    except BaseException as error:
+        if isinstance(error, LayerprobeError) and not interrupt.heard():
+            print(f"layerprobe: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        if not (isinstance(error, KeyboardInterrupt) or interrupt.heard()):
+            raise
         way_on = f" Every finished task is kept; go on with: {resume}" if resume else ""
         print(f"\nInterrupted.{way_on}", file=sys.stderr)
         raise typer.Exit(130) from None

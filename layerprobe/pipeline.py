@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe import hub
+from layerprobe import hub, interrupt
 from layerprobe.artifacts import Artifact, ArtifactStore, is_full
 from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError
 from layerprobe.provenance import provenance
@@ -313,7 +313,7 @@ def _stay_offline(study: Study) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or interrupt.heard():
         return "interrupted"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, LayerprobeError) else f"{type(error).__name__}: {text}"

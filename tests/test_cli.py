@@ -198,3 +198,22 @@ def test_a_run_contacts_no_network(study, tmp_path):
     env = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "WANDB_MODE")}
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_ctrl_c_that_comes_out_as_another_error_is_still_one(capsys):
+    import os
+    import signal
+
+    import typer
+
+    from layerprobe.cli import _one_sentence
+
+    with pytest.raises(typer.Exit) as ended, _one_sentence(resume="layerprobe run x.toml"):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as interruption:
+            raise RuntimeError("cannot release un-acquired lock") from interruption
+    assert ended.value.exit_code == 130
+    assert "go on with: layerprobe run x.toml" in capsys.readouterr().err
+    with pytest.raises(RuntimeError), _one_sentence():
+        raise RuntimeError("a bug")
