@@ -133,15 +133,11 @@ def _from_grams(layers: Mapping[Key, np.ndarray], batch: int | None, progress: b
         values = [finite(np.asarray(layers[name], dtype=np.float64), "grid") for name in names]
         total = _hsic_of_rows([x - x.mean(0) for x in values], progress)
     else:
-        # In the rows' own precision: what float32 rounds is a thousandth of what batches leave out.
-        values = [
-            layers[name] if layers[name].dtype == np.float32 else layers[name].astype(np.float64) for name in names
-        ]
         total = np.zeros((len(names), len(names)))
         for start in tqdm(range(0, n, batch), desc="layer grid", leave=False, disable=not progress, delay=1):
-            part = [x[start : start + batch] for x in values]
+            part = [layers[name][start : start + batch] for name in names]
             if len(part[0]) >= 4:
-                total += _hsic_of_rows([x - x.mean(0) for x in part], False)
+                total += _hsic_of_batch(part)
     own = np.diag(total)
     if not np.isfinite(total).all():
         raise MeasureError("grid was given NaN or infinite values; drop or correct these rows.")
@@ -166,10 +162,30 @@ def _hsic_of_rows(layers: list[np.ndarray], progress: bool) -> np.ndarray:
         grams = np.stack([(x[i : i + size] @ x[j : j + size].T).ravel() for x in layers])
         # A block above the diagonal stands for its mirror image, too.
         products += (1 if i == j else 2) * (grams @ grams.T)
-    traces = squares.sum(1)
+    return _unbiased(products, squares)
+
+
+def _unbiased(products: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """HSIC from inner products of Gram matrices `(layers, layers)` and their diagonals `(layers, n)` (Song et al. 2012)."""
+    n, traces = squares.shape[1], squares.sum(1)
     return (products - n / (n - 2) * squares @ squares.T + np.outer(traces, traces) / ((n - 1) * (n - 2))) / (
         n * (n - 3)
     )
+
+
+def _hsic_of_batch(layers: list[np.ndarray]) -> np.ndarray:
+    """The same of one small batch, by torch, whose many small products take half the time of numpy's.
+
+    In the rows' own precision: what float32 rounds is a thousandth of what batches leave out.
+    """
+    import torch
+
+    kind = torch.float32 if all(x.dtype == np.float32 for x in layers) else torch.float64
+    rows = [torch.from_numpy(np.ascontiguousarray(x)).to(kind) for x in layers]
+    grams = torch.stack([(x := row - row.mean(0)) @ x.T for row in rows])
+    squares = grams.diagonal(dim1=1, dim2=2).double().numpy()
+    flat = grams.reshape(len(rows), -1)
+    return _unbiased((flat @ flat.T).double().numpy(), squares)
 
 
 def _blocks(names: Sequence[Key], layers: Mapping[Key, np.ndarray]) -> list[list[tuple[Key, Key]]]:
