@@ -157,7 +157,7 @@ def panels(
                 "main": method == main_method(methods),
                 "has": {
                     name: f"{name}-{number}" in figures
-                    for name in ("kinds", "transfer", "task-loss", "matching", "census")
+                    for name in ("kinds", "transfer", "task-loss", "steps", "densities", "matching", "census")
                 },
                 "crossing": crossing_sentence(tables, method),
                 "exclusive": exclusive_sentence(tables, method),

@@ -59,6 +59,8 @@ def drawn(tables: Mapping[str, pd.DataFrame], methods: Sequence[str]) -> dict[st
         ),
         "matching": (having(tables, "matching"), matching),
         "census": (having(tables, "census"), census),
+        "steps": (having(tables, "transfer_steps", "step"), along_training),
+        "densities": (having(tables, "sae_densities", "latents"), densities),
     }
     for number, method in enumerate(methods):
         for name, (table, make) in makers.items():
@@ -301,3 +303,51 @@ def census(table: pd.DataFrame, method: str) -> go.Figure:
     figure.update_layout(barmode="stack")
     styled(figure, height=380)
     return figure.update_layout(legend={"traceorder": "normal"})
+
+
+def along_training(steps: pd.DataFrame, method: str) -> go.Figure:
+    """Explained variance of both sides' dictionaries on the checkpoints that were kept, a line a layer and side."""
+    rows = first_seed(steps, method)
+    layers = sorted(rows.layer.unique())
+    figure = go.Figure()
+    for side, dash in (("base", "solid"), ("adapted", "dot")):
+        for layer in layers:
+            part = rows[(rows.layer == layer) & (rows.trained_on == side)].sort_values("step")
+            value = part.explained_variance
+            figure.add_scatter(
+                x=part.step,
+                y=value,
+                mode="lines+markers",
+                name=f"{side}'s dictionary, layer {layer}",
+                line={"color": COLOURS[layers.index(layer) % len(COLOURS)], "dash": dash},
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": part.ev_high - value,
+                    "arrayminus": value - part.ev_low,
+                },
+            )
+    figure.update_xaxes(title="training step (0 = base)")
+    figure.update_yaxes(title="explained variance of test rows<br>base's lower = more changed")
+    return styled(figure, height=360)
+
+
+def densities(table: pd.DataFrame, method: str) -> go.Figure:
+    """How often latents fire on their own side's test rows, by layer and side."""
+    rows = first_seed(table, method)
+    rows = rows[(rows.kind == "trained") & (rows.trained_on == rows.evaluated_on) & (rows.low > -99)]
+    layers = sorted(rows.layer.unique())
+    figure = go.Figure()
+    for side, dash in (("base", "solid"), ("adapted", "dot")):
+        for layer in layers:
+            part = rows[(rows.layer == layer) & (rows.trained_on == side)].sort_values("low")
+            figure.add_scatter(
+                x=(part.low + part.high) / 2,
+                y=part.latents,
+                mode="lines+markers",
+                name=f"{side}, layer {layer}",
+                line={"color": COLOURS[layers.index(layer) % len(COLOURS)], "dash": dash, "shape": "hvh"},
+            )
+    figure.update_xaxes(title="share of rows that a latent fires on (log10)")
+    figure.update_yaxes(title="latents", rangemode="tozero")
+    return styled(figure, height=320)

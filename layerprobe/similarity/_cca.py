@@ -163,7 +163,10 @@ def _root(own: Float[np.ndarray, "d d"], measure: str) -> Float[np.ndarray, "d d
 def _whitened(
     cross: Float[np.ndarray, "d_x d_y"], root_x: Float[np.ndarray, "d_x d_x"], root_y: Float[np.ndarray, "d_y d_y"]
 ) -> Float[np.ndarray, "d_x d_y"]:
-    return np.linalg.inv(root_x) @ cross @ np.linalg.inv(root_y).T
+    from scipy.linalg import solve_triangular
+
+    half = solve_triangular(root_x, cross, lower=True, check_finite=False)
+    return solve_triangular(root_y, half.T, lower=True, check_finite=False).T
 
 
 def _leading(own: Float[np.ndarray, "d d"], variance: float) -> Float[np.ndarray, "d k"]:

@@ -254,7 +254,8 @@ def test_flat_methods_and_reasons_are_told():
     told = panels(tables, ["full"], ["head"], list(drawn(tables, ["full"])))
     assert told["flat"][0]["exact"] and "flat" in told["flat"][0]["text"]
     (panel,) = told["panels"]
-    assert panel["main"] and all(panel["has"].values()) and panel["different"]
+    absent = {name for name, there in panel["has"].items() if not there}
+    assert panel["main"] and panel["different"] and absent == {"steps", "densities"}  # these tables are not there
     assert panel["why"] == [
         "No loss to recover: mean ablation costs 1e-05 nats, less than 0.0001. (layer 1, base; layer 2, base)"
     ]
@@ -290,3 +291,28 @@ def test_too_few_latents_are_no_share_of_nought():
     table = shares()
     table[["share_task", "share_low", "share_high"]] = np.nan
     assert "too few latents fire" in feature_sentences({"latent_shares": table}, ["full"])[0]
+
+
+def test_transfer_along_training_and_densities_are_drawn_from_their_tables():
+    steps = pd.DataFrame(
+        [
+            {
+                "step": step,
+                "layer": layer,
+                "trained_on": side,
+                "explained_variance": value,
+                "ev_low": value,
+                "ev_high": value,
+            }
+            for step, value in ((0, 0.9), (5, 0.5))
+            for layer in (1, 2)
+            for side in ("base", "adapted")
+        ]
+    ).assign(method="full", seed=0)
+    bins = pd.DataFrame({"low": [-np.inf, -2.0, -1.0], "high": [-np.inf, -1.5, -0.5], "latents": [3, 7, 2]})
+    bins = bins.assign(method="full", seed=0, layer=1, trained_on="base", evaluated_on="base", kind="trained")
+    figures = drawn({"transfer_steps": steps, "sae_densities": bins}, ["full"])
+    line = named(figures["steps-0"])["base's dictionary, layer 2"]
+    assert list(line.x) == [0, 5] and list(line.y) == [0.9, 0.5]
+    density = named(figures["densities-0"])["base, layer 1"]
+    assert list(density.x) == [-1.75, -0.75] and list(density.y) == [7, 2]  # the silent ones have no place on the axis
