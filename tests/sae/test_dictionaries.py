@@ -115,3 +115,14 @@ def test_damaged_folders_are_named_in_one_sentence(damage, trained, tmp_path):
     with pytest.raises(StorageError, match="train it again") as caught:
         sae.load(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_on_a_rotated_space_what_a_dictionary_explains_collapses(trained, rows):
+    """The same geometry, turned: a measure that ignores turns sees no change, and the features are of no use."""
+    dictionary, _ = trained
+    turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((24, 24)))
+    held, groups = rows[5000:], np.arange(1000)
+    centre = held.mean(0)
+    turned = ((held - centre) @ turn + centre).astype(np.float32)
+    own, other = (sae.evaluate(dictionary, z, groups, progress=False).explained_variance for z in (held, turned))
+    assert own > 0.7 and other < own - 0.3
