@@ -22,6 +22,8 @@ CENSUS = {
     "adapted_only": "#D55E00",
 }
 CONTROL = "shuffled-labels"
+MARK = "#A855F7"
+"""Of what stands beside a bar: seen on the bars' colours, on a light and on a dark page."""
 TRANSFERS = (
     ("base", "base", "trained", "base's dictionary on base", "#0072B2", "circle"),
     ("base", "adapted", "trained", "base's dictionary on adapted", "#D55E00", "circle"),
@@ -102,17 +104,17 @@ def kinds(shares: pd.DataFrame, method: str) -> go.Figure:
     rest = everything[(everything.dictionary != "first") | (everything.seed != everything.seed.min())]
     for (seed, dictionary), part in rest.groupby(["seed", "dictionary"], sort=True):
         which = "second dictionary seed" if dictionary != "first" else "first dictionary"
-        _points(figure, _in_order(part), f"{which}, training seed {seed}", "diamond-open", "#111")
+        _points(figure, _in_order(part), f"{which}, training seed {seed}", "diamond-open", MARK)
     other = first_seed(shares, CONTROL) if method != CONTROL else shares.iloc[:0]
     other = other[(other.dictionary == "first") & (other.side == "adapted")]
     if len(other):
-        _points(figure, _in_order(other), "adapted on shuffled labels", "x-thin-open", "#111")
+        _points(figure, _in_order(other), "adapted on shuffled labels", "x-thin-open", MARK)
     figure.add_scatter(
         x=_places(rows),
         y=rows.share_permuted_high,
         mode="markers",
         name="95th percentile with labels permuted",
-        marker={"symbol": "line-ew-open", "size": 24, "color": "#111", "line": {"width": 3}},
+        marker={"symbol": "line-ew-open", "size": 24, "color": MARK, "line": {"width": 3}},
     )
     figure.update_yaxes(title="share of judged latents<br>more task = more changed", tickformat=".0%", range=[0, 1])
     figure.update_xaxes(tickangle=0)
@@ -136,8 +138,8 @@ def _points(figure: go.Figure, rows: pd.DataFrame, name: str, symbol: str, colou
         y=rows.share_task,
         mode="markers",
         name=name,
-        marker={"symbol": symbol, "size": 10, "color": colour, "line": {"color": "#111", "width": 2}},
-        error_y={"type": "data", "symmetric": False, "color": "#111", **reach} if error else None,
+        marker={"symbol": symbol, "size": 10, "color": colour, "line": {"color": MARK, "width": 2}},
+        error_y={"type": "data", "symmetric": False, "color": MARK, **reach} if error else None,
         hovertemplate="%{y:.1%}<extra>" + name + "</extra>",
     )
 
