@@ -208,11 +208,16 @@ def test_a_ctrl_c_that_comes_out_as_another_error_is_still_one(capsys):
 
     from layerprobe.cli import _one_sentence
 
-    with pytest.raises(typer.Exit) as ended, _one_sentence(resume="layerprobe run x.toml"):
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt as interruption:
-            raise RuntimeError("cannot release un-acquired lock") from interruption
+    # A shell that starts the tests in the background makes them deaf to Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(typer.Exit) as ended, _one_sentence(resume="layerprobe run x.toml"):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt as interruption:
+                raise RuntimeError("cannot release un-acquired lock") from interruption
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.value.exit_code == 130
     assert "go on with: layerprobe run x.toml" in capsys.readouterr().err
     with pytest.raises(RuntimeError), _one_sentence():
