@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny import write_csv
 
@@ -307,6 +308,36 @@ def test_a_finished_checkpoint_is_compared_without_training(first, study_path, h
         after.accuracy.iloc[0]
         == first.table("adaptation").query("method == 'full' and `when` == 'after'").accuracy.iloc[0]
     )
+
+
+def test_a_checkpoint_that_numbers_its_classes_otherwise_has_the_same_numbers(first, study_path, home, tmp_path):
+    """Class numbers are the model's own affair: quality, interventions and task loss go by the labels' names."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    turned = shutil.copytree(next((home / "adapt").glob("full-*")) / "checkpoint", tmp_path / "turned")
+    weights = load_file(turned / "model.safetensors")
+    for name in ("classifier.weight", "classifier.bias"):
+        weights[name] = weights[name].flip(0).contiguous()
+    save_file(weights, turned / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((turned / "config.json").read_text())
+    names = [config["id2label"]["1"], config["id2label"]["0"]]
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (turned / "config.json").write_text(json.dumps(config))
+    method = f"checkpoint:{turned}"
+    result = again(study_path, home, tmp_path, f"adaptation.methods=['{method}']", "sae.layers=[2]", "sae.controls=[]")
+    columns = ["kind", "layer", "accuracy", "loss"]
+    for name, kept in (
+        ("interventions", columns),
+        ("sae", ["trained_on", "evaluated_on", "task_loss", "task_accuracy"]),
+    ):
+        own = result.table(name)
+        full = first.table(name).query("method == 'full'")
+        if name == "sae":  # base's own classifier is the head's, which this study has not
+            own, full = (t[(t.kind == "trained") & (t.layer == 2) & (t.evaluated_on == "adapted")] for t in (own, full))
+        own, full = (t[kept].reset_index(drop=True) for t in (own, full))
+        pd.testing.assert_frame_equal(own, full, atol=1e-6, rtol=0)
 
 
 def command(study_path, out):

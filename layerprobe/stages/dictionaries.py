@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.inputs import Inputs
-from layerprobe.stages.files import Build, model_of, pair_of, save
+from layerprobe.stages.files import Build, model_of, numbered, pair_of, save
 from layerprobe.task import Parents
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def transfer(
 
         @cache
         def lost(classifier: str) -> pd.DataFrame:
-            chosen = inputs.rerun
+            chosen = numbered(done[classifier], inputs.rerun)
             told = {key: by_key[key] for role, key in keys.items() if role in TASK_LOSS_ROLES}
             return sae.task_loss(
                 model_of(inputs, done, classifier),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from layerprobe.activations import ActivationStore
+    from layerprobe.data import Examples
 
 Build = Callable[[Path, Parents], None]
 """Writes an artifact's data into an empty folder, from finished parents."""
@@ -38,6 +40,13 @@ def checkpoint_folder(artifact: Artifact) -> Path:
 def label_order(artifact: Artifact) -> list[int]:
     """For each of the data's classes, its number in an adapted model: a user's checkpoint may number them otherwise."""
     return json.loads((artifact.folder / "settings.json").read_text(encoding="utf-8"))["label_order"]
+
+
+def numbered(artifact: Artifact, examples: Examples) -> Examples:
+    """The same texts, their labels numbered as the adapted model numbers its classes."""
+    import numpy as np
+
+    return replace(examples, labels=np.asarray(label_order(artifact), dtype=np.int64)[examples.labels])
 
 
 def pair_of(done: Parents, capture: str, base: str = "capture: base") -> tuple[ActivationStore, ActivationStore]:

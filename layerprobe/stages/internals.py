@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.inputs import Inputs
-from layerprobe.stages.files import Build, model_of, pair_of, save
+from layerprobe.stages.files import Build, model_of, numbered, pair_of, save
 from layerprobe.task import Parents
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def interventions(inputs: Inputs, method: Method, seed: int, adapt: str) -> Buil
             model_of(inputs, done, None),
             model_of(inputs, done, adapt),
             inputs.encoder,
-            inputs.rerun,
+            numbered(done[adapt], inputs.rerun),
             max_length=inputs.study.data.max_length,
             device=inputs.device,
             progress=inputs.progress,
