@@ -1,4 +1,4 @@
-"""From a study to a run: the plan of tasks, their order, and what is kept between runs."""
+"""From a study to a run: plan the tasks, hand them to an executor, collect their tables and write the report."""
 
 from __future__ import annotations
 
@@ -7,40 +7,63 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from layerprobe import hub, interrupt
-from layerprobe.artifacts import Artifact, ArtifactStore, is_full
-from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError
+from layerprobe.context import Context, shared_context
+from layerprobe.display import Display
+from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError, StudyError
+from layerprobe.executors import Settings, find_executor
+from layerprobe.files import is_disk_full
+from layerprobe.graph import expand
 from layerprobe.provenance import provenance
+from layerprobe.record import (
+    ArtifactRecord,
+    Conclusion,
+    DataRecord,
+    EncoderRecord,
+    Finding,
+    MeasureRecord,
+    MethodRecord,
+    RunRecord,
+    StudyRecord,
+    TaskRecord,
+)
+from layerprobe.resolve import resolve
 from layerprobe.runs import LOCK, PAGE, Run
+from layerprobe.stage import ResolvedStudy, Stage, StudyShape, TableSpec, columns
+from layerprobe.stages import REGISTRY
 from layerprobe.stages.depth import CONCLUSION, family_of, power_note
+from layerprobe.store import Artifact, ArtifactMeta, ArtifactStore
 from layerprobe.study import Study, slug
-from layerprobe.task import Parents, Task
-from layerprobe.tasks import asked_methods, outline, seeds_of, tasks_of
 
 if TYPE_CHECKING:
-    from layerprobe.adaptation import Method
-    from layerprobe.inputs import Inputs
+    import pandas as pd
 
-
-DATA_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
-"""Endings of names that are files even where none is there: no Hub id ends so."""
+EXAMPLES = TableSpec(
+    "examples",
+    "The test examples: one row per example.",
+    columns(
+        example_id="stable identifier of the example",
+        text="the text; the two texts of a pair are separated by ⏐",
+        label="its label",
+        split="always `test`",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A line of a plan."""
+    """One line of a plan."""
 
     stage: str
     name: str
     key: str | None
-    """None while it hangs on something that is not known yet."""
+    """None while it depends on something that is not known yet."""
     finished: bool
     size: int | None
     """Bytes, None while unknown."""
@@ -53,7 +76,7 @@ class Plan:
     tasks: tuple[PlannedTask, ...]
     home: Path
     free: int
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def needed(self) -> int:
@@ -61,8 +84,8 @@ class Plan:
         return sum(task.size or 0 for task in self.tasks if not task.finished)
 
 
-def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Plan:
-    """What `run` would do for this study. Computes nothing, and needs no network: what it can't know is pending.
+def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: Path | None = None) -> Plan:
+    """What `run` would do for this study. Computes nothing, and needs no network: what it cannot know is pending.
 
     Raises:
         StudyError, DataError, EncoderError: as `run` does, for what can be checked beforehand.
@@ -70,33 +93,34 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
     store = ArtifactStore(home)
     _stay_offline(study)
     try:
-        inputs = _inputs(study, device, store.root, progress=False)
+        resolved = resolve(study, device, precision).resolved
     except (DataError, EncoderError) as error:
-        here = study.data.source if isinstance(error, DataError) else study.model.name
-        if not _of_the_hub(here):
+        name = study.data.source if isinstance(error, DataError) else study.model.name
+        if not hub.is_hub_id(name):
             raise
-        return Plan(
-            tuple(PlannedTask(stage, name, None, False, None) for stage, name in outline(study)),
-            store.root,
-            _free(store.root),
-            (f"Keys and bytes are pending: {error}", *_power(study, asked_methods(study), study.data.test or 500)),
-        )
-    done: dict[str, Artifact] = {}
-    lines = []
-    for task in tasks_of(inputs):
-        key = task.key(done)
-        found = store.find(task.stage, task.name, key) if key else None
-        if found:
-            done[task.id] = found
-        lines.append(PlannedTask(task.stage, task.name, key, found is not None, task.size))
-    notes = _power(study, inputs.methods, len(inputs.corpus.test))
-    return Plan(tuple(lines), store.root, _free(store.root), (*notes, *store.damaged))
+        tasks = tuple(PlannedTask(task.name, task.title, None, False, None) for task in expand(study, None))
+        notes = (f"Keys and bytes are pending: {error}", *_power(StudyShape(study, None), study.data.test or 500))
+        return Plan(tasks, store.root, _free(store.root), notes)
+    lines = tuple(_planned(resolved, store))
+    return Plan(lines, store.root, _free(store.root), (*_power(resolved.shape, resolved.n_test), *store.damaged))
 
 
-def _power(study: Study, methods: Sequence[Method], texts: int) -> tuple[str, ...]:
-    """How many test texts a conclusion about depth would take, where methods are compared at all."""
-    family = family_of(methods, partial(seeds_of, study))
-    return (power_note(family, study.adaptation.margin, texts),) if family else ()
+def _planned(resolved: ResolvedStudy, store: ArtifactStore) -> Iterable[PlannedTask]:
+    """Every task with its key, as far as its parents are finished; reads `meta.json` files alone."""
+    metas: dict[Stage, ArtifactMeta] = {}
+    for task in expand(resolved.study, resolved.n_layers):
+        key, parents = None, task.parents()
+        if all(parent in metas for parent in parents.values()):
+            key = task.key(resolved, {role: metas[parent] for role, parent in parents.items()})
+            if artifact := store.find(task.name, task.title, key):
+                metas[task] = artifact.meta
+        yield PlannedTask(task.name, task.title, key, task in metas, task.size(resolved))
+
+
+def _power(shape: StudyShape, examples: int) -> tuple[str, ...]:
+    """How many test examples a conclusion about depth would take, where methods are compared at all."""
+    family = family_of(shape)
+    return (power_note(family, shape.study.adaptation.margin, examples),) if family else ()
 
 
 def run(
@@ -104,45 +128,54 @@ def run(
     *,
     out: str | Path | None = None,
     device: str = "auto",
+    precision: str = "auto",
+    jobs: int = 1,
+    threads: int | None = None,
+    executor: str = "auto",
     home: Path | None = None,
     given: str | None = None,
     command: str | None = None,
     progress: bool = True,
 ) -> Run:
-    """Do what a study asks for, and write its run folder and report.
+    """Run a study, and write its run folder and report.
 
-    Finished tasks are kept in the artifact store: a second run of the same study computes nothing again, and a run
-    that was interrupted goes on from its last finished task.
+    Finished tasks are kept in the artifact store: a second run of the same study computes nothing again, and an interrupted
+    run resumes after its last finished task.
 
     Args:
-        study: what is asked for.
+        study: the study.
         out: the run folder; by default `reports/<study name>` below the working folder.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        precision: of fine-tuning: `bf16`, `fp32`, or `auto`, which is bf16 where the processor has instructions for it.
+        jobs: tasks that run side by side. With more than one, a script must call `run` below
+            `if __name__ == "__main__":`.
+        threads: threads per task; by default torch's own number for one job, else the cores divided by the jobs.
+        executor: `serial`, `processes`, or `auto`: serial for one job.
         home: root of the artifact store; by default `$LAYERPROBE_HOME` or the user's cache folder.
-        given: the study's own text, kept in the run's record.
-        command: the command that repeats the run, kept in the run's record.
-        progress: whether to tell what happens on stderr.
+        given: text of the study file, kept in the record of the run.
+        command: the command that repeats the run, kept in the record of the run.
+        progress: whether to show progress on stderr.
 
     Raises:
-        LayerprobeError: for what is the user's to mend; nothing finished is lost.
+        LayerprobeError: for user errors; nothing finished is lost.
     """
     from filelock import FileLock, Timeout
 
+    for name, number in (("jobs", jobs), ("threads", threads)):
+        if number is not None and number < 1:
+            raise StudyError(f"--{name} is {number}; it is a whole number of 1 or more.")
+    execute = find_executor(executor, jobs)
     start = time.perf_counter()
     folder = Path(out) if out is not None else Path("reports") / slug(study.name)
     store = ArtifactStore(home)
     _stay_offline(study)
-    record: dict[str, Any] = {
-        "status": "running",
-        "name": study.name,
-        "question": study.question,
-        "study": {"given": given, "resolved": study.resolved()},
-        "command": command or f"layerprobe.run(Study.load(...), out={str(folder)!r})",
-        "provenance": provenance(device),
-        "tasks": [],
-        "findings": [],
-        "error": None,
-    }
+    record = RunRecord(
+        name=study.name,
+        question=study.question,
+        study=StudyRecord(given=given, resolved=study.resolved()),
+        command=command or f"layerprobe.run(Study.load(...), out={str(folder)!r})",
+        provenance=provenance(device),
+    )
     Run.prepare(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -154,52 +187,36 @@ def run(
     result = None
     try:
         result = Run.create(folder, record)
-        inputs = _inputs(study, device, store.root, progress=progress)
-        result.record |= {"data": inputs.describe_data(), "encoder": inputs.describe_encoder()}
-        result.record["provenance"] |= {"device": inputs.device, "precision": inputs.precision}
-        tasks = tasks_of(inputs)
-        _check_space(tasks, store)
-        done: dict[str, Artifact] = {}
-        for number, task in enumerate(tasks, 1):
-            key = task.key(done)
-            assert key is not None, f"{task.id} stands before one of its parents"
-            tell = _Teller(f"[{number}/{len(tasks)}] {task.id}", progress)
-            parents = {parent: done[parent] for parent in task.parents}
-            artifact = store.make(
-                task.stage,
-                task.name,
-                key,
-                _builder(task, parents, tell),
-                about=task.identity(done),
-                resumable=task.resumable,
-            )
-            tell.finished(artifact)
-            done[task.id] = artifact
-            result.record["tasks"].append(
-                {
-                    "stage": task.stage,
-                    "name": task.name,
-                    "key": key,
-                    "seconds": artifact.seconds,
-                    "reused": artifact.reused,
-                }
-            )
-            result.save()
-        _finish(result, inputs, done, store)
-        result.record["provenance"] |= {
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": time.perf_counter() - start,
-        }
-        result.record["status"] = "complete"
+        if progress:
+            print("Reading the data and the model", file=sys.stderr, flush=True)
+        resolved = resolve(study, device, precision).resolved
+        context = shared_context(resolved)
+        _describe(result.record, context)
+        _check_space(resolved, store)
+        tasks = expand(study, resolved.n_layers)
+        finished: dict[Stage, Artifact] = {}
+        settings = Settings(store.root, jobs, threads)
+        with Display(tasks, store.root, jobs, visible=progress) as display:
+            for done in execute(tasks, resolved, settings, display.on_event):
+                finished[done.task] = done.artifact
+                display.finished(done)
+                _note(result, done.task, done.artifact)
+                result.record.recomputed += [*done.damaged]
+                result.save()
+        ordered = {task: finished[task] for task in tasks}
+        _collect(result, context, ordered, store)
+        result.record.provenance.finished = datetime.now(UTC).isoformat(timespec="seconds")
+        result.record.provenance.seconds = time.perf_counter() - start
+        result.record.status = "complete"
         result.save()
         from layerprobe.report import write_report
 
         write_report(result, folder / PAGE)
     except BaseException as error:
         if result is not None:
-            result.record |= {"status": "failed", "error": _one_line(error)}
+            result.record.status, result.record.error = "failed", _one_line(error)
             _save_quietly(result)
-        if is_full(error) and not isinstance(error, LayerprobeError):
+        if is_disk_full(error) and not isinstance(error, LayerprobeError):
             raise StorageError(
                 f"The disk is full: the run in {folder} could not be written. Every finished task is kept in "
                 f"{store.root}; free some space, or give a folder on a larger disk with --out, and run the same command "
@@ -212,70 +229,136 @@ def run(
     return result
 
 
-class _Teller:
-    """Tells of one task on stderr: a line when it begins, and how long it took."""
-
-    def __init__(self, title: str, progress: bool) -> None:
-        self.title = title
-        self.progress = progress
-        self.began = False
-
-    def begin(self) -> None:
-        self.began = True
-        if self.progress:
-            print(self.title, file=sys.stderr, flush=True)
-
-    def finished(self, artifact: Artifact) -> None:
-        if self.progress:
-            how = "kept from before" if artifact.reused else f"{artifact.seconds:.1f} s"
-            print(f"    {how}" if self.began else f"{self.title}: {how}", file=sys.stderr, flush=True)
+# The record ------------------------------------------------------------------------------------------------------------
 
 
-def _builder(task: Task, parents: Parents, tell: _Teller) -> Callable[[Path], None]:
-    def build(folder: Path) -> None:
-        tell.begin()
-        task.build(folder, parents)
+def _describe(record: RunRecord, context: Context) -> None:
+    """Record what is known of data, encoder, methods and measures before the first task."""
+    from layerprobe.similarity import MEASURES
 
-    return build
+    corpus, encoder, resolved = context.corpus, context.encoder, context.resolved
+    record.data = DataRecord(
+        name=corpus.name,
+        label_names=list(corpus.label_names),
+        n_train=len(corpus.train),
+        n_test=len(corpus.test),
+        n_unseen=len(corpus.unseen),
+        notes=[*corpus.notes, *_notes(context)],
+        fingerprint=corpus.fingerprint,
+        revision=corpus.revision,
+    )
+    names = ("name", "family", "n_layers", "width", "fingerprint", "pooler", "revision")
+    record.encoder = EncoderRecord(**{name: getattr(encoder, name) for name in names})
+    record.provenance.device, record.provenance.precision = resolved.device, resolved.precision
+    record.methods = [
+        MethodRecord(
+            name=method.name,
+            depth=method.depth(resolved.n_layers),
+            is_control=method.is_control,
+            uses_seed=method.uses_seed,
+            changes_body=method.changes_body,
+        )
+        for method in resolved.shape.methods
+    ]
+    record.measures = [
+        MeasureRecord(
+            name=measure.name,
+            label=measure.label,
+            kind=measure.kind,
+            low=measure.low,
+            high=measure.high,
+            symmetric=measure.symmetric,
+            baseline_of=measure.baseline_of,
+            citation=measure.citation,
+        )
+        for measure in MEASURES
+    ]
 
 
-def _inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inputs:
-    if progress:
-        print("Reading the data and the model", file=sys.stderr, flush=True)
-    from layerprobe.inputs import load_inputs
+def _notes(context: Context) -> list[str]:
+    """What a reader must know of how the examples were used."""
+    notes = [note for ood in context.ood for note in ood.notes]
+    if context.resolved.sae_layers and context.resolved.sae_source == "train":
+        notes.append(
+            "The source has too few examples that fine-tuning did not see, so dictionaries were trained on training "
+            "examples, which an adapted model has partly memorised."
+        )
+    if "cls" in context.study.similarity.units:
+        notes.append(
+            "The embedding (layer 0) of the first token is the same vector for all examples unless the model has no fixed "
+            "positions or adds segments; where it is the same, the similarity of first tokens is undefined and left out."
+        )
+    return notes
 
-    return load_inputs(study, device, home, progress=progress)
+
+def _note(result: Run, task: Stage, artifact: Artifact) -> None:
+    """Record a finished task."""
+    result.record.tasks.append(
+        TaskRecord(
+            stage=task.name,
+            name=task.title,
+            key=artifact.key,
+            seconds=artifact.meta.seconds,
+            reused=artifact.reused,
+            concurrent=artifact.meta.concurrent_tasks,
+        )
+    )
+    result.record.artifacts.append(ArtifactRecord(stage=task.name, name=task.title, folder=str(artifact.folder)))
 
 
-def _finish(result: Run, inputs: Inputs, done: Parents, store: ArtifactStore) -> None:
-    """Gather the tables of all tasks, and the findings made from them."""
+def _collect(result: Run, context: Context, finished: Mapping[Stage, Artifact], store: ArtifactStore) -> None:
+    """Collect the tables of all tasks, and the findings that follow from them."""
     import pandas as pd
 
     from layerprobe.report import findings
 
-    parts: dict[str, list[pd.DataFrame]] = {"examples": [inputs.examples_table()]}
-    for artifact in done.values():
-        for path in sorted((artifact.folder / "tables").glob("*.parquet")):
-            parts.setdefault(path.stem, []).append(pd.read_parquet(path))
-        if (artifact.folder / CONCLUSION).exists():
-            result.record["sufficiency"] = json.loads((artifact.folder / CONCLUSION).read_text(encoding="utf-8"))
-    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
-    result.save_tables(tables)
-    result.record["data"]["notes"] += inputs.notes()
-    result.record["recomputed"] = list(store.damaged)
-    result.record["findings"] = [{"text": f.text, "figure": f.figure} for f in findings(tables, result.record)]
+    parts: dict[str, list[pd.DataFrame]] = {EXAMPLES.name: [_examples_table(context)]}
+    for task, artifact in finished.items():
+        if not store.verify(artifact):
+            raise StorageError(f"{task.id} was damaged while the study ran ({store.damaged[-1]}); run the study again.")
+        for name in artifact.table_names:
+            table = artifact.table(name)
+            if "seconds" in table.columns:
+                table = table.assign(concurrent_tasks=artifact.meta.concurrent_tasks)
+            parts.setdefault(name, []).append(table)
+        if CONCLUSION in artifact.meta.files:
+            conclusion = json.loads((artifact.folder / CONCLUSION).read_text(encoding="utf-8"))
+            result.record.sufficiency = Conclusion(**conclusion)
+    tables = {name: _with_facts(pd.concat(frames, ignore_index=True), context.resolved) for name, frames in parts.items()}
+    specs = {spec.name: spec for stage in REGISTRY for spec in stage.tables} | {EXAMPLES.name: EXAMPLES}
+    result.save_tables(tables, specs)
+    result.record.findings = [Finding(text=f.text, figure=f.figure) for f in findings(tables, result.record)]
 
 
-def _check_space(tasks: list[Task], store: ArtifactStore) -> None:
-    done: dict[str, Artifact] = {}
-    needed = 0
-    for task in tasks:
-        key = task.key(done)
-        if key and store.folder(task.stage, task.name, key).exists():
-            folder = store.folder(task.stage, task.name, key)
-            done[task.id] = Artifact(folder, key, 0.0, reused=True)
-        else:
-            needed += task.size
+def _with_facts(table: pd.DataFrame, resolved: ResolvedStudy) -> pd.DataFrame:
+    """Add what is known of each row's method, so that no reader of the table parses its name."""
+    import pandas as pd
+
+    if "method" not in table.columns:
+        return table
+    methods = {method.name: method for method in resolved.shape.methods}
+    depths = {name: method.depth(resolved.n_layers) for name, method in methods.items()}
+    return table.assign(
+        depth=pd.array([depths.get(name) for name in table["method"]], dtype="Int64"),
+        is_control=[name in methods and methods[name].is_control for name in table["method"]],
+        is_reference=[name not in methods for name in table["method"]],
+    )
+
+
+def _examples_table(context: Context) -> pd.DataFrame:
+    import pandas as pd
+
+    test = context.corpus.test
+    texts = test.texts if test.pairs is None else [f"{a} ⏐ {b}" for a, b in zip(test.texts, test.pairs, strict=True)]
+    labels = [context.corpus.label_names[label] for label in test.labels]
+    return pd.DataFrame({"example_id": test.ids, "text": texts, "label": labels, "split": "test"})
+
+
+# Disk, network and errors ----------------------------------------------------------------------------------------------
+
+
+def _check_space(resolved: ResolvedStudy, store: ArtifactStore) -> None:
+    needed = sum(task.size or 0 for task in _planned(resolved, store) if not task.finished)
     free = _free(store.root)
     if needed > free:
         raise StorageError(
@@ -291,23 +374,16 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _of_the_hub(name: str) -> bool:
-    """Whether a model or a data source is neither bundled nor a path."""
-    path = Path(name).expanduser()
-    pathlike = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix.lower() in DATA_FILES
-    return not (name.startswith("bundled:") or pathlike or path.exists())
-
-
 def _stay_offline(study: Study) -> None:
     """Keep libraries from looking anything up that the study does not need."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_MODE", "disabled")
-    sources = [study.data.source, *(one.source for one in study.data.ood)]
-    if not any(_of_the_hub(name) for name in (study.model.name, *sources)):
+    names: Sequence[str] = (study.model.name, study.data.source, *(ood.source for ood in study.data.ood))
+    if not any(hub.is_hub_id(name) for name in names):
         hub.stay_offline()
     elif "HF_HUB_OFFLINE" not in os.environ and not hub.allow():
         print(
-            f"{hub.endpoint()} is out of reach: going on as with HF_HUB_OFFLINE=1, with what is on this disk.",
+            f"{hub.endpoint()} cannot be reached: the run uses what is on this disk, as with HF_HUB_OFFLINE=1.",
             file=sys.stderr,
         )
 
@@ -324,4 +400,4 @@ def _save_quietly(result: Run) -> None:
     try:
         result.save()
     except OSError:
-        print(f"The run's record in {result.folder} could not be updated.", file=sys.stderr)
+        print(f"The record of the run in {result.folder} could not be updated.", file=sys.stderr)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
@@ -228,10 +227,6 @@ class Study(_Section):
         """The study with every default filled in, as plain JSON values."""
         return json.loads(self.model_dump_json())
 
-    def sections(self) -> str:
-        """A digest of what is asked for, for telling two studies apart."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:16]
-
 
 def slug(text: str) -> str:
     """Folder-safe form of a name: lower-case letters, digits and single hyphens."""
@@ -330,4 +325,24 @@ def _field(location: tuple[Any, ...]) -> str | None:
     return None
 
 
-UNITS: tuple[str, ...] = get_args(Unit)
+STUDY_KEYS = {
+    "method": "adaptation.methods",
+    "methods": "adaptation.methods",
+    "epochs": "adaptation.epochs",
+    "batch_size": "adaptation.batch_size",
+    "learning_rate": "adaptation.learning_rate",
+    "learning_rates": "adaptation.learning_rates",
+    "pooling": "adaptation.pooling",
+    "margin": "adaptation.margin",
+    "architecture": "sae.architecture",
+    "expansion": "sae.expansion",
+    "k": "sae.k",
+    "measures": "similarity.measures",
+    "draws": "similarity.shuffles",
+    "dtype": "activations.dtype",
+    "token_examples": "activations.examples",
+    "max_length": "data.max_length",
+    "precision": "--precision",
+    "device": "--device",
+}
+"""Study keys and options behind the arguments that the libraries' errors mention."""

@@ -1,38 +1,63 @@
-"""The stages: the only bridge from a study and its artifacts to the packages that compute.
+"""The stages: the only bridge from a study and its artifacts to the libraries that compute.
 
-One function a stage, in modules by what they are about. Each returns a build: a function that writes one artifact's data
-into an empty folder from finished parents.
+One module per stage. The registry lists them all, in the order in which their tables are collected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from layerprobe.stage import Stage
+from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.associations import Associations
+from layerprobe.stages.capture import Capture, CaptureSae, CaptureTrain
+from layerprobe.stages.crosscoder import Crosscoder
+from layerprobe.stages.crossing import Crossing
+from layerprobe.stages.depth import Depth
+from layerprobe.stages.encode import Encode
+from layerprobe.stages.exhibit import Exhibit
+from layerprobe.stages.frozen_blocks import FrozenBlocks
+from layerprobe.stages.geometry import Geometry
+from layerprobe.stages.interventions import Interventions
+from layerprobe.stages.latents import Latents
+from layerprobe.stages.match import Match
+from layerprobe.stages.nulls import Nulls
+from layerprobe.stages.outside import Outside
+from layerprobe.stages.probes import Probes
+from layerprobe.stages.reference import Reference
+from layerprobe.stages.sae import Sae
+from layerprobe.stages.seeds import Seeds
+from layerprobe.stages.sentence_latents import SentenceLatents
+from layerprobe.stages.sentences import Sentences
+from layerprobe.stages.similarity import Similarity
+from layerprobe.stages.steps import Steps
+from layerprobe.stages.transfer import Transfer
+from layerprobe.stages.weights import Weights
 
-VERSIONS: Mapping[str, int] = {
-    "adapt": 3,
-    "outside": 1,
-    "capture": 1,
-    "capture-train": 2,
-    "capture-sae": 1,
-    "reference": 4,
-    "similarity": 2,
-    "nulls": 1,
-    "seeds": 1,
-    "geometry": 2,
-    "sentences": 2,
-    "probes": 1,
-    "weights": 1,
-    "interventions": 3,
-    "sae": 3,
-    "crosscoder": 2,
-    "associations": 1,
-    "transfer": 4,
-    "match": 1,
-    "latents": 2,
-    "sentence-latents": 3,
-    "exhibit": 1,
-    "crossing": 1,
-    "depth": 1,
-    "steps": 1,
-}
-"""Raised when a stage's result changes for the same input, so that older artifacts are not taken for it."""
+REGISTRY: tuple[type[Stage], ...] = (
+    FrozenBlocks,
+    Adapt,
+    Outside,
+    Capture,
+    CaptureTrain,
+    Reference,
+    Similarity,
+    Nulls,
+    Seeds,
+    Geometry,
+    Sentences,
+    Probes,
+    Weights,
+    Interventions,
+    CaptureSae,
+    Sae,
+    Encode,
+    Crosscoder,
+    Associations,
+    Transfer,
+    Match,
+    Latents,
+    SentenceLatents,
+    Exhibit,
+    Crossing,
+    Steps,
+    Depth,
+)

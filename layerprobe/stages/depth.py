@@ -1,141 +1,142 @@
-"""The stage that concludes how deep adaptation had to go, from what all methods answered on the same test texts."""
+"""The stage that finds the smallest sufficient depth from the predictions of all methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
-from layerprobe.artifacts import write_json
-from layerprobe.inputs import Inputs
-from layerprobe.stages.files import Build, save
-from layerprobe.task import Parents
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from layerprobe.adaptation import Method
+from layerprobe.adaptation import Method
+from layerprobe.context import Context
+from layerprobe.files import write_json
+from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape
+from layerprobe.stages._artifacts import save
+from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.similarity import Similarity
+from layerprobe.store import Artifact, ArtifactMeta
 
 CONCLUSION = "sufficiency.json"
 """The conclusion without its table, for the run's record."""
 COSTS = ("flops", "seconds", "trainable_parameters", "drift")
-"""What quality is set against, as far as it was measured."""
+"""Costs that quality is compared with, as far as they were measured."""
 ASSUMED_DISAGREEMENT = 0.12
-"""Share of answers in which exactly one of `head` and `full` is right: seen on 2,000 tweets, assumed where nothing was seen."""
+"""Share of examples on which exactly one of `head` and `full` is right, as measured on 2,000 tweets."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """The methods that are compared with each other.
-
-    Attributes:
-        reference: what the others are held against.
-        others: the compared methods.
-        left_out: method -> why.
-    """
+    """The methods that are compared with each other."""
 
     reference: Method
+    """The method that the others are compared with."""
     others: tuple[Method, ...]
-    left_out: Mapping[str, str]
+    left_out: tuple[tuple[str, str], ...]
+    """Names of methods that are not compared, and why."""
 
 
-def family_of(methods: Sequence[Method], seeds: Callable[[Method], Sequence[int]]) -> Family | None:
-    """Who is compared with whom, or None if there is nobody to compare.
+def family_of(shape: StudyShape) -> Family | None:
+    """The methods of a study that can be compared, or None if there are none.
 
-    The reference is `full`, or in a study without it the deepest `top:k`: then "sufficient" means as good as that.
+    The reference is `full`, or in a study without it the deepest `top:k`; "sufficient" then means as good as that.
     """
-    deepest = max(
-        (method for method in methods if method.kind == "top"), key=lambda method: method.k or 0, default=None
-    )
-    reference = next((method for method in methods if method.kind == "full"), deepest)
+    candidates = [method for method in shape.methods if method.reference_rank is not None]
+    reference = max(candidates, key=lambda method: method.reference_rank or 0.0, default=None)
     if reference is None:
         return None
-    others, left_out = [], {}
-    for method in methods:
-        if method.kind == "shuffled-labels":
-            left_out[method.name] = "it is a control that learns no task"
-        elif tuple(seeds(method)) != tuple(seeds(reference)):
-            left_out[method.name] = f"it was not run with the seeds of {reference.name}"
+    others, left_out = [], []
+    for method in shape.methods:
+        if method.is_control:
+            left_out.append((method.name, "it is a control that learns no task"))
+        elif shape.seeds(method) != shape.seeds(reference):
+            left_out.append((method.name, f"it was not run with the seeds of {reference.name}"))
         elif method != reference:
             others.append(method)
-    return Family(reference, tuple(others), left_out) if others else None
+    return Family(reference, tuple(others), tuple(left_out)) if others else None
 
 
-def conclude(inputs: Inputs, family: Family, adapts: Sequence[str], similarities: Sequence[str]) -> Build:
-    """Paired differences to the reference, the smallest sufficient depth, and which methods no other undercuts.
+@dataclass(frozen=True)
+class Depth(Stage):
+    """Paired differences to the reference, the smallest sufficient depth, and the methods on the Pareto front."""
 
-    Args:
-        family: who is compared.
-        adapts: tasks that hold the compared methods' predictions and costs, reference included.
-        similarities: tasks that hold their drift.
-    """
+    family: Family
+    runs: tuple[tuple[Method, int], ...]
+    """The compared methods, reference included, with their seeds."""
 
-    def build(folder: Path, done: Parents) -> None:
+    name: ClassVar = "depth"
+    version: ClassVar = 2
+
+    @property
+    def title(self) -> str:
+        return f"every method against {self.family.reference.name}"
+
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        family = family_of(shape)
+        if family is not None:
+            compared = (family.reference, *family.others)
+            yield cls(family, tuple((method, seed) for method, seed in shape.runs if method in compared))
+
+    def parents(self) -> Mapping[str, Stage]:
+        tasks = [stage(method, seed) for stage in (Adapt, Similarity) for method, seed in self.runs]
+        return {task.id: task for task in tasks}
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        return {"margin": study.study.adaptation.margin, "left_out": dict(self.family.left_out)}
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import pandas as pd
+
         from layerprobe import sufficiency
 
-        results = correct(_gather(done, adapts, "predictions"))
-        reference, margin = family.reference.name, inputs.study.adaptation.margin
-        depths = sufficiency.depths_of(method.name for method in family.others)
-        found = sufficiency.smallest_sufficient_depth(results, depths, reference=reference, margin=margin)
+        def gather(stage: type[Adapt] | type[Similarity], table: str) -> pd.DataFrame:
+            return pd.concat([parents[stage(*run).id].table(table) for run in self.runs], ignore_index=True)
+
+        results = sufficiency.correctness(gather(Adapt, "predictions"))
+        reference, margin = self.family.reference.name, context.study.adaptation.margin
+        n_layers = context.resolved.n_layers
+        depths = {method.name: depth for method in self.family.others if (depth := method.depth(n_layers)) is not None}
+        result = sufficiency.smallest_sufficient_depth(results, depths, reference=reference, margin=margin)
         save(folder, "differences", sufficiency.differences(results, reference=reference))
         save(folder, "seed_differences", sufficiency.seed_differences(results, reference=reference))
-        save(folder, "sufficiency", found.table.assign(reference=reference, margin=margin))
-        bought = prices(_gather(done, adapts, "adaptation"), _gather(done, similarities, "similarity"))
-        costs = [cost for cost in COSTS if cost in bought.columns and bought[cost].notna().any()]
+        save(folder, "sufficiency", result.table.assign(reference=reference, margin=margin))
+        cost_table = costs_by_method(gather(Adapt, "adaptation"), gather(Similarity, "similarity"))
+        costs = [cost for cost in COSTS if cost in cost_table.columns and cost_table[cost].notna().any()]
         if costs:
-            save(folder, "pareto", sufficiency.pareto(bought, costs=costs))
+            save(folder, "pareto", sufficiency.pareto(cost_table, costs=costs))
         plain = ("reference", "margin", "alpha", "smallest", "undecided", "needed", "sentence", "n", "seeds")
-        write_json(
-            folder / CONCLUSION,
-            {key: getattr(found, key) for key in plain}
-            | {"conditional_on_seeds": found.conditional_on_seeds, "left_out": dict(family.left_out)},
-        )
-
-    return build
+        conclusion = {key: getattr(result, key) for key in plain}
+        conditional = {"conditional_on_seeds": result.conditional_on_seeds, "left_out": dict(self.family.left_out)}
+        write_json(folder / CONCLUSION, conclusion | conditional)
 
 
-def power_note(family: Family, margin: float, texts: int) -> str:
-    """How many test texts the conclusion would need, before anything is trained."""
+def power_note(family: Family, margin: float, examples: int) -> str:
+    """How many test examples the conclusion about depth would need, before anything is trained."""
     from layerprobe import sufficiency
 
     needed = sufficiency.required_examples(ASSUMED_DISAGREEMENT, margin)
-    enough = "which data.test reaches" if texts >= needed else f"but data.test gives {texts:,}"
+    enough = "which data.test reaches" if examples >= needed else f"but data.test gives {examples:,}"
     return (
-        f"To show that a method loses less than {margin:.3g} of {family.reference.name}'s accuracy (adaptation.margin) takes about "
-        f"{needed:,} test texts, {enough}: for 80% power if there is no true difference, assuming that the two disagree "
-        f"on {100 * ASSUMED_DISAGREEMENT:.0f}% of the texts, as head and full did on tweets; texts in proportion where they disagree less."
+        f"To show that a method loses less than {margin:.3g} of {family.reference.name}'s accuracy (adaptation.margin) "
+        f"takes about {needed:,} test examples, {enough}: for 80% power if there is no true difference, assuming that the "
+        f"two disagree on {100 * ASSUMED_DISAGREEMENT:.0f}% of the examples, as head and full did on tweets; fewer "
+        "in proportion where they disagree less."
     )
 
 
-def correct(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Predictions on the test texts as `method`, `seed`, `example_id`, `correct`."""
-    rows = predictions
-    if "split" in rows.columns:
-        rows = rows[rows["split"] == "test"]
-    return rows[["method", "seed", "example_id"]].assign(correct=rows["label"] == rows["predicted"])
+def costs_by_method(adaptation: Any, similarity: Any) -> Any:
+    """One row per method: accuracy on test and costs, averaged over seeds.
 
-
-def prices(adaptation: pd.DataFrame, similarity: pd.DataFrame) -> pd.DataFrame:
-    """One row a method: accuracy on test and costs, averaged over seeds.
-
-    `drift` is 1 less the debiased CKA of base and adapted (without it, the paired cosine), averaged over layers; it is
-    left out if neither was measured.
+    `drift` is 1 minus the debiased CKA of base and adapted (else minus the paired cosine), averaged over layers; it is
+    missing if neither was measured.
     """
     after = adaptation[(adaptation["when"] == "after") & (adaptation["split"] == "test")]
-    columns = ["accuracy", *(cost for cost in COSTS if cost in after.columns)]
-    found = after.groupby("method", sort=False)[columns].mean().reset_index()
+    names = ["accuracy", *(cost for cost in COSTS if cost in after.columns)]
+    table = after.groupby("method", sort=False)[names].mean().reset_index()
     unit = "token" if "token" in set(similarity.unit) else similarity.unit.iloc[0]
     rows = similarity[(similarity["rows"] == "all") & (similarity.unit == unit)]
     measure = next((name for name in ("cka", "paired_cosine") if name in set(rows.measure)), None)
     if measure is None:
-        return found
+        return table
     drift = 1 - rows[rows.measure == measure].groupby("method").value.mean()
-    return found.assign(drift=found.method.map(drift))
-
-
-def _gather(done: Parents, tasks: Sequence[str], name: str) -> pd.DataFrame:
-    import pandas as pd
-
-    frames: list[Any] = [pd.read_parquet(done[task].folder / "tables" / f"{name}.parquet") for task in tasks]
-    return pd.concat(frames, ignore_index=True)
+    return table.assign(drift=table.method.map(drift))

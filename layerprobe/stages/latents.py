@@ -1,190 +1,150 @@
-"""The stages that say what each latent is about, which were lost or are new, and how the kinds shift."""
+"""The stage that compares the latents of both sides: their associations, their matches, and the joint census."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
-from layerprobe.inputs import Inputs
-from layerprobe.stages.dictionaries import dictionary_of
-from layerprobe.stages.files import Build, pair_of, save
-from layerprobe.task import Parents
-
-if TYPE_CHECKING:
-    from layerprobe.adaptation import Method
-    from layerprobe.sae import Matching
-
-ABOUT, SHARES = "associations.parquet", "shares.parquet"
-
-
-def associate(inputs: Inputs, layer: int, capture: str, sae_task: str) -> Build:
-    """What each latent of one dictionary goes with, on the test texts, and how many would with labels permuted."""
-
-    def build(folder: Path, done: Parents) -> None:
-        from layerprobe import sae
-        from layerprobe.activations import ActivationStore
-
-        store = ActivationStore.open(done[capture].folder / "rows")
-        dictionary, rows = dictionary_of(done, sae_task), store.tokens(layer)
-        example = store.groups("token")
-        labels = inputs.corpus.test.labels[: int(example.max()) + 1]
-        codes = sae.sparse_codes(dictionary, rows, progress=inputs.progress)
-        table = sae.associations(
-            dictionary, rows, store.rows, labels, inputs.corpus.label_names, codes=codes, progress=inputs.progress
-        )
-        null = sae.label_null(codes, example, labels, seed=inputs.study.seeds[0])
-        table.to_parquet(folder / ABOUT, index=False)
-        sae.latent_shares(table, codes, example, null).to_parquet(folder / SHARES, index=False)
-
-    return build
+from layerprobe.context import Context
+from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stages import associations as stored
+from layerprobe.stages._artifacts import dictionary_of, paired_rows, save
+from layerprobe.stages.associations import Associations
+from layerprobe.stages.capture import Capture
+from layerprobe.stages.crosscoder import Crosscoder
+from layerprobe.stages.encode import Encode, codes_of
+from layerprobe.stages.match import Match, null_matching
+from layerprobe.stages.sae import Sae
+from layerprobe.store import Artifact, ArtifactMeta
 
 
-def match_bases(inputs: Inputs, layer: int, tasks: Mapping[str, str]) -> Build:
-    """The nulls of matching: the base's dictionary beside those that differ from it by chance alone.
+@dataclass(frozen=True)
+class Latents(LayerStage):
+    """The latents of both sides: associations and their shares, matches compared with their null, and the census."""
 
-    Args:
-        tasks: dictionaries by role: base, `base:other-order` and, where there is one, `base:second-seed`.
-    """
+    controls: tuple[str, ...] = ()
+    crosscoder: bool = True
 
-    def build(folder: Path, done: Parents) -> None:
-        from layerprobe import sae
-        from layerprobe.activations import ActivationStore
+    name: ClassVar = "latents"
+    version: ClassVar = 3
+    accelerator: ClassVar = True
+    first_guess: ClassVar = 5.0
 
-        rows = ActivationStore.open(done["capture: base"].folder / "rows").tokens(layer)
-        base = dictionary_of(done, tasks["base"])
-        for role in [role for role in tasks if role != "base"]:
-            found = sae.match(base, dictionary_of(done, tasks[role]), rows, rows, progress=inputs.progress)
-            name = role.partition(":")[2]
-            found.table.to_parquet(folder / f"{name}.parquet", index=False)
-            found.reverse.to_parquet(folder / f"{name}-reverse.parquet", index=False)
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        settings = shape.study.sae
+        for method, seed in shape.runs:
+            for layer in shape.sae_layers:
+                yield cls(method, seed, layer, settings.controls, settings.crosscoder)
 
-    return build
+    @property
+    def dictionaries(self) -> tuple[Sae, ...]:
+        """Base and adapted, then from the second seed if there is one."""
+        variants = ("trained", "second-seed") if "second-seed" in self.controls else ("trained",)
+        sides = (None, None), (self.method, self.seed)
+        return tuple(Sae(*side, self.layer, variant) for variant in variants for side in sides)  # type: ignore[arg-type]
 
+    @property
+    def captures(self) -> dict[str, Capture]:
+        return {"base": Capture.of_base(), "adapted": Capture(self.method, self.seed)}
 
-def _null(done: Parents, task: str, name: str, rows: int) -> Matching:
-    import pandas as pd
+    def parents(self) -> Mapping[str, Stage]:
+        parents: dict[str, Stage] = {**self.captures, "null": Match(layer=self.layer, controls=self.controls)}
+        for dictionary in self.dictionaries:
+            encode = Encode(dictionary, self.captures[dictionary.side])
+            parents |= {dictionary.role: dictionary, encode.role: encode}
+            parents[f"{dictionary.role} associations"] = Associations(dictionary)
+        if self.crosscoder:
+            parents["crosscoder"] = Crosscoder(self.method, self.seed, self.layer)
+        return parents
 
-    from layerprobe.sae import Matching
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        return self.named
 
-    folder = done[task].folder
-    return Matching(
-        pd.read_parquet(folder / f"{name}.parquet"), pd.read_parquet(folder / f"{name}-reverse.parquet"), rows
-    )
-
-
-def latents(
-    inputs: Inputs,
-    method: Method,
-    seed: int,
-    layer: int,
-    capture: str,
-    tasks: Mapping[str, str],
-    abouts: Mapping[str, str],
-    nulls: str,
-    crosscoder: str | None,
-) -> Build:
-    """Both sides' latents side by side: kinds and their shift, matches beside their null, and the joint census.
-
-    Args:
-        tasks: dictionaries by role, as in `transfer`, with `base:other-order`.
-        abouts: associations by role.
-        nulls: matches among the base's dictionaries.
-        crosscoder: the joint dictionary, where one was trained.
-    """
-
-    def build(folder: Path, done: Parents) -> None:
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import pandas as pd
 
         from layerprobe import sae
 
-        named: dict[str, Any] = {"method": method.name, "seed": seed, "layer": layer}
-        base, adapted = pair_of(done, capture)
-        tokens = {"base": base.tokens(layer), "adapted": adapted.tokens(layer)}
-        read = {role: dictionary_of(done, task) for role, task in tasks.items()}
+        base, adapted = paired_rows(parents)
+        tokens = {"base": base.tokens(self.number), "adapted": adapted.tokens(self.number)}
 
-        def matched(other: str) -> Matching:
-            return sae.match(read["base"], read[other], tokens["base"], tokens["adapted"], progress=inputs.progress)
+        def with_codes(task: Sae) -> tuple[Any, Any]:
+            codes = codes_of(parents, Encode(task, self.captures[task.side]))
+            return dictionary_of(parents[task.role], context.device), codes
 
-        n_rows = len(tokens["base"])
-        own, null = matched("adapted"), _null(done, nulls, "other-order", n_rows)
-        pairs = [("same start", own, null)]
-        if "adapted:second-seed" in read:
-            pairs.append(
-                ("different starts", matched("adapted:second-seed"), _null(done, nulls, "second-seed", n_rows))
-            )
+        first, *others = self.dictionaries
+        loaded = with_codes(first)
+        pairs = []
+        for task in others:
+            if task.side == "adapted":
+                variant = {"trained": "other-order", "second-seed": "second-seed"}[task.variant]
+                start = {"trained": "same start", "second-seed": "different starts"}[task.variant]
+                matching = sae.match(*loaded, *with_codes(task), tokens["base"], tokens["adapted"])
+                pairs.append((start, matching, null_matching(parents["null"], variant, len(tokens["base"]))))
         rows = []
-        for start, match, beside in pairs:
+        for start, matching, null in pairs:
             for on in ("cosine", "correlation"):
-                compared = sae.compare_to_null(match, beside, on=on, seed=inputs.study.seeds[0])
-                fields = {k: v for k, v in vars(compared).items() if k not in ("lost", "kept", "new")}
-                rows.append({**named, "start": start, **fields})
+                compared = sae.compare_to_null(matching, null, on=on, seed=context.seed)
+                fields = {key: value for key, value in vars(compared).items() if key not in ("lost", "kept", "new")}
+                rows.append({**self.named, "start": start, **fields})
         save(folder, "matching", pd.DataFrame(rows))
-        census = None
-        if crosscoder is not None and (done[crosscoder].folder / "crosscoder").is_dir():
-            joint = sae.Crosscoder.load(done[crosscoder].folder / "crosscoder")
-            census = sae.census(joint, tokens["base"], tokens["adapted"])
-            variance = joint.explained_variance(tokens["base"], tokens["adapted"])
-            about = {"ev_base": variance[0], "ev_adapted": variance[1], "d_sae": joint.d_sae, "k": joint.k}
-            save(folder, "census", census.assign(**named, **about))
-        against = sae.compare_to_null(own, null, seed=inputs.study.seeds[0])
-        lost, new = set(against.lost), set(against.new)
-        frames = []
-        for side, partners, gone in (("base", own.table, lost), ("adapted", own.reverse, new)):
-            table = pd.read_parquet(done[abouts[side]].folder / ABOUT)
+        census = self._census(parents, tokens, folder)
+        _, matching, null = pairs[0]
+        compared = sae.compare_to_null(matching, null, seed=context.seed)
+        tables = []
+        for task, partners, unmatched in (
+            (self.dictionaries[0], matching.table, set(compared.lost)),
+            (self.dictionaries[1], matching.reverse, set(compared.new)),
+        ):
+            table = pd.read_parquet(parents[f"{task.role} associations"].folder / stored.TABLE)
             table = table.merge(partners.drop(columns=["density", "live"]), on="latent", how="left")
-            table["unmatched"] = table["latent"].isin(gone)
+            table["unmatched"] = table["latent"].isin(unmatched)
             if census is not None:
-                table = table.join(_placed(joint, census, read[side], side))
-            frames.append(table.assign(**named, side=side))
-        save(folder, "latents", pd.concat(frames, ignore_index=True))
+                table = table.join(_nearest_joint(*census, dictionary_of(parents[task.role]), task.side))
+            tables.append(table.assign(**self.named, side=task.side))
+        save(folder, "latents", pd.concat(tables, ignore_index=True))
         shares = []
-        for role, task in abouts.items():
-            side, _, kind = role.partition(":")
-            found = pd.read_parquet(done[task].folder / SHARES)
-            shares.append(found.assign(**named, side=side, dictionary=kind or "first"))
+        for task in self.dictionaries:
+            table = pd.read_parquet(parents[f"{task.role} associations"].folder / stored.SHARES)
+            dictionary = {"trained": "first", "second-seed": "second-seed"}[task.variant]
+            shares.append(table.assign(**self.named, side=task.side, dictionary=dictionary))
         save(folder, "latent_shares", pd.concat(shares, ignore_index=True))
 
-    return build
+    def _census(self, parents: Mapping[str, Artifact], tokens: Mapping[str, Any], folder: Path) -> Any:
+        """The joint dictionary and the census of its latents, which is written; None without a joint dictionary."""
+        from layerprobe import sae
+
+        if not self.crosscoder or not (parents["crosscoder"].folder / "crosscoder").is_dir():
+            return None
+        joint = sae.Crosscoder.load(parents["crosscoder"].folder / "crosscoder")
+        census = sae.census(joint, tokens["base"], tokens["adapted"])
+        variance = joint.explained_variance(tokens["base"], tokens["adapted"])
+        quality = {"ev_base": variance[0], "ev_adapted": variance[1], "d_sae": joint.d_sae, "k": joint.k}
+        save(folder, "census", census.assign(**self.named, **quality))
+        return joint, census
 
 
-def _placed(joint: Any, census: Any, dictionary: Any, side: str) -> Any:
+def _nearest_joint(joint: Any, census: Any, dictionary: Any, side: str) -> Any:
     """For each latent of one side's dictionary, the joint latent whose direction on that side is nearest, and its Delta."""
     import numpy as np
     import pandas as pd
 
     live = np.flatnonzero(census["kind"] != "dead")
-    theirs = joint.decoder[live, 0 if side == "base" else 1].astype(np.float64)
-    own = dictionary.sae.W_dec.detach().numpy().astype(np.float64)
-    theirs, own = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) for z in (theirs, own))
-    cosine = own @ theirs.T
-    nearest = cosine.argmax(1)
-    about = census.iloc[live[nearest]]
+    directions = joint.decoder[live, 0 if side == "base" else 1].astype(np.float64)
+    latents = dictionary.sae.W_dec.detach().numpy().astype(np.float64)
+    directions, latents = (
+        z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) for z in (directions, latents)
+    )
+    cosine = latents @ directions.T
+    nearest = census.iloc[live[cosine.argmax(1)]]
     return pd.DataFrame(
         {
-            "joint": about["latent"].to_numpy(),
+            "joint": nearest["latent"].to_numpy(),
             "joint_cosine": cosine.max(1),
-            "delta": about["delta"].to_numpy(),
-            "joint_kind": about["kind"].to_numpy(),
+            "delta": nearest["delta"].to_numpy(),
+            "joint_kind": nearest["kind"].to_numpy(),
         }
     )
-
-
-def crossing(inputs: Inputs, parents: tuple[str, ...]) -> Build:
-    """For each method, the first layer at which the adapted model's share of task latents is beyond base's."""
-
-    def build(folder: Path, done: Parents) -> None:
-        import pandas as pd
-
-        from layerprobe import sae
-
-        table = pd.concat(
-            [pd.read_parquet(done[name].folder / "tables" / "latent_shares.parquet") for name in parents],
-            ignore_index=True,
-        )
-        seeds = {"first": 0, "second-seed": 1}
-        rows = table[table.dictionary.isin(seeds)].assign(sae_seed=lambda t: t.dictionary.map(seeds))
-        both = rows.groupby(["method", "seed", "layer", "sae_seed"]).side.transform("nunique") == 2
-        save(folder, "crossing", sae.crossing(rows[both]))
-
-    return build

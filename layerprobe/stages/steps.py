@@ -1,93 +1,108 @@
-"""The stage that follows transfer along training: how well dictionaries read the checkpoints that were kept."""
+"""The stage that follows transfer along training: how well dictionaries reconstruct the kept checkpoints."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
-from layerprobe.inputs import Inputs
-from layerprobe.stages.dictionaries import dictionary_of
-from layerprobe.stages.files import Build, pair_of, save
-from layerprobe.task import Parents
+from layerprobe.context import Context
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stages._artifacts import dictionary_of, paired_rows, save
+from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.capture import Capture
+from layerprobe.stages.sae import Sae
+from layerprobe.store import Artifact, ArtifactMeta
 
-if TYPE_CHECKING:
-    from layerprobe.adaptation import Method
 
+@dataclass(frozen=True)
+class Steps(ModelStage):
+    """Explained variance, sparsity and task loss of the dictionaries of both sides on each kept checkpoint.
 
-def transfer_steps(
-    inputs: Inputs, method: Method, seed: int, adapt: str, capture: str, tasks: Mapping[int, Mapping[str, str]]
-) -> Build:
-    """Explained variance, sparsity and task loss of base's and the adapted dictionary on each kept checkpoint.
-
-    Step 0 is base, and the last one the adapted model; base has no classifier, so no task loss stands there.
-
-    Args:
-        tasks: for each layer, the dictionaries of both sides.
+    Step 0 is the base, which has no classifier and so no task loss; the last step is the adapted model.
     """
 
-    def build(folder: Path, done: Parents) -> None:
+    layers: tuple[int | str, ...] = ()
+
+    name: ClassVar = "steps"
+    version: ClassVar = 2
+    accelerator: ClassVar = True
+    first_guess: ClassVar = 15.0
+
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        if shape.study.adaptation.checkpoints and shape.sae_layers:
+            for method, seed in shape.runs:
+                if method.trains_blocks:
+                    yield cls(method, seed, shape.sae_layers)
+
+    @property
+    def dictionaries(self) -> tuple[Sae, ...]:
+        return tuple(
+            dictionary for layer in self.layers for dictionary in (Sae(layer=layer), Sae(self.method, self.seed, layer))
+        )
+
+    def parents(self) -> Mapping[str, Stage]:
+        return {
+            "adapt": Adapt(self.method, self.seed),
+            "base": Capture.of_base(),
+            "adapted": Capture(self.method, self.seed),
+            **{task.id: task for task in self.dictionaries},
+        }
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        controls = sorted(study.study.sae.controls)
+        return {**self.named, "controls": controls, "examples": study.study.internals.examples}
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import pandas as pd
 
         from layerprobe import sae
-        from layerprobe.activations import ActivationStore
-        from layerprobe.activations import capture as run_over
+        from layerprobe.activations import CaptureConfig, capture
         from layerprobe.encoder import load_classifier
 
-        base, adapted = pair_of(done, capture)
-        artifact = done[adapt].folder
-        log = pd.read_parquet(artifact / "tables" / "training_log.parquet")
-        kept = {int(path.name.removeprefix("step-")): path for path in sorted(artifact.glob("step-*"))}
-        total = int(log[log["split"] == "train"].step.max())
-        chosen = inputs.rerun
+        base, adapted = paired_rows(parents)
+        adapt = parents["adapt"]
+        log = adapt.table("training_log")
+        last_step = int(log[log["split"] == "train"].step.max())
+        checkpoints = {int(path.name.removeprefix("step-")): path for path in sorted(adapt.folder.glob("step-*"))}
+        loaded = {task: dictionary_of(parents[task.id], context.device) for task in self.dictionaries}
+        examples, max_length = context.rerun_examples, context.study.data.max_length
         rows: list[dict[str, Any]] = []
 
-        def measure(step: int, store: ActivationStore, model: Any) -> None:
-            for layer, sides in tasks.items():
-                dictionaries = {side: dictionary_of(done, task) for side, task in sides.items()}
-                lost = None
+        def measure(step: int, store: Any, model: Any) -> None:
+            for layer in self.layers:
+                assert isinstance(layer, int)
+                sides = {task.side: dictionary for task, dictionary in loaded.items() if task.layer == layer}
+                losses = None
                 if model is not None:
-                    lost = sae.task_loss(
-                        model,
-                        inputs.encoder,
-                        chosen,
-                        chosen.labels,
-                        layer,
-                        dictionaries,
-                        max_length=inputs.study.data.max_length,
-                        progress=inputs.progress,
+                    losses = sae.task_loss(
+                        model, context.encoder, examples, layer, sides, max_length=max_length, device=context.device
                     ).set_index("variant")
-                for side, dictionary in dictionaries.items():
-                    found = sae.evaluate(
-                        dictionary, store.tokens(layer), store.groups("token"), progress=inputs.progress
-                    )
-                    row: dict[str, Any] = {"step": step, "layer": layer, "trained_on": side, "l0": found.l0}
-                    row |= {"explained_variance": found.explained_variance}
-                    row |= {"ev_low": found.ev_low, "ev_high": found.ev_high, "n": found.examples}
-                    if lost is not None:
+                for side, dictionary in sides.items():
+                    tokens = store.tokens(layer)
+                    quality = sae.evaluate(dictionary, tokens, sae.encode(dictionary, tokens), store.groups("token"))
+                    row: dict[str, Any] = {"step": step, "layer": layer, "trained_on": side, "l0": quality.l0}
+                    row |= {"explained_variance": quality.explained_variance}
+                    row |= {"ev_low": quality.ev_low, "ev_high": quality.ev_high, "n": quality.examples}
+                    if losses is not None:
                         names = ["loss_recovered", "loss_recovered_low", "loss_recovered_high", "why"]
-                        row |= lost.loc[side, names].to_dict() | {"accuracy": lost.loc["clean", "accuracy"]}
+                        row |= losses.loc[side, names].to_dict() | {"accuracy": losses.loc["clean", "accuracy"]}
                     rows.append(row)
 
         measure(0, base, None)
-        for step, path in kept.items():
-            model = load_classifier(path, inputs.encoder)
+        config = CaptureConfig(
+            max_length=max_length,
+            layers=tuple(layer for layer in self.layers if isinstance(layer, int)),
+            token_examples=context.study.activations.examples,
+            pooled=False,
+        )
+        for step, path in checkpoints.items():
+            model = load_classifier(path, context.encoder)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                store = run_over(
-                    model,
-                    inputs.encoder,
-                    inputs.corpus.test,
-                    Path(scratch) / "rows",
-                    max_length=inputs.study.data.max_length,
-                    layers=list(tasks),
-                    token_examples=inputs.study.activations.examples,
-                    pooled=False,
-                    device=inputs.device,
-                    progress=inputs.progress,
-                )
-                measure(step, store, model)
-        measure(total, adapted, load_classifier(artifact / "checkpoint", inputs.encoder))
-        save(folder, "transfer_steps", pd.DataFrame(rows).assign(method=method.name, seed=seed))
-
-    return build
+                target, test = Path(scratch) / "rows", context.corpus.test
+                measure(step, capture(model, context.encoder, test, target, config, device=context.device), model)
+        measure(last_step, adapted, context.adapted_model(adapt))
+        save(folder, "transfer_steps", pd.DataFrame(rows).assign(**self.named))

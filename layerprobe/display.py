@@ -1,0 +1,127 @@
+"""Progress of a run on stderr: one display for all tasks on a terminal, one line per task elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from layerprobe.executors import Event, Finished, Progressed, Started
+from layerprobe.files import write_json
+
+if TYPE_CHECKING:
+    from layerprobe.stage import Stage
+
+DURATIONS = "durations.json"
+"""Seconds that a task of each stage took last time, below the root of the artifact store."""
+
+
+class Display:
+    """Shows tasks done of all, the running ones with their own progress, the elapsed time and an estimate of the rest."""
+
+    def __init__(self, tasks: Sequence[Stage], home: Path, jobs: int, *, visible: bool) -> None:
+        self.visible, self.jobs = visible, jobs
+        self.live = visible and sys.stderr.isatty()
+        self.durations = _Durations(home)
+        self.pending = {task.id: self.durations.expected(task) for task in tasks}
+        self.n_tasks, self.n_finished = len(tasks), 0
+        self.started: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        if self.live:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self.progress = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[state]}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.overall = self.progress.add_task("all tasks", total=self.n_tasks, state="")
+            self.bars: dict[str, object] = {}
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.progress.stop()
+        self.durations.save()
+
+    def on_event(self, event: Event) -> None:
+        """Show the start or the progress of a task."""
+        if isinstance(event, Started):
+            self.started[event.task] = time.monotonic()
+        if not self.live:
+            return
+        if event.task not in self.bars:
+            self.bars[event.task] = self.progress.add_task(event.task, total=None, state="")
+        if isinstance(event, Progressed):
+            self.progress.update(
+                self.bars[event.task],  # type: ignore[arg-type]
+                completed=event.done,
+                total=event.total,
+                state=event.label,
+            )
+        self._update()
+
+    def finished(self, result: Finished) -> None:
+        """Show the end of a task."""
+        task, artifact = result.task, result.artifact
+        self.n_finished += 1
+        self.pending.pop(task.id, None)
+        self.started.pop(task.id, None)
+        if not artifact.reused:
+            self.durations.note(task, artifact.meta.seconds)
+        if self.live:
+            if task.id in self.bars:
+                self.progress.remove_task(self.bars.pop(task.id))  # type: ignore[arg-type]
+            self._update()
+        elif self.visible:
+            state = "reused" if artifact.reused else f"{artifact.meta.seconds:.1f} s"
+            print(f"[{self.n_finished}/{self.n_tasks}] {task.id}: {state}", file=sys.stderr, flush=True)
+
+    def _update(self) -> None:
+        self.progress.update(
+            self.overall, completed=self.n_finished, state=f"{self.n_finished} of {self.n_tasks}, {self._remaining()}"
+        )
+
+    def _remaining(self) -> str:
+        now = time.monotonic()
+        seconds = sum(
+            max(0.0, expected - (now - self.started[task]) if task in self.started else expected)
+            for task, expected in self.pending.items()
+        )
+        seconds /= self.jobs
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+
+
+class _Durations:
+    """Seconds per task of each stage, from earlier runs; before the first one, each stage's own guess."""
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / DURATIONS
+        self.seconds: dict[str, float] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            self.seconds = {str(stage): float(value) for stage, value in content.items()}
+
+    def expected(self, task: Stage) -> float:
+        return self.seconds.get(task.name, task.first_guess)
+
+    def note(self, task: Stage, seconds: float) -> None:
+        before = self.seconds.get(task.name)
+        self.seconds[task.name] = seconds if before is None else (before + seconds) / 2
+
+    def save(self) -> None:
+        with contextlib.suppress(OSError):
+            write_json(self.path, self.seconds)

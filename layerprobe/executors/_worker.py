@@ -1,0 +1,106 @@
+"""What every executor runs in each of its processes: find or compute the artifact of one task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerprobe import progress
+from layerprobe.errors import ArgumentError, StudyError
+from layerprobe.executors._events import Event, Finished, Progressed, Settings, Started
+from layerprobe.store import Artifact, ArtifactStore, Draft
+from layerprobe.study import STUDY_KEYS
+
+if TYPE_CHECKING:
+    from layerprobe.context import Context
+    from layerprobe.stage import ResolvedStudy, Stage
+
+SHORTEST_REPORT = 0.1
+"""Seconds between two reports of progress."""
+Gauge = Callable[[], AbstractContextManager[Callable[[], int]]]
+"""Enters the computation of a task; its value returns how many tasks were computed at once since then."""
+
+
+def one_task() -> AbstractContextManager[Callable[[], int]]:
+    """The gauge of a process that computes alone."""
+    return nullcontext(lambda: 1)
+
+
+class Worker:
+    """Finds or computes artifacts; keeps the model and the data between tasks."""
+
+    def __init__(
+        self,
+        study: ResolvedStudy,
+        settings: Settings,
+        on_event: Callable[[Event], None],
+        *,
+        context: Context | None = None,
+        gauge: Gauge = one_task,
+    ) -> None:
+        self.study, self.on_event, self.gauge = study, on_event, gauge
+        self.store = ArtifactStore(settings.home)
+        self._context = context
+        self._artifacts: dict[Stage, Artifact] = {}
+
+    @property
+    def context(self) -> Context:
+        if self._context is None:
+            from layerprobe.context import Context
+
+            self._context = Context(self.study)
+        return self._context
+
+    def run(self, task: Stage) -> Finished:
+        """Find or compute a task's artifact.
+
+        Raises:
+            LayerprobeError: for user errors; nothing finished is lost.
+        """
+        before = len(self.store.damaged)
+        artifact = self._obtain(task)
+        return Finished(task, artifact, tuple(self.store.damaged[before:]))
+
+    def _obtain(self, task: Stage) -> Artifact:
+        if task in self._artifacts:
+            return self._artifacts[task]
+        parents = {role: self._obtain(parent) for role, parent in task.parents().items()}
+        metas = {role: parent.meta for role, parent in parents.items()}
+        key, identity = task.key(self.study, metas), task.identity(self.study, metas)
+        artifact = self.store.find(task.name, task.title, key)
+        if artifact is None:
+            for role, parent in task.parents().items():
+                if not self.store.verify(parents[role]):
+                    self._forget(parents[role].folder)
+                    parents[role] = self._obtain(parent)
+
+            def build(folder: Path) -> Draft:
+                return self._build(task, parents, folder)
+
+            artifact = self.store.make(task.name, task.title, key, build, identity=identity, resumable=task.resumable)
+        self._artifacts[task] = artifact
+        return artifact
+
+    def _forget(self, folder: Path) -> None:
+        self._artifacts = {task: found for task, found in self._artifacts.items() if found.folder != folder}
+
+    def _build(self, task: Stage, parents: dict[str, Artifact], folder: Path) -> Draft:
+        self.on_event(Started(task.id))
+        last = 0.0
+
+        def report(label: str, done: int, total: int | None) -> None:
+            nonlocal last
+            if (now := time.monotonic()) - last >= SHORTEST_REPORT:
+                last = now
+                self.on_event(Progressed(task.id, label, done, total))
+
+        try:
+            with self.gauge() as peak, progress.reporting(report):
+                task.build(self.context, parents, folder)
+                concurrent = peak()
+        except ArgumentError as error:
+            raise StudyError(error.with_names({**STUDY_KEYS, **task.study_keys})) from error
+        return Draft(task.content(folder), task.checksums(folder), concurrent)

@@ -1,0 +1,227 @@
+"""Independent tasks side by side in worker processes on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+from layerprobe.errors import LayerprobeError, StudyError
+from layerprobe.executors._events import Event, Finished, Settings
+from layerprobe.executors._worker import Worker
+
+if TYPE_CHECKING:
+    from layerprobe.stage import ResolvedStudy, Stage
+
+MOST_LOSSES = 3
+"""Worker processes that may be killed while they compute one task before the run ends."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """An exception in a worker."""
+
+    error: BaseException
+    trace: str
+
+
+class _WorkerProcess:
+    """One worker process, its connection, and the task that it computes."""
+
+    def __init__(self, number: int, start: Callable[[int, Connection], Any]) -> None:
+        self.number = number
+        self.connection, theirs = multiprocessing.get_context("spawn").Pipe()
+        self.process = start(number, theirs)
+        theirs.close()
+        self.ready = False
+        self.task: Stage | None = None
+
+    def stop(self) -> None:
+        self.connection.close()
+        if self.process.is_alive():
+            self.process.terminate()
+
+    def join(self) -> None:
+        self.process.join(20)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def execute(
+    tasks: Sequence[Stage], study: ResolvedStudy, settings: Settings, on_event: Callable[[Event], None]
+) -> Iterator[Finished]:
+    """Run tasks in worker processes, each as soon as its parents are finished, in their order where several are ready.
+
+    Workers are spawned once, and keep model and data between tasks. A worker that is killed is replaced, and its task starts
+    again. Of tasks that use an accelerator, one runs at a time.
+
+    Raises:
+        StudyError: if the calling script starts itself again in each worker, for want of a `__main__` guard, or if
+            workers are killed again and again.
+    """
+    context = multiprocessing.get_context("spawn")
+    running = context.Array("i", settings.jobs * 2)
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.jobs)
+
+    def start(number: int, connection: Connection) -> Any:
+        process = context.Process(
+            target=_work, args=(connection, study, settings, threads, running, number), daemon=True
+        )
+        with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))):
+            process.start()
+        return process
+
+    order = {task: place for place, task in enumerate(tasks)}
+    sorter = TopologicalSorter({task: tuple(task.parents().values()) for task in tasks})
+    sorter.prepare()
+    ready: list[Stage] = []
+    losses: dict[Stage, int] = {}
+    workers: list[_WorkerProcess] = []
+    try:
+        workers += [_WorkerProcess(number, start) for number in range(min(settings.jobs, len(tasks)))]
+        while sorter.is_active():
+            ready = sorted([*ready, *sorter.get_ready()], key=order.__getitem__)
+            for worker in workers:
+                if worker.ready and worker.task is None and (task := _next(ready, workers, study)) is not None:
+                    ready.remove(task)
+                    worker.task = task
+                    with suppress(OSError):  # a dead worker's sentinel says so below
+                        worker.connection.send(task)
+            waited: list[Any] = [worker.connection for worker in workers]
+            happened = set(wait(waited + [worker.process.sentinel for worker in workers]))
+            for place, worker in enumerate(workers):
+                if worker.connection in happened or worker.process.sentinel in happened:
+                    message = _receive(worker)
+                    if message is None:
+                        if worker.task is not None:
+                            ready.append(worker.task)
+                        _check_losses(worker, losses)
+                        running[2 * worker.number] = 0
+                        worker.stop()
+                        workers[place] = _WorkerProcess(worker.number, start)
+                    elif isinstance(message, Event):
+                        on_event(message)
+                    elif isinstance(message, _Failed):
+                        print(message.trace, file=sys.stderr, end="")
+                        raise message.error
+                    elif isinstance(message, Finished):
+                        worker.task = None
+                        sorter.done(message.task)
+                        yield message
+                    else:
+                        worker.ready = True
+    finally:
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.join()
+
+
+def _next(ready: list[Stage], workers: list[_WorkerProcess], study: ResolvedStudy) -> Stage | None:
+    """The first ready task that may start now."""
+    busy = study.device != "cpu" and any(worker.task is not None and worker.task.accelerator for worker in workers)
+    return next((task for task in ready if not (busy and task.accelerator)), None)
+
+
+def _receive(worker: _WorkerProcess) -> Any:
+    """A worker's next message, or None if it is dead."""
+    try:
+        return worker.connection.recv() if worker.connection.poll() or worker.process.is_alive() else None
+    except (EOFError, OSError):
+        worker.process.join(20)
+        return None
+
+
+def _check_losses(worker: _WorkerProcess, losses: dict[Stage, int]) -> None:
+    code = worker.process.exitcode
+    if worker.task is None:
+        raise StudyError(
+            f"A worker process ended before its first task (exit code {code}). Worker processes import the script that "
+            'calls run: put the call below `if __name__ == "__main__":`, or use jobs=1.'
+        )
+    losses[worker.task] = losses.get(worker.task, 0) + 1
+    if losses[worker.task] == MOST_LOSSES:
+        raise StudyError(
+            f"The worker process of {worker.task.id} was killed {MOST_LOSSES} times (last exit code {code}), perhaps for "
+            "want of memory; use fewer jobs, or a smaller study."
+        )
+
+
+def _work(
+    connection: Connection, study: ResolvedStudy, settings: Settings, threads: int, running: Any, number: int
+) -> None:
+    """The main loop of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it terminates its workers
+    signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    lock = threading.Lock()
+
+    def send(message: Any) -> None:
+        with lock:
+            connection.send(message)
+
+    @contextmanager
+    def gauge() -> Iterator[Callable[[], int]]:
+        """Counts tasks that are computed at once: `running` holds for each worker whether it computes, and the peak."""
+        with running.get_lock():
+            running[2 * number] = 1
+            count = sum(running[::2])
+            for other in range(0, len(running), 2):
+                running[other + 1] = max(running[other + 1], count) if other != 2 * number else count
+        try:
+            yield lambda: int(running[2 * number + 1])
+        finally:
+            running[2 * number] = 0
+
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        worker = Worker(study, settings, send, gauge=gauge)
+        send("ready")
+        while True:
+            send(worker.run(connection.recv()))
+    except (EOFError, KeyboardInterrupt, BrokenPipeError):
+        return
+    except BaseException as error:
+        trace = "" if isinstance(error, LayerprobeError) else traceback.format_exc()
+        with suppress(Exception):
+            send(_Failed(error, trace))
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, even if the parent was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables for processes that are started inside this context."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,120 @@
+"""The stage that adapts the encoder by one method and measures its quality before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from layerprobe.context import Context
+from layerprobe.files import write_json
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stages._artifacts import save
+from layerprobe.stages._quality import ADAPTATION, PREDICTIONS, predictions_table, quality_row
+from layerprobe.stages.frozen_blocks import FrozenBlocks
+from layerprobe.store import Artifact, ArtifactMeta
+
+
+@dataclass(frozen=True)
+class Adapt(ModelStage):
+    """An adapted model, its training log, its cost and its quality."""
+
+    name: ClassVar = "adapt"
+    version: ClassVar = 4
+    accelerator: ClassVar = True
+    keyed_by_content: ClassVar = (
+        True  # frozen values follow from the encoder and the examples, which are in the identity
+    )
+    first_guess: ClassVar = 60.0
+    tables: ClassVar = (ADAPTATION, PREDICTIONS)
+
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        return (cls(method, seed) for method, seed in shape.runs)
+
+    def parents(self) -> Mapping[str, Stage]:
+        assert self.method is not None
+        return {"frozen": FrozenBlocks()} if self.method.reads_frozen else {}
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        assert self.method is not None
+        identity = {**self.named, "encoder": study.encoder, **study.texts}
+        if self.method.checkpoint_folder is not None:
+            return identity | {"checkpoint": dict(study.checkpoints[self.method.name])}
+        return identity | self.method.identity(adapt_config(study)) | {"frozen": FrozenBlocks.version}
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import pandas as pd
+
+        from layerprobe import adaptation
+
+        assert self.method is not None and self.seed is not None
+        corpus = context.corpus
+        result = adaptation.adapt(
+            context.encoder,
+            corpus,
+            folder / "checkpoint",
+            method=self.method,
+            seed=self.seed,
+            config=adapt_config(context.resolved),
+            frozen=adaptation.open_frozen(parents["frozen"].folder / "layers") if "frozen" in parents else None,
+        )
+        cost: dict[str, Any] = {
+            "trainable_parameters": result.trainable_parameters,
+            "total_parameters": result.total_parameters,
+            "seconds": result.seconds,
+            "learning_rate": result.settings.get("learning_rate"),
+        }
+        if result.cost is not None and result.flops is not None:
+            cost |= {
+                "flops": float(result.flops.total),
+                "flops_frozen": float(result.flops.frozen),
+                "peak_bytes": result.cost.peak_bytes,
+                "memory_kind": result.cost.memory_kind,
+                "energy_wh": result.cost.energy_wh,
+                "energy_kind": result.cost.energy_kind,
+                "energy_note": result.cost.energy_note,
+                # What a task adds to the base that all tasks share, in float32.
+                "bytes_stored": 4 * result.trainable_parameters,
+                "frozen_bytes": result.settings["frozen_bytes"],
+            }
+        quality = [
+            {**self.named, "when": when, "split": "test", **quality_row(measured), **cost}
+            for when, measured in (("before", result.before), ("after", result.after))
+        ]
+        save(folder, "adaptation", pd.DataFrame(quality))
+        save(folder, "training_log", result.log.assign(**self.named))
+        predictions = predictions_table(corpus, corpus.test, result.predictions, {**self.named, "split": "test"})
+        save(folder, "predictions", predictions)
+        checkpoint = self.method.checkpoint_folder
+        settings = {
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "label_order": list(result.label_order),
+            "steps": list(result.steps),
+        }
+        write_json(folder / "settings.json", settings | result.settings)
+
+    def size(self, study: ResolvedStudy) -> int:
+        assert self.method is not None
+        return study.model_bytes * (1 + (study.study.adaptation.checkpoints or 0)) if self.method.trains else 0
+
+
+def adapt_config(study: ResolvedStudy) -> Any:
+    """The adaptation library's configuration for a study."""
+    from layerprobe.adaptation import AdaptConfig
+
+    adaptation = study.study.adaptation
+    return AdaptConfig(
+        epochs=adaptation.epochs,
+        batch_size=adaptation.batch_size,
+        learning_rate=adaptation.learning_rate,
+        head_learning_rate=adaptation.head_learning_rate,
+        learning_rates=adaptation.learning_rates,
+        search=adaptation.search,
+        pooling=adaptation.pooling,
+        checkpoints=adaptation.checkpoints,
+        max_length=study.study.data.max_length,
+        precision=study.precision,
+        device=study.device,
+    )

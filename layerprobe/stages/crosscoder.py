@@ -1,0 +1,47 @@
+"""The stage that trains a crosscoder: one dictionary on paired rows of base and adapted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from layerprobe.context import Context
+from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage
+from layerprobe.stages._artifacts import paired_rows
+from layerprobe.stages.capture import CaptureSae
+from layerprobe.store import Artifact, ArtifactMeta
+
+
+@dataclass(frozen=True)
+class Crosscoder(LayerStage):
+    """A joint dictionary of one layer; empty where base and adapted rows are equal. Keyed by the content of the rows."""
+
+    name: ClassVar = "crosscoder"
+    version: ClassVar = 3
+    keyed_by_content: ClassVar = True
+    accelerator: ClassVar = True
+    first_guess: ClassVar = 25.0
+
+    def parents(self) -> Mapping[str, Stage]:
+        return {"base": CaptureSae.of_base(), "adapted": CaptureSae(self.method, self.seed)}
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        settings = study.study.sae
+        rows = {role: parent.content[str(self.layer)] for role, parent in parents.items()}
+        return {**rows, "expansion": settings.expansion, "k": settings.k, "seed": study.study.seeds[0]}
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        from layerprobe import sae
+
+        base, adapted = (store.tokens(self.number) for store in paired_rows(parents))
+        if parents["base"].meta.content[str(self.layer)] == parents["adapted"].meta.content[str(self.layer)]:
+            return
+        settings, (n, width) = context.study.sae, base.shape
+        d_sae = sae.default_width(n, width, settings.expansion)
+        config = sae.CrosscoderConfig(d_sae=d_sae, k=settings.k or sae.default_k(width, d_sae), seed=context.seed)
+        sae.crosscoder.train(base, adapted, config, device=context.device).save(folder / "crosscoder")
+
+    def size(self, study: ResolvedStudy) -> int:
+        return 2 * study.dictionary_bytes

@@ -1,0 +1,57 @@
+"""The stage that computes the outputs of frozen blocks over the training examples, for all methods and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from layerprobe.context import Context
+from layerprobe.stage import Json, ResolvedStudy, Stage
+from layerprobe.store import Artifact, ArtifactMeta
+
+
+@dataclass(frozen=True)
+class FrozenBlocks(Stage):
+    """Outputs of the blocks that some method leaves frozen, in one pass."""
+
+    name: ClassVar = "frozen"
+    version: ClassVar = 1
+    accelerator: ClassVar = True
+    first_guess: ClassVar = 8.0
+
+    @property
+    def title(self) -> str:
+        return "base"
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        return {
+            "encoder": study.encoder,
+            "layers": list(_layers(study)),
+            "pooling": study.study.adaptation.pooling,
+            **study.texts,
+        }
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        from layerprobe.adaptation import compute_frozen
+
+        compute_frozen(
+            context.base_model(),
+            context.encoder,
+            context.corpus.train,
+            folder / "layers",
+            layers=_layers(context.resolved),
+            max_length=context.study.data.max_length,
+            device=context.device,
+        )
+
+    def size(self, study: ResolvedStudy) -> int:
+        rows = sum(study.n_train if layer == study.n_layers else study.train_tokens for layer in _layers(study))
+        return 4 * rows * study.width
+
+
+def _layers(study: ResolvedStudy) -> tuple[int, ...]:
+    from layerprobe.adaptation import cached_layers
+
+    return cached_layers(study.shape.methods, study.n_layers)

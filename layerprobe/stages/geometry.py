@@ -1,0 +1,74 @@
+"""The stage that describes the geometry of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from layerprobe.context import Context
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stages._artifacts import rows_of, save
+from layerprobe.stages._layers import equal, varying_layers
+from layerprobe.stages.capture import Capture
+from layerprobe.store import Artifact, ArtifactMeta
+
+MOST_ROWS = 1000
+"""Rows of whole examples from which the intrinsic dimension is estimated."""
+BASE_TABLE = "geometry.parquet"
+
+
+@dataclass(frozen=True)
+class Geometry(ModelStage):
+    """Anisotropy, effective rank, participation ratio and intrinsic dimension of each layer, base and adapted.
+
+    A layer that equals the base's has the base's values.
+    """
+
+    name: ClassVar = "geometry"
+    version: ClassVar = 3
+    first_guess: ClassVar = 6.0
+
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        return (cls(method, seed) for method, seed in shape.runs)
+
+    def parents(self) -> Mapping[str, Stage]:
+        if self.method is None:
+            return {"rows": Capture.of_base()}
+        return {
+            "rows": Capture(self.method, self.seed),
+            "base rows": Capture.of_base(),
+            "base geometry": Geometry.of_base(),
+        }
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        named = {} if self.method is None else self.named
+        return {**named, "analysis_seed": study.study.seeds[0], "units": list(study.study.similarity.units)}
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import pandas as pd
+
+        rows, units = rows_of(parents["rows"]), context.study.similarity.units
+        if self.method is None:
+            tables = [_describe(context, rows, unit, layer) for unit in units for layer in varying_layers(rows, unit)]
+            pd.concat(tables, ignore_index=True).to_parquet(folder / BASE_TABLE, index=False)
+            return
+        base_rows, base = rows_of(parents["base rows"]), pd.read_parquet(parents["base geometry"].folder / BASE_TABLE)
+        tables = [base.assign(side="base")]
+        for unit in units:
+            for layer in varying_layers(base_rows, unit):
+                if equal(base_rows, rows, unit, layer):
+                    table = base[(base.unit == unit) & (base.layer == layer)]
+                else:
+                    table = _describe(context, rows, unit, layer)
+                tables.append(table.assign(side="adapted"))
+        save(folder, "geometry", pd.concat(tables, ignore_index=True).assign(**self.named))
+
+
+def _describe(context: Context, rows: Any, unit: Any, layer: int) -> Any:
+    from layerprobe.similarity import geometry
+
+    table = geometry.describe(rows.unit(unit, layer), rows.groups(unit), most=MOST_ROWS, seed=context.seed)
+    return table.assign(layer=layer, unit=unit)

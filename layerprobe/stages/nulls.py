@@ -1,0 +1,70 @@
+"""The stage that measures similarity under shuffled examples, the null of no correspondence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from layerprobe.context import Context
+from layerprobe.errors import MeasureError
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stages._artifacts import paired_rows, save
+from layerprobe.stages._layers import Layers, equal, varying_layers
+from layerprobe.stages.capture import Capture
+from layerprobe.store import Artifact, ArtifactMeta
+
+COLUMNS = ["layer", "measure", "value", "low", "high", "draws", "n", "method", "seed", "unit", "null", "null_kind"]
+
+
+@dataclass(frozen=True)
+class Nulls(ModelStage):
+    """Each measure in each changed layer when whole examples are permuted among examples of equal length."""
+
+    name: ClassVar = "nulls"
+    version: ClassVar = 2
+    first_guess: ClassVar = 8.0
+
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        return (cls(method, seed) for method, seed in shape.runs)
+
+    def parents(self) -> Mapping[str, Stage]:
+        return {"base": Capture.of_base(), "adapted": Capture(self.method, self.seed)}
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        similarity = study.study.similarity
+        return {
+            **self.named,
+            "measures": list(similarity.measures),
+            "units": list(similarity.units),
+            "shuffles": similarity.shuffles,
+        }
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import pandas as pd
+
+        from layerprobe.similarity import shuffled
+
+        base, adapted = paired_rows(parents)
+        settings = context.study.similarity
+        tables = []
+        for unit in settings.units:
+            layers = [layer for layer in varying_layers(base, unit) if not equal(base, adapted, unit, layer)]
+            if not layers:
+                continue
+            try:
+                table = shuffled(
+                    Layers(base, unit, layers),
+                    Layers(adapted, unit, layers),
+                    base.groups(unit),
+                    measures=settings.measures,
+                    draws=settings.shuffles,
+                    seed=self.seed,
+                )
+            except MeasureError:
+                continue  # too few examples of equal length: this unit has no such null
+            tables.append(table.assign(**self.named, unit=unit, null="shuffled-texts", null_kind="shuffled-texts"))
+        table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+        save(folder, "similarity_nulls", table)

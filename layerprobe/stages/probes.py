@@ -1,0 +1,76 @@
+"""The stage that trains linear probes of the labels on each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from layerprobe.context import Context
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stages._artifacts import paired_rows, rows_of, save
+from layerprobe.stages.capture import Capture, CaptureTrain
+from layerprobe.store import Artifact, ArtifactMeta
+
+BASE_TABLE = "probes.parquet"
+
+
+@dataclass(frozen=True)
+class Probes(ModelStage):
+    """Accuracy of linear probes by layer, base and adapted; a layer that equals the base's has the base's values."""
+
+    name: ClassVar = "probes"
+    version: ClassVar = 2
+    first_guess: ClassVar = 15.0
+
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        if "probes" not in shape.study.internals.parts:
+            return ()
+        return (cls(method, seed) for method, seed in shape.runs)
+
+    def parents(self) -> Mapping[str, Stage]:
+        base: dict[str, Stage] = {"base train": CaptureTrain.of_base(), "base test": Capture.of_base()}
+        if self.method is None:
+            return base
+        train, test = CaptureTrain(self.method, self.seed), Capture(self.method, self.seed)
+        return {**base, "train": train, "test": test, "base probes": Probes.of_base()}
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        return {**({} if self.method is None else self.named), "analysis_seed": study.study.seeds[0]}
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import numpy as np
+        import pandas as pd
+
+        if self.method is None:
+            train, test = rows_of(parents["base train"]), rows_of(parents["base test"])
+            _probe(context, train, test, list(train.layers)).to_parquet(folder / BASE_TABLE, index=False)
+            return
+        trains = paired_rows(parents, "base train", "train")
+        tests = paired_rows(parents, "base test", "test")
+        changed = [
+            layer
+            for layer in trains[0].layers
+            if not all(np.array_equal(base.mean(layer), adapted.mean(layer)) for base, adapted in (trains, tests))
+        ]
+        base = pd.read_parquet(parents["base probes"].folder / BASE_TABLE)
+        adapted = [base[~base.layer.isin(changed)]]
+        if changed:
+            adapted.append(_probe(context, trains[1], tests[1], changed))
+        sides = {"base": base, "adapted": pd.concat(adapted).sort_values("layer")}
+        table = pd.concat([rows.assign(side=side) for side, rows in sides.items()], ignore_index=True)
+        save(folder, "probes", table.assign(**self.named))
+
+
+def _probe(context: Context, train: Any, test: Any, layers: list[int]) -> Any:
+    from layerprobe.internals import probe_layers
+
+    return probe_layers(
+        {layer: train.mean(layer) for layer in layers},
+        context.corpus.train.labels,
+        {layer: test.mean(layer) for layer in layers},
+        context.corpus.test.labels,
+        seed=context.seed,
+    )

@@ -1,0 +1,74 @@
+"""The stage that compares base and adapted activations layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from layerprobe.context import Context
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stages._artifacts import paired_rows, save
+from layerprobe.stages._layers import Layers, row_sets, varying_layers
+from layerprobe.stages.capture import Capture
+from layerprobe.store import Artifact, ArtifactMeta
+
+
+@dataclass(frozen=True)
+class Similarity(ModelStage):
+    """Similarity of base and adapted at each layer, on several sets of rows; and of every layer with every layer."""
+
+    name: ClassVar = "similarity"
+    version: ClassVar = 3
+    first_guess: ClassVar = 15.0
+
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        return (cls(method, seed) for method, seed in shape.runs)
+
+    def parents(self) -> Mapping[str, Stage]:
+        return {"base": Capture.of_base(), "adapted": Capture(self.method, self.seed)}
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        similarity = study.study.similarity
+        return {**self.named, "measures": list(similarity.measures), "units": list(similarity.units)}
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import pandas as pd
+
+        from layerprobe.similarity import LINEAR, compare, grid
+
+        base, adapted = paired_rows(parents)
+        settings = context.study.similarity
+        drift, grids, left_out = [], [], []
+        for unit in settings.units:
+            layers = varying_layers(base, unit)
+            for rows, keep, compared in row_sets(base, adapted, unit, layers):
+                table = compare(
+                    Layers(base, unit, compared, keep),
+                    Layers(adapted, unit, compared, keep),
+                    base.groups(unit)[keep],
+                    measures=settings.measures,
+                    seed=self.seed,
+                    leave_out_undefined=True,
+                )
+                named: dict[str, Any] = {**self.named, "unit": unit, "rows": rows}
+                drift.append(table.assign(**named))
+                left_out += [
+                    {**named, "layer": layer, "measure": measure, "why": why}
+                    for layer, measure, why in table.attrs["left_out"]
+                ]
+            linear = [name for name in settings.measures if name in LINEAR]
+            if linear:
+                sides = {
+                    side: {layer: store.unit(unit, layer) for layer in layers}
+                    for side, store in (("base", base), ("adapted", adapted))
+                }
+                crossed = grid(sides, base.groups(unit), measures=linear)
+                grids.append(crossed.assign(**self.named, unit=unit))
+        save(folder, "similarity", pd.concat(drift, ignore_index=True))
+        if grids:
+            save(folder, "similarity_grid", pd.concat(grids, ignore_index=True))
+        if left_out:
+            save(folder, "similarity_left_out", pd.DataFrame(left_out))

@@ -1,0 +1,173 @@
+"""The stage that measures how well each dictionary reconstructs both sides, and what that is worth to the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from layerprobe.context import Context, relabelled
+from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stages._artifacts import dictionary_of, paired_rows, rows_of, save
+from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.capture import Capture, CaptureSae
+from layerprobe.stages.encode import Encode, codes_of
+from layerprobe.stages.sae import Sae, compared_dictionaries
+from layerprobe.store import Artifact, ArtifactMeta
+
+TASK_LOSS = ("base trained", "adapted trained", "base untrained", "base frozen-decoder")
+"""Roles of the dictionaries with which the classifier is run."""
+
+
+@dataclass(frozen=True)
+class Transfer(LayerStage):
+    """Reconstruction quality of the dictionaries of both sides and their controls, on both sides' test tokens."""
+
+    controls: tuple[str, ...] = ()
+    base_classifier: Adapt | None = None
+    """The trained head that serves as the base's classifier; None if the study trains none."""
+
+    name: ClassVar = "transfer"
+    version: ClassVar = 5
+    accelerator: ClassVar = True
+    first_guess: ClassVar = 20.0
+
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        controls = shape.study.sae.controls
+        for method, seed in shape.runs:
+            for layer in shape.sae_layers:
+                yield cls(method, seed, layer, controls, base_classifier(shape, seed))
+
+    @property
+    def dictionaries(self) -> tuple[Sae, ...]:
+        dictionaries = compared_dictionaries(self, self.controls)
+        if "untrained" in self.controls:
+            untrained = Sae(layer=self.layer, variant="untrained")
+            dictionaries += (untrained, Sae(self.method, self.seed, self.layer, "untrained"))
+        return dictionaries
+
+    @property
+    def captures(self) -> dict[str, Capture]:
+        return {"base": Capture.of_base(), "adapted": Capture(self.method, self.seed)}
+
+    @property
+    def encodes(self) -> tuple[Encode, ...]:
+        """Trained dictionaries are read on both sides, controls on their own."""
+        return tuple(
+            Encode(dictionary, capture)
+            for dictionary in self.dictionaries
+            for side, capture in self.captures.items()
+            if dictionary.variant == "trained" or side == dictionary.side
+        )
+
+    def parents(self) -> Mapping[str, Stage]:
+        parents: dict[str, Stage] = {**self.captures}
+        parents |= {"base sae rows": CaptureSae.of_base(), "adapted sae rows": CaptureSae(self.method, self.seed)}
+        parents |= {dictionary.role: dictionary for dictionary in self.dictionaries}
+        parents |= {encode.role: encode for encode in self.encodes}
+        parents["adapted classifier"] = Adapt(self.method, self.seed)
+        if self.base_classifier is not None:
+            parents["base classifier"] = self.base_classifier
+        return parents
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        return {**self.named, "controls": sorted(self.controls), "examples": study.study.internals.examples}
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import pandas as pd
+
+        from layerprobe import sae
+
+        stores = dict(zip(("base", "adapted"), paired_rows(parents), strict=True))
+        tokens = {side: store.tokens(self.number) for side, store in stores.items()}
+        groups = stores["base"].groups("token")
+        loaded = {task.role: dictionary_of(parents[task.role], context.device) for task in self.dictionaries}
+        # Equal artifacts, as of a layer that adaptation did not change, are measured once.
+        by_key = {parents[role].key: dictionary for role, dictionary in loaded.items()}
+
+        @cache
+        def evaluated(encode_key: str, role: str) -> Any:
+            encode = next(one for one in self.encodes if one.role == role)
+            rows = tokens[encode.capture.side]
+            return sae.evaluate(loaded[encode.dictionary.role], rows, codes_of(parents, encode), groups)
+
+        @cache
+        def losses(side: str) -> pd.DataFrame:
+            classifier = parents[f"{side} classifier"]
+            examples = relabelled(classifier, context.rerun_examples)
+            variants = {parents[role].key: by_key[parents[role].key] for role in TASK_LOSS if role in loaded}
+            table = sae.task_loss(
+                context.adapted_model(classifier),
+                context.encoder,
+                examples,
+                self.number,
+                variants,
+                max_length=context.study.data.max_length,
+                device=context.device,
+            )
+            return table.set_index("variant")
+
+        settings = context.study.sae
+        quality, densities, logs = [], [], []
+        for encode in self.encodes:
+            task, on = encode.dictionary, encode.capture.side
+            dictionary, source = loaded[task.role], parents[task.role]
+            # One evaluation for all encodings with equal codes: the first that has this artifact.
+            first = next(one for one in self.encodes if parents[one.role].key == parents[encode.role].key)
+            result = evaluated(parents[encode.role].key, first.role)
+            named: dict[str, Any] = {**self.named, "trained_on": task.side, "kind": task.variant}
+            row: dict[str, Any] = {
+                **named,
+                "architecture": settings.architecture,
+                "d_sae": dictionary.d_sae,
+                "k": settings.k or sae.default_k(dictionary.d_in, dictionary.d_sae),
+                "trained_rows": len(rows_of(parents[f"{task.side} sae rows"]).tokens(self.number)),
+                "texts": context.resolved.sae_source,
+                "evaluated_on": on,
+                **_quality_columns(result),
+            }
+            if task.role in TASK_LOSS and f"{on} classifier" in parents:
+                row |= _task_columns(losses(on), source.key)
+            quality.append(row)
+            densities.append(result.densities.assign(**named, evaluated_on=on))
+        for task in self.dictionaries:
+            if task.variant != "untrained":
+                history = pd.read_parquet(parents[task.role].folder / "dictionary" / "history.parquet")
+                logs.append(history.assign(**self.named, side=task.side, kind=task.variant))
+        save(folder, "sae", pd.DataFrame(quality))
+        save(folder, "sae_densities", pd.concat(densities, ignore_index=True))
+        save(folder, "sae_log", pd.concat(logs, ignore_index=True))
+
+
+def base_classifier(shape: StudyShape, seed: int) -> Adapt | None:
+    """The trained head on the base's own body: of the same seed, else of the first one."""
+    method = next((method for method in shape.methods if method.trains and not method.changes_body), None)
+    if method is None:
+        return None
+    seeds = shape.seeds(method)
+    return Adapt(method, seed if seed in seeds else seeds[0])
+
+
+def _quality_columns(result: Any) -> dict[str, Any]:
+    names = ("explained_variance", "ev_low", "ev_high", "l0", "dead_share", "reconstruction_bias")
+    return {**{name: getattr(result, name) for name in names}, "rows": result.n, "examples": result.examples}
+
+
+def _task_columns(losses: Any, key: str) -> dict[str, Any]:
+    """Loss and accuracy of the classifier with a dictionary's reconstruction in place of the layer."""
+    row, clean, ablated = losses.loc[key], losses.loc["clean"], losses.loc["mean_ablated"]
+    recovered = ("loss_recovered", "loss_recovered_low", "loss_recovered_high")
+    accuracy = ("accuracy_recovered", "accuracy_recovered_low", "accuracy_recovered_high")
+    return {
+        **{name: row[name] for name in (*recovered, *accuracy, "why")},
+        "task_loss": row["loss"],
+        "task_loss_clean": clean["loss"],
+        "task_loss_ablated": ablated["loss"],
+        "task_accuracy": row["accuracy"],
+        "task_accuracy_clean": clean["accuracy"],
+        "task_accuracy_ablated": ablated["accuracy"],
+        "task_texts": row["n"],
+    }

@@ -1,0 +1,237 @@
+"""A content-addressed store: the output of a task is found again by what it was computed from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerprobe.errors import StorageError
+from layerprobe.files import checksum, is_disk_full, write_json
+from layerprobe.study import slug
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+META = "meta.json"
+SCHEMA = 2
+
+
+def home() -> Path:
+    """Folder of all artifacts: `$LAYERPROBE_HOME`, else the user's cache folder."""
+    if given := os.environ.get("LAYERPROBE_HOME"):
+        return Path(given).expanduser().resolve()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("layerprobe")
+
+
+@dataclass(frozen=True)
+class ArtifactMeta:
+    """The content of an artifact's `meta.json`."""
+
+    stage: str
+    title: str
+    key: str
+    identity: Mapping[str, Any]
+    """What decided the result, besides the parents."""
+    seconds: float
+    """Wall-clock time of the computation."""
+    concurrent_tasks: int
+    """The largest number of tasks that ran on this machine in the same run while this one was computed, itself included."""
+    content: Mapping[str, str]
+    """Digests of parts of the content, such as of each layer of a capture; children may be keyed by them."""
+    files: Mapping[str, Mapping[str, Any]]
+    """`sha256` and `bytes` of each file."""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder and its metadata."""
+
+    folder: Path
+    meta: ArtifactMeta
+    reused: bool = True
+    """False if it was computed by this process."""
+
+    @property
+    def key(self) -> str:
+        return self.meta.key
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of its tables."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / "tables" / f"{name}.parquet")
+
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        return tuple(Path(name).stem for name in self.meta.files if Path(name).parent == Path("tables"))
+
+
+@dataclass
+class Draft:
+    """What a build reports besides the files that it writes."""
+
+    content: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of files that were hashed while they were written, by path relative to the folder."""
+    concurrent_tasks: int = 1
+
+
+class ArtifactStore:
+    """Finished folders under one root, as `<stage>/<slug>-<key>/`.
+
+    A folder is written under a hidden name and renamed when complete, with `meta.json` (sha256 and size of every file)
+    written last; a killed run leaves nothing that looks finished. A lock for each key lets two runs share the work.
+    `find` checks `meta.json` and sizes; `verify` compares every byte, once per artifact and process.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or home()
+        self.damaged: list[str] = []
+        """A sentence for each damaged artifact that was removed."""
+        self._verified: set[Path] = set()
+
+    def folder(self, stage: str, title: str, key: str) -> Path:
+        """Where the artifact of this key is, or would be: the name is for people, the key decides."""
+        matches = sorted((self.root / stage).glob(f"[a-z0-9]*-{key[:16]}"))
+        return matches[0] if matches else self.root / stage / f"{slug(title)}-{key[:16]}"
+
+    def find(self, stage: str, title: str, key: str, *, remove_damaged: bool = True) -> Artifact | None:
+        """The finished artifact of this key, or None. A damaged one is listed in `damaged` and removed."""
+        folder = self.folder(stage, title, key)
+        if not (folder.exists() or folder.is_symlink()):
+            return None
+        meta, problem = _read_meta(folder, key)
+        if meta is not None:
+            return Artifact(folder, meta)
+        if remove_damaged:
+            self._remove(folder, problem)
+        return None
+
+    def verify(self, artifact: Artifact) -> bool:
+        """Whether all files match their checksums; if not, the artifact is listed in `damaged` and removed."""
+        if artifact.folder in self._verified:
+            return True
+        for name, expected in artifact.meta.files.items():
+            path = artifact.folder / name
+            problem = None
+            if not path.is_file():
+                problem = f"{name} is missing"
+            elif checksum(path) != expected["sha256"]:
+                problem = f"{name} does not match its checksum"
+            if problem:
+                self._remove(artifact.folder, problem)
+                return False
+        self._verified.add(artifact.folder)
+        return True
+
+    def make(
+        self,
+        stage: str,
+        title: str,
+        key: str,
+        build: Callable[[Path], Draft],
+        *,
+        identity: Mapping[str, Any],
+        resumable: bool = False,
+    ) -> Artifact:
+        """The artifact of this key: found, or built by `build(folder)` in an empty folder and then sealed.
+
+        A `resumable` build finds in its folder what an interrupted one left there.
+
+        Raises:
+            StorageError: if the disk is full or the store cannot be written.
+        """
+        from filelock import FileLock
+
+        target = self.folder(stage, title, key)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(target.with_name(f".{key[:16]}.lock")):
+                if artifact := self.find(stage, title, key):
+                    return artifact
+                partial = target.with_name(f".{key[:16]}.partial")
+                if not resumable:
+                    _remove_path(partial)
+                partial.mkdir(exist_ok=True)
+                try:
+                    start = time.perf_counter()
+                    draft = build(partial)
+                    seconds = time.perf_counter() - start
+                    meta = ArtifactMeta(
+                        stage,
+                        title,
+                        key,
+                        dict(identity),
+                        seconds,
+                        draft.concurrent_tasks,
+                        dict(draft.content),
+                        _file_metas(partial, draft.checksums),
+                    )
+                    write_json(partial / META, asdict(meta))
+                    partial.rename(target)
+                except BaseException as error:
+                    if not (resumable and isinstance(error, KeyboardInterrupt)):
+                        shutil.rmtree(partial, ignore_errors=True)
+                    raise
+                self._verified.add(target)
+                return Artifact(target, meta, reused=False)
+        except Exception as error:
+            if is_disk_full(error):
+                raise StorageError(
+                    f"The disk is full: {stage} {title} could not be written to {self.root}. Every finished task "
+                    "is kept there; free some space, or set LAYERPROBE_HOME to a larger disk, and run the same "
+                    "command again."
+                ) from error
+            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+                raise StorageError(
+                    f"{target.parent} cannot be written ({error.strerror}); set LAYERPROBE_HOME to a writable folder."
+                ) from error
+            raise
+
+    def _remove(self, folder: Path, problem: str) -> None:
+        self.damaged.append(f"{folder.parent.name}/{folder.name}: {problem}; computed again")
+        _remove_path(folder)
+
+
+def _remove_path(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _file_metas(folder: Path, checksums: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {
+        name: {"sha256": checksums.get(name) or checksum(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in names
+    }
+
+
+def _read_meta(folder: Path, key: str) -> tuple[ArtifactMeta | None, str]:
+    """The metadata of a folder whose files are there in full size, or None and what is wrong."""
+    try:
+        meta = ArtifactMeta(**json.loads((folder / META).read_text(encoding="utf-8")))
+        sizes = {name: int(about["bytes"]) for name, about in meta.files.items() if about["sha256"]}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None, "its meta.json is missing or unreadable"
+    if meta.key != key:
+        return None, "it belongs to another key"
+    for name, size in sizes.items():
+        try:
+            actual = (folder / name).stat().st_size
+        except OSError:
+            return None, f"{name} is missing"
+        if actual != size:
+            return None, f"{name} has {actual} bytes instead of {size}"
+    return meta, ""
