@@ -30,7 +30,7 @@ def similarity(inputs: Inputs, method: Method, seed: int, capture: str) -> Build
     def build(folder: Path, done: Parents) -> None:
         import pandas as pd
 
-        from layerprobe.similarity import LINEAR, compare, grid
+        from layerprobe.similarity import compare, find_measures, grid
 
         base, adapted = pair_of(done, capture)
         asked = inputs.study.similarity
@@ -57,7 +57,7 @@ def similarity(inputs: Inputs, method: Method, seed: int, capture: str) -> Build
                 side: {layer: store.unit(unit, layer) for layer in layers}
                 for side, store in (("base", base), ("adapted", adapted))
             }
-            linear = [name for name in asked.measures if name in LINEAR]
+            linear = [measure.name for measure in find_measures(asked.measures, "similarity") if measure.linear]
             if linear:
                 crossed = grid(sides, base.groups(unit), measures=linear, progress=inputs.progress)
                 grids.append(crossed.assign(method=method.name, seed=seed, unit=unit))
@@ -180,7 +180,7 @@ def _described(inputs: Inputs, store: ActivationStore, unit: Any, layer: int) ->
     seed = inputs.study.seeds[
         0
     ]  # one sample and one set of folds for all sides, so that equal layers have equal numbers
-    table = shape.describe(store.unit(unit, layer), store.groups(unit), most=GEOMETRY_ROWS, seed=seed)
+    table = shape.describe(store.unit(unit, layer), store.groups(unit), max_rows=GEOMETRY_ROWS, seed=seed)
     return table.assign(layer=layer, unit=unit)
 
 

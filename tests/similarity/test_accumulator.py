@@ -7,11 +7,12 @@ import pytest
 
 from layerprobe import similarity
 from layerprobe.errors import MeasureError
-from layerprobe.similarity import SimilarityAccumulator, cka, compare, grid
-from layerprobe.similarity._accumulator import OF_PRODUCTS
-from layerprobe.similarity._intervals import sample_rows
+from layerprobe.similarity import MEASURES, SimilarityAccumulator, cka, compare, grid
+from layerprobe.similarity._arrays import sample_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*below ten rows a feature:UserWarning")
+LINEAR = [measure.name for measure in MEASURES if measure.linear]
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than ten rows per feature:UserWarning")
 
 
 def layers(n=500, seed=0):
@@ -27,7 +28,7 @@ def filled(rows, edges, folds=1, **options):
     return accumulator
 
 
-@pytest.mark.parametrize("measure", OF_PRODUCTS)
+@pytest.mark.parametrize("measure", LINEAR)
 @pytest.mark.parametrize("edges", [[], [1, 2, 300], list(range(7, 500, 7))])
 def test_any_batches_give_the_measure_of_all_rows(measure, edges):
     rows = layers()
@@ -68,7 +69,7 @@ def test_tokens_are_taken_about_their_mean_without_pairs_of_one_text():
         accumulator.add({name: x[here] for name, x in rows.items()}, groups=groups[here])
     expected = cka(rows["a"], rows["b"], groups=groups)
     assert accumulator.value("cka", "a", "b") == pytest.approx(expected, abs=1e-10)
-    with pytest.raises(MeasureError, match="groups but no means"):
+    with pytest.raises(MeasureError, match="groups is set but means is not"):
         SimilarityAccumulator().add(rows, groups=groups)
 
 
@@ -76,7 +77,7 @@ def test_a_fold_left_out_was_never_there():
     rows = layers(400)
     accumulator = filled(rows, [100, 200, 300], folds=4)
     keep = np.r_[0:100, 200:400]
-    for measure in OF_PRODUCTS:
+    for measure in LINEAR:
         expected = getattr(similarity, measure)(rows["a"][keep], rows["b"][keep])
         assert accumulator.value(measure, "a", "b", fold=1) == pytest.approx(expected, abs=1e-9), measure
     found = accumulator.interval("cka", "a", "b")
@@ -101,14 +102,14 @@ def test_mistakes_are_named():
     rows = layers()
     accumulator = filled(rows, [])
     for call, word in {
-        lambda: accumulator.value("rsa", "a", "b"): "no 'rsa'",
+        lambda: accumulator.value("rsa", "a", "b"): "contains 'rsa', but the linear measures are cka",
         lambda: accumulator.value("cka", "a", "z"): "no pair 'a' and 'z'",
-        lambda: accumulator.add({"a": rows["a"]}): "other layers than before",
+        lambda: accumulator.add({"a": rows["a"]}): "other names than before",
         lambda: accumulator.add({"a": rows["a"], "b": rows["b"][:3]}): "same rows",
         lambda: accumulator.add({"a": rows["a"] * np.nan, "b": rows["b"]}): "NaN or infinite",
         lambda: accumulator.add(rows, fold=1): "folds=1",
         lambda: accumulator.interval("cka", "a", "b"): "folds=20",
-        lambda: SimilarityAccumulator([("a", "q")]).add(rows): "no layer 'q'",
+        lambda: SimilarityAccumulator([("a", "q")]).add(rows): "pairs contains 'q'",
         lambda: filled({"a": np.ones((9, 2)), "b": np.ones((9, 2))}, []).value("cka", "a", "b"): "constant",
     }.items():
         with pytest.raises(MeasureError, match=word):
@@ -164,7 +165,7 @@ def test_grids_of_other_measures_and_of_tokens():
         a, b = sides[row.side_a][row.layer_a], sides[row.side_b][row.layer_b]
         options = {"groups": groups} if row.measure == "cka" else {}
         assert row.value == pytest.approx(getattr(similarity, row.measure)(a, b, **options), abs=1e-9)
-    with pytest.raises(MeasureError, match="'rsa'; it takes cka"):
+    with pytest.raises(MeasureError, match="'rsa', but the linear measures are cka"):
         grid(sides, groups, measures=["rsa"], progress=False)
 
 
@@ -185,7 +186,7 @@ def test_compare_gives_every_measure_with_an_interval():
     assert table.value["linear_predictivity"] == pytest.approx(predicted, abs=1e-12)
     same = compare({1: x}, {1: x.copy()}, groups, measures=names, progress=False).set_index("measure")
     for measure in similarity.MEASURES:
-        if measure.name not in ("paired_cosine_baseline", "linear_predictivity"):
+        if measure.attains_top:
             exact = 1e-6 if measure.kind == "distance" else 1e-12
             assert same.value[measure.name] == pytest.approx(measure.top, abs=exact)
 
@@ -203,7 +204,7 @@ def test_undefined_measures_are_left_out_when_asked_and_told():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((2, 30, 20))
     options = {"measures": ["mean_cca", "cka"], "progress": False}
-    with pytest.raises(MeasureError, match=r"mean_cca was given 30 rows for widths 20 \+ 20"):
+    with pytest.raises(MeasureError, match=r"mean_cca: 30 rows for widths 20 \+ 20"):
         compare({3: x}, {3: y}, np.arange(30), **options)
     table = compare({3: x}, {3: y}, np.arange(30), leave_out_undefined=True, **options)
     assert list(table.measure) == ["cka"]
@@ -240,21 +241,26 @@ def test_shuffled_texts_are_a_null_that_keeps_texts_whole():
 
 
 def test_a_shuffle_by_sums_is_the_measure_of_shuffled_rows():
-    from layerprobe.similarity._nulls import _blocks_in_order, _exchange, _values
+    from layerprobe.similarity._nulls import _exchange_blocks, _partners, _values
+    from layerprobe.similarity._paired import PairedRows
 
     rng = np.random.default_rng(0)
-    counts = np.repeat([1, 2, 3], 10)
-    groups = np.repeat(np.arange(30), counts)
-    x, y = rng.standard_normal((2, 60, 4))
-    exchange = _exchange(counts, rng)
-    assert (exchange != np.arange(30)).all() and (counts[exchange] == counts).all()
-    order = _blocks_in_order(counts, exchange)
-    for example in range(30):
-        assert groups[order][groups == example].tolist() == [exchange[example]] * counts[example]
-    found = _values(x, y, groups, [exchange], ["cka", "procrustes", "paired_cosine", "mutual_knn"], 0)
-    assert found["cka"] == [pytest.approx(cka(x, y[order], groups=groups), abs=1e-10)]
-    assert found["procrustes"] == [pytest.approx(similarity.procrustes(x, y[order]), abs=1e-10)]
-    assert found["paired_cosine"] == [pytest.approx(similarity.paired_cosine(x, y[order]), abs=1e-12)]
+    for counts in (np.repeat([1, 2, 3], 10), np.ones(60, dtype=int)):
+        groups = np.repeat(np.arange(len(counts)), counts)
+        x, y = rng.standard_normal((2, 60, 4))
+        partner = _partners(counts, rng)
+        assert (partner != np.arange(len(counts))).all() and (counts[partner] == counts).all()
+        order = _exchange_blocks(counts, partner)
+        for example in range(len(counts)):
+            assert groups[order][groups == example].tolist() == [partner[example]] * counts[example]
+        measures = [measure for measure in MEASURES if measure.resampling.null]
+        values = _values(PairedRows.of(x, y, groups, 0), [partner], measures)
+        assert values["cka"] == [pytest.approx(cka(x, y[order], groups=groups), abs=1e-10)]
+        for name in ("procrustes", "mean_cca", "paired_cosine"):
+            assert values[name] == [pytest.approx(getattr(similarity, name)(x, y[order]), abs=1e-10)]
+        if len(counts) == 60:  # no pairs within an example
+            for name in ("rsa", "mutual_knn", "jaccard_knn"):
+                assert values[name] == [pytest.approx(getattr(similarity, name)(x, y[order]), abs=1e-10)]
 
 
 def test_described_geometry_is_that_of_the_functions():

@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from layerprobe.errors import MeasureError
 from layerprobe.similarity import (
     MEASURES,
+    RowMean,
     ShapeMetric,
     cka,
     cka_angle,
@@ -29,7 +30,7 @@ from layerprobe.similarity import (
     svcca,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*below ten rows a feature:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than ten rows per feature:UserWarning")
 
 
 def published():
@@ -102,13 +103,15 @@ def test_rbf_cka_by_hand():
 
 
 def test_gram_and_feature_forms_agree_with_groups():
-    from layerprobe.similarity._cka import gram_cka
+    from layerprobe.similarity.measures.cka import _gram_hsic
 
     x, y = related(90, 5)
     groups = np.random.default_rng(0).integers(20, size=90)
     groups = np.unique(groups, return_inverse=True)[1]
     a, b = x - x.mean(0), y - y.mean(0)
-    assert cka(x, y, groups=groups) == pytest.approx(gram_cka(a @ a.T, b @ b.T, groups), abs=1e-10)
+    k, m = a @ a.T, b @ b.T
+    expected = _gram_hsic(k, m, groups) / np.sqrt(_gram_hsic(k, k, groups) * _gram_hsic(m, m, groups))
+    assert cka(x, y, groups=groups) == pytest.approx(expected, abs=1e-10)
 
 
 def test_minibatches_come_near_the_exact_value():
@@ -202,10 +205,10 @@ def test_ranges_and_symmetry_hold_for_unequal_widths(seed, n, d_x, d_y):
     x = rng.standard_normal((n, d_x + 1)) * rng.uniform(0.1, 10, d_x + 1)
     y = x[:, :1] + rng.standard_normal((n, d_y))
     for measure in MEASURES:
-        if measure.name.startswith("paired_cosine"):
-            continue
+        if isinstance(measure.resampling, RowMean):
+            continue  # compares coordinates
         value = measure.function(x, y)
-        assert measure.low <= value <= measure.high, measure.name
+        assert measure.range[0] <= value <= measure.range[1], measure.name
         if measure.symmetric:
             assert measure.function(y, x) == pytest.approx(value, abs=1e-9), measure.name
 
@@ -267,10 +270,10 @@ def test_bad_input_is_refused_with_the_shapes_and_a_way_out(measure):
             measure.function(x, y)
         assert caught.value.args[0].startswith(measure.name), caught.value
         assert "\n" not in str(caught.value)
-    if measure.minimum > 1:
+    if measure.min_rows > 1:
         with pytest.raises(MeasureError):
-            measure.function(good[: measure.minimum - 1], good[: measure.minimum - 1])
-    if not measure.name.startswith("paired_cosine"):
+            measure.function(good[: measure.min_rows - 1], good[: measure.min_rows - 1])
+    if not isinstance(measure.resampling, RowMean):
         with pytest.raises(MeasureError):
             measure.function(np.ones((40, 3)), np.ones((40, 3)))
 
@@ -282,23 +285,23 @@ def test_too_few_rows_for_cca_are_refused_and_few_are_warned_of():
     with pytest.raises(MeasureError, match="svcca"):
         mean_cca(np.c_[np.ones(50), rng.standard_normal(50)], rng.standard_normal((50, 2)))
     for function in (mean_cca, procrustes):
-        with pytest.warns(UserWarning, match="below ten rows a feature"):
+        with pytest.warns(UserWarning, match="fewer than ten rows per feature"):
             function(*rng.standard_normal((2, 50, 10)))
 
 
 def test_options_out_of_range_are_refused():
     x, y = related(30, 3)
     for call, word in {
-        lambda: cka(x, y, kernel="poly"): "kernel='poly'",
-        lambda: cka(x, y, estimator="half"): "estimator='half'",
+        lambda: cka(x, y, kernel="poly"): "kernel is 'poly'",
+        lambda: cka(x, y, estimator="half"): "estimator is 'half'",
         lambda: cka(x, y, estimator="minibatch", debiased=False): "debiased=False",
-        lambda: svcca(x, y, variance=0): "variance=0",
-        lambda: shape_distance(x, y, alpha=2): "alpha=2",
-        lambda: rsa(x, y, rdm="l2"): "rdm='l2'",
-        lambda: rsa(x, y, compare="tau"): "compare='tau'",
-        lambda: mutual_knn(x, y, k=29): "k=29",
-        lambda: jaccard_knn(x, y, metric="l1"): "metric='l1'",
-        lambda: linear_predictivity(x, y, folds=20): "folds=20",
+        lambda: svcca(x, y, variance=0): "variance is 0",
+        lambda: shape_distance(x, y, alpha=2): "alpha is 2",
+        lambda: rsa(x, y, rdm="l2"): "rdm is 'l2'",
+        lambda: rsa(x, y, compare="tau"): "compare is 'tau'",
+        lambda: mutual_knn(x, y, k=29): "k is 29",
+        lambda: jaccard_knn(x, y, metric="l1"): "metric is 'l1'",
+        lambda: linear_predictivity(x, y, folds=20): "folds is 20",
         lambda: pwcca(np.c_[x, x[:, :1] ** 2], y): "narrower side",
     }.items():
         with pytest.raises(MeasureError, match=word.replace("(", r"\(")):
