@@ -69,8 +69,12 @@ def shuffled(
     partners = [_partners(counts, np.random.default_rng((seed, draw))) for draw in range(draws)]
     rows = []
     for layer in tqdm(sorted(base), desc="shuffled examples", leave=False, disable=not progress, delay=1):
-        x, y = checked(base[layer], adapted[layer], f"shuffled, layer {layer}")
-        pair = PairedRows(Representation(x[movable], numbers), Representation(y[movable], numbers), seed=seed)
+        caller = f"shuffled, layer {layer}"
+        x, y = (
+            Representation(finite(z[movable], caller, numbers=movable, shape=z.shape), numbers)
+            for z in checked(base[layer], adapted[layer], caller)
+        )
+        pair = PairedRows(x, y, seed=seed)
         for name, values in _values(pair, partners, selected).items():
             rows.append((layer, name, float(np.mean(values)), min(values), max(values), draws, examples))
     return pd.DataFrame(rows, columns=["layer", "measure", "value", "low", "high", "draws", "n"])
@@ -124,7 +128,7 @@ class _ShuffledRows(PairedRows):
 
 
 def _centred(side: Representation) -> Side:
-    rows = finite(np.asarray(side.rows, dtype=np.float64), "shuffled")
+    rows = np.asarray(side.rows, dtype=np.float64)
     mean, counts = rows.mean(0), np.bincount(side.groups)
     centred = rows - mean
     if is_constant(np.vdot(centred, centred) / len(rows), mean):

@@ -1,4 +1,4 @@
-"""One pass, any batches: the sums give what all rows at once give, with folds that can be left out."""
+"""Sums over any batches give the values of all rows at once, with folds that can be left out; `compare`, `grid`, `shuffled`."""
 
 import tracemalloc
 
@@ -59,7 +59,7 @@ def test_values_follow_what_is_added_later():
     assert accumulator.value("cka", "a", "b") == pytest.approx(cka(rows["a"], rows["b"]), abs=1e-10)
 
 
-def test_tokens_are_taken_about_their_mean_without_pairs_of_one_text():
+def test_tokens_are_taken_about_their_mean_without_pairs_of_one_example():
     rows = layers(300)
     groups = np.sort(np.random.default_rng(0).integers(60, size=300))
     means = {name: x.mean(0) for name, x in rows.items()}
@@ -73,15 +73,15 @@ def test_tokens_are_taken_about_their_mean_without_pairs_of_one_text():
         SimilarityAccumulator().add(rows, groups=groups)
 
 
-def test_a_fold_left_out_was_never_there():
+def test_leaving_a_fold_out_equals_the_rows_without_it():
     rows = layers(400)
     accumulator = filled(rows, [100, 200, 300], folds=4)
     keep = np.r_[0:100, 200:400]
     for measure in LINEAR:
         expected = getattr(similarity, measure)(rows["a"][keep], rows["b"][keep])
         assert accumulator.value(measure, "a", "b", fold=1) == pytest.approx(expected, abs=1e-9), measure
-    found = accumulator.interval("cka", "a", "b")
-    assert found.low < found.value < found.high <= 1 and found.n == 400
+    estimate = accumulator.interval("cka", "a", "b")
+    assert estimate.low < estimate.value < estimate.high <= 1 and estimate.n == 400
 
 
 def test_memory_does_not_grow_with_rows():
@@ -91,14 +91,14 @@ def test_memory_does_not_grow_with_rows():
         tracemalloc.start()
         for _ in range(n):
             accumulator.add({"a": rng.standard_normal((500, 40)), "b": rng.standard_normal((500, 40))})
-        found = tracemalloc.get_traced_memory()[1]
+        highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return highest
 
     assert peak(40) < 1.1 * peak(4)
 
 
-def test_mistakes_are_named():
+def test_errors_name_the_argument():
     rows = layers()
     accumulator = filled(rows, [])
     for call, word in {
@@ -138,12 +138,12 @@ def test_both_forms_of_the_grid_are_the_measure(monkeypatch):
     assert one == pytest.approx(cka(sides["base"][0], sides["adapted"][1], estimator="minibatch", batch=40), abs=1e-12)
 
 
-def test_minibatches_of_float32_rows_lose_nothing_that_counts():
+def test_minibatches_of_float32_rows_are_exact_enough():
     rng = np.random.default_rng(0)
     x, y = (rng.standard_normal((400, 20)).astype(np.float32) for _ in range(2))
     sides = {"base": {0: x}, "adapted": {0: x + y}}
     exact = {side: {0: z[0].astype(np.float64)} for side, z in sides.items()}
-    tables = [grid(given, estimator="minibatch", batch=100, progress=False) for given in (sides, exact)]
+    tables = [grid(layers, estimator="minibatch", batch=100, progress=False) for layers in (sides, exact)]
     assert np.abs(tables[0].value - tables[1].value).max() < 1e-5
     sides["adapted"][0][3, 3] = np.nan
     for estimator in ("full", "minibatch"):
@@ -191,16 +191,16 @@ def test_compare_gives_every_measure_with_an_interval():
             assert same.value[measure.name] == pytest.approx(measure.top, abs=exact)
 
 
-def test_rows_of_one_text_are_no_neighbours_and_no_pairs():
+def test_rows_of_one_example_are_not_compared_with_each_other():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 10)
     x, y = (rng.standard_normal((40, 8))[groups] + 0.01 * rng.standard_normal((400, 8)) for _ in range(2))
-    found = compare({0: x}, {0: y}, groups, measures=["mutual_knn", "rsa"], progress=False).set_index("measure")
-    assert similarity.mutual_knn(x, y) > 0.5  # every token finds its own text
-    assert found.value["mutual_knn"] < 0.15 and abs(found.value["rsa"]) < 0.15
+    table = compare({0: x}, {0: y}, groups, measures=["mutual_knn", "rsa"], progress=False).set_index("measure")
+    assert similarity.mutual_knn(x, y) > 0.5  # neighbours of a token are tokens of its example
+    assert table.value["mutual_knn"] < 0.15 and abs(table.value["rsa"]) < 0.15
 
 
-def test_undefined_measures_are_left_out_when_asked_and_told():
+def test_undefined_measures_are_left_out_on_request_and_listed():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((2, 30, 20))
     options = {"measures": ["mean_cca", "cka"], "progress": False}
@@ -212,7 +212,7 @@ def test_undefined_measures_are_left_out_when_asked_and_told():
     assert (layer, measure) == (3, "mean_cca") and "use svcca or cka" in why
 
 
-def test_samples_are_of_whole_texts():
+def test_samples_are_of_whole_examples():
     groups = np.repeat(np.arange(30), np.arange(1, 31))
     rows = sample_rows(groups, 100, 0)
     assert len(rows) <= 100
@@ -221,12 +221,12 @@ def test_samples_are_of_whole_texts():
     assert not np.array_equal(rows, sample_rows(groups, 100, 1))
 
 
-def test_shuffled_texts_are_a_null_that_keeps_texts_whole():
+def test_shuffling_keeps_examples_whole():
     rng = np.random.default_rng(0)
     counts = rng.integers(2, 5, size=80)
-    counts[-1] = 9  # no other text is as long
+    counts[-1] = 9  # no other example is as long
     groups = np.repeat(np.arange(80), counts)
-    order = rng.permutation(len(groups))  # rows of one text need not stand together
+    order = rng.permutation(len(groups))  # rows of one example need not be adjacent
     shared = rng.standard_normal((80, 6))
     x, y = ((shared[groups] + rng.standard_normal((len(groups), 6)))[order] for _ in range(2))
     groups = groups[order]
@@ -238,6 +238,38 @@ def test_shuffled_texts_are_a_null_that_keeps_texts_whole():
     for name in null.index:
         assert null.low[name] <= null.value[name] <= null.high[name] < real.value[name], name
     assert abs(null.value["cka"]) < 0.02 and abs(null.value["paired_cosine"]) < 0.05
+
+
+def test_shuffling_refuses_invalid_rows_and_leaves_out_undefined_measures():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 30, 20))
+    options = {"measures": ["mean_cca", "cka"], "draws": 3, "progress": False}
+    assert list(similarity.shuffled({0: x}, {0: y}, np.arange(30), **options).measure) == ["cka"]
+    assert not len(similarity.shuffled({0: np.ones_like(x)}, {0: y}, np.arange(30), **options))
+    y[7, 3] = np.inf
+    with pytest.raises(MeasureError, match=r"shuffled, layer 0: row 7 of an array of shape \(30, 20\)"):
+        similarity.shuffled({0: x}, {0: y}, np.arange(30), **options)
+    with pytest.raises(MeasureError, match="'nothing', but the measures are"):
+        similarity.shuffled({0: x}, {0: y}, np.arange(30), measures=["nothing"])
+    with pytest.raises(MeasureError, match="groups has 0 examples whose length another one shares"):
+        similarity.shuffled({0: x}, {0: x}, np.repeat(np.arange(7), [1, 2, 3, 4, 5, 6, 9]), **options)
+
+
+def test_constant_and_undefined_layers_of_a_grid():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 30, 20))
+    for measures in (["cka"], ["cka", "mean_cca"]):
+        with pytest.raises(MeasureError, match=r"every row of adapted layer 1 \(shape \(30, 20\)\) is the same"):
+            grid({"base": {1: x}, "adapted": {1: np.ones_like(x)}}, measures=measures, progress=False)
+        with pytest.raises(MeasureError, match="cka needs at least 4 examples, but there are 3"):
+            grid({"base": {1: x[:3]}, "adapted": {1: y[:3]}}, measures=measures, progress=False)
+    table = grid({"base": {1: x}, "adapted": {1: y}}, measures=["cka", "mean_cca"], progress=False)
+    assert (
+        table.query("measure == 'mean_cca'").value.isna().all() and table.query("measure == 'cka'").value.notna().all()
+    )
+    for options in ({"estimator": "half"}, {"estimator": "minibatch", "groups": np.arange(30) // 2}):
+        with pytest.raises(MeasureError, match="estimator is"):
+            grid({"base": {1: x}, "adapted": {1: y}}, progress=False, **options)
 
 
 def test_a_shuffle_by_sums_is_the_measure_of_shuffled_rows():

@@ -1,4 +1,4 @@
-"""Measures as theorems: declared properties over the table, second opinions, planted truth, errors that are read."""
+"""Measures as theorems: declared properties over the table, second opinions, planted truth, errors."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_identical_sides_score_the_top_and_every_value_is_in_range(measure):
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.name)
-def test_measures_are_invariant_to_what_they_declare_and_to_nothing_else(measure):
+def test_measures_are_invariant_to_exactly_the_declared_changes(measure):
     x, y = related()
     rng = np.random.default_rng(1)
     rotation = np.linalg.qr(rng.standard_normal((8, 8)))[0]
@@ -117,7 +117,7 @@ def test_biased_cka_equals_the_published_definition():
     assert cka(x, y, debiased=False) == pytest.approx(expected, abs=1e-12)
 
 
-def test_cka_gives_the_field_s_reference_values():
+def test_cka_gives_the_published_reference_values():
     rng = np.random.RandomState(1337)
     x = rng.randn(100, 10)
     y = rng.randn(100, 10) + x
@@ -144,7 +144,7 @@ def test_independent_noise_scores_zero_only_when_debiased():
     assert cka(*rng.standard_normal((2, 200, 768)), debiased=False) == pytest.approx(0.79, abs=0.02)
 
 
-def test_independent_tokens_that_depend_within_texts_score_zero():
+def test_independent_tokens_that_depend_within_examples_score_zero():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 12)
 
@@ -153,7 +153,7 @@ def test_independent_tokens_that_depend_within_texts_score_zero():
 
     values = [(cka(x, y, groups=groups), cka(x, y)) for x, y in ((tokens(), tokens()) for _ in range(12))]
     assert abs(np.mean([v[0] for v in values])) < 0.02
-    assert np.mean([v[1] for v in values]) > 0.05  # what pairs within a text add
+    assert np.mean([v[1] for v in values]) > 0.05  # the pairs within an example
 
 
 def test_procrustes_equals_scipy_s_rotation():
@@ -205,7 +205,7 @@ def test_jackknife_folds_equal_leaving_the_rows_out():
             assert measure.linear.of_products(whole.without(fold)) == pytest.approx(expected, abs=1e-10), measure.name
 
 
-def test_jackknife_folds_of_uneven_texts_are_slow_sums_about_the_whole_mean():
+def test_jackknife_folds_of_uneven_examples_are_slow_sums_about_the_whole_mean():
     from layerprobe.similarity._passes import products
 
     groups = np.repeat(np.arange(9), [1, 3, 2, 1, 1, 2, 3, 2, 1])
@@ -218,7 +218,7 @@ def test_jackknife_folds_of_uneven_texts_are_slow_sums_about_the_whole_mean():
         assert whole.xy.hsic(fold) == pytest.approx(slow, abs=1e-10)
 
 
-def test_intervals_cover_planted_truth_about_as_often_as_they_say():
+def test_intervals_cover_planted_truth_at_their_nominal_rate():
     rng = np.random.default_rng(0)
     d, n, draws = 6, 150, 80
     weights = np.linspace(1, 2, d)
@@ -247,7 +247,7 @@ def test_grid_is_made_of_cka_values():
     assert across[0, 1] == pytest.approx(cka(x, y, groups=groups), abs=1e-10)
 
 
-def test_bad_requests_are_refused_in_a_sentence():
+def test_invalid_requests_are_refused_in_a_sentence():
     x, y = related()
     with pytest.raises(MeasureError, match=r"'nothing'.*the measures are"):
         compare({0: x}, {0: y}, np.arange(120), measures=["nothing"], progress=False)
@@ -259,7 +259,7 @@ def test_bad_requests_are_refused_in_a_sentence():
 
 
 @pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16", "int64"])
-def test_tensors_of_every_type_count_as_their_values_in_float64(name):
+def test_tensors_of_every_type_equal_their_values_in_float64(name):
     torch = pytest.importorskip("torch")
     dtype = getattr(torch, name)
     sides = [torch.tensor(20 * z).to(dtype) for z in related()]
@@ -273,14 +273,14 @@ def test_tensors_of_every_type_count_as_their_values_in_float64(name):
 
 
 @pytest.mark.parametrize("kind", ["complex128", "U9", "object"])
-def test_what_is_no_real_number_is_refused(kind):
+def test_values_that_are_not_real_numbers_are_refused(kind):
     x, y = related()
     for measure in MEASURES:
         with pytest.raises(MeasureError, match=rf"{measure.name}: .*\(120, 8\).* real numbers are required"):
             measure.function(x.astype(kind), y)
 
 
-def test_the_first_bad_row_is_named_by_its_own_number():
+def test_the_first_invalid_row_is_named_by_its_number():
     x, y = related(n=40_000, d=3)
     y[35_000:, 1] = np.nan
     for function in (paired_cosine, procrustes, cka):
@@ -291,12 +291,12 @@ def test_the_first_bad_row_is_named_by_its_own_number():
         cka(x, y, groups=groups)
 
 
-def test_a_constant_side_is_refused_by_all_that_centre():
+def test_a_constant_side_is_refused_by_all_measures_that_centre():
     x, y = related()
-    still = np.ones_like(x)
+    constant = np.ones_like(x)
     for measure in MEASURES:
         if isinstance(measure.resampling, RowMean):
             continue  # cosines are not centred: a constant side has a direction
-        for sides in ((still, y), (x, still)):
+        for sides in ((constant, y), (x, constant)):
             with pytest.raises(MeasureError, match=rf"{measure.name}: .*\(120, 8\).* leave it out"):
                 measure.function(*sides)
