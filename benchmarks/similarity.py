@@ -1,9 +1,9 @@
-"""Speed of the similarity measures beside bare products and peers, streaming memory, and coverage of the intervals.
+"""Speed of the similarity measures against bare products and other libraries, memory of the accumulator, coverage.
 
     python benchmarks/similarity.py             # speed: 13 x 13 layers, n = 4,096, d = 768; about two minutes on two cores
-    python benchmarks/similarity.py --coverage  # how often 95% intervals cover planted truth; about ten minutes
+    python benchmarks/similarity.py --coverage  # share of 95% intervals that cover planted truth; about ten minutes
 
-Run it while nothing else runs. Ratios are of medians within this one run.
+Run it on an otherwise idle machine. Ratios are of medians within one run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from layerprobe.similarity import SimilarityAccumulator, cka, compare, grid, paired_cosine
 from layerprobe.similarity import __dict__ as measures
+from layerprobe.stats import _resamples, bootstrap_mean
 
 N, D, LAYERS = 4096, 768, 13
 
@@ -37,13 +38,13 @@ def line(what: str, value: str) -> None:
 
 
 def sides() -> dict[str, dict[int, np.ndarray]]:
-    """Two encoders whose layers share half of their variance, float32."""
+    """Two encoders whose layers share half of their variance, in float32."""
     rng = np.random.default_rng(0)
-    made: dict[str, dict[int, np.ndarray]] = {"base": {}, "adapted": {}}
+    layers: dict[str, dict[int, np.ndarray]] = {"base": {}, "adapted": {}}
     for layer in range(LAYERS):
-        made["base"][layer] = rng.standard_normal((N, D), dtype=np.float32)
-        made["adapted"][layer] = made["base"][layer] + rng.standard_normal((N, D), dtype=np.float32)
-    return made
+        layers["base"][layer] = rng.standard_normal((N, D), dtype=np.float32)
+        layers["adapted"][layer] = layers["base"][layer] + rng.standard_normal((N, D), dtype=np.float32)
+    return layers
 
 
 def speed() -> None:
@@ -92,12 +93,13 @@ def speed() -> None:
         1,
     )
     line("intervals of all 13 cosines and CKAs (goal: 10 s)", f"{intervals:6.2f} s")
+    bootstraps()
     memory()
     second_opinions(x[:300, :20], y[:300, :20])
 
 
-def peer(layers: dict[str, dict[int, np.ndarray]], own: float) -> None:
-    """The same minibatch estimate by the package pytorch-cka, where it is installed (base x adapted only)."""
+def peer(layers: dict[str, dict[int, np.ndarray]], ours: float) -> None:
+    """The same minibatch estimate by the package pytorch-cka, if it is installed (base x adapted only)."""
     try:
         import torch
         from cka.hsic import hsic
@@ -116,7 +118,26 @@ def peer(layers: dict[str, dict[int, np.ndarray]], own: float) -> None:
     taken = seconds(theirs)
     line(
         "pytorch-cka's HSIC over the same batches, 13 x 13, float32",
-        f"{taken:6.2f} s   ours / theirs {own / taken:.2f}",
+        f"{taken:6.2f} s   ours / theirs {ours / taken:.2f}",
+    )
+
+
+def bootstraps() -> None:
+    """The shared resamples of `bootstrap_mean` against `scipy.stats.bootstrap`, for two means at each layer."""
+    from scipy.stats import bootstrap
+
+    def ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+        return sums.sum(axis) / counts.sum(axis)
+
+    rng = np.random.default_rng(0)
+    counts = rng.integers(5, 30, size=2000)
+    means = counts * rng.standard_normal((2 * LAYERS, 2000))
+    options = {"paired": True, "vectorized": True, "n_resamples": 2000, "batch": 200, "method": "percentile"}
+    shared = seconds(lambda: [(_resamples.cache_clear(), [bootstrap_mean(x, counts, 0) for x in means])])
+    scipy = seconds(lambda: [bootstrap((x, counts), ratio, rng=0, **options) for x in means])
+    line(
+        f"bootstrap of {2 * LAYERS} means over 2,000 examples",
+        f"{shared:6.2f} s   scipy.stats.bootstrap {scipy:.2f} s, {scipy / shared:.1f}x",
     )
 
 
@@ -137,7 +158,7 @@ def memory() -> None:
 
 
 def second_opinions(x: np.ndarray, y: np.ndarray) -> None:
-    """RSA beside rsatoolbox, where it is installed."""
+    """RSA compared with rsatoolbox, if it is installed."""
     try:
         from rsatoolbox.data import Dataset
         from rsatoolbox.rdm import calc_rdm
@@ -152,11 +173,11 @@ def second_opinions(x: np.ndarray, y: np.ndarray) -> None:
     middle = time.perf_counter()
     ours = measures["rsa"](x, y)
     taken = time.perf_counter() - middle
-    line("rsa beside rsatoolbox", f"{ours:.10f} and {theirs:.10f}; {taken / (middle - start):.2f}x its time")
+    line("rsa and rsatoolbox", f"{ours:.10f} and {theirs:.10f}; {taken / (middle - start):.2f}x its time")
 
 
 def coverage(draws: int = 200) -> None:
-    """Share of 95% intervals that hold the value of a large sample; goal 92% to 98%."""
+    """Share of 95% intervals that contain the value of a large sample; goal 92% to 98%."""
     rng = np.random.default_rng(0)
     d, n = 6, 300
     weights = np.linspace(1, 2, d)
@@ -185,19 +206,19 @@ def coverage(draws: int = 200) -> None:
     print(f"coverage of 95% intervals, n = {n} examples, {draws} draws (a share of .95 has a standard error of .015)")
     for name in names:
         line(f"    {name}", f"{held[name] / draws:.3f}")
-    print("tokens: 80 texts of 5 to 15 dependent tokens")
+    print("tokens: 80 examples of 5 to 15 dependent tokens")
     held = dict.fromkeys(("paired_cosine", "cka"), 0)
 
-    def texts(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def tokens(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         groups = np.repeat(np.arange(number), rng.integers(5, 16, size=number))
         shared, extra = rng.standard_normal((2, number, d))
         x = shared[groups] * weights + rng.standard_normal((len(groups), d))
         return x, x + 0.7 * extra[groups] + 0.7 * rng.standard_normal((len(groups), d)), groups
 
-    big_x, big_y, big_groups = texts(15_000)
+    big_x, big_y, big_groups = tokens(15_000)
     truth = {"paired_cosine": paired_cosine(big_x, big_y), "cka": cka(big_x, big_y, groups=big_groups)}
     for draw in range(draws):
-        x, y, groups = texts(80)
+        x, y, groups = tokens(80)
         table = compare({0: x}, {0: y}, groups, measures=list(held), seed=draw, progress=False).set_index("measure")
         for name in held:
             held[name] += bool(table.ci_low[name] <= truth[name] <= table.ci_high[name])

@@ -129,20 +129,26 @@ def compare(
 
 @app.command()
 def measures() -> None:
-    """List the similarity measures: range, symmetry, what each is unchanged by, least number of rows, source."""
+    """List the similarity measures: range, symmetry, invariances, least number of rows, source."""
     from rich.console import Console
     from rich.table import Table
 
     from layerprobe.similarity import MEASURES
 
     table = Table(box=None, pad_edge=False)
-    for column in ("measure", "kind", "range", "symmetric", "unchanged by", "rows", "source"):
+    for column in ("measure", "kind", "range", "symmetric", "invariant to", "rows", "source"):
         table.add_column(column, no_wrap=column in ("measure", "kind", "range", "rows"), overflow="fold")
     for measure in MEASURES:
-        blind = ", ".join(sorted(measure.invariant_to)) or "nothing"
-        span, symmetric = f"{measure.low:.3g} to {measure.high:.3g}", "yes" if measure.symmetric else "no"
-        least = f"{measure.minimum}+"
-        table.add_row(measure.name, measure.kind, span, symmetric, blind, least, measure.citation)
+        low, high = measure.range
+        table.add_row(
+            measure.name,
+            measure.kind,
+            f"{low:.3g} to {high:.3g}",
+            "yes" if measure.symmetric else "no",
+            ", ".join(sorted(measure.invariances)) or "nothing",
+            f"{measure.min_rows}+",
+            measure.citation,
+        )
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 

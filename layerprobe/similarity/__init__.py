@@ -1,35 +1,41 @@
-"""Representational similarity: arrays in, numbers with their uncertainty out.
+"""Representational similarity of arrays, with intervals and nulls over whole examples.
 
-All is computed in float64. Tensors on a device that has float64 (CUDA) stay there for the paired cosine and for what
-follows from cross products (linear CKA, CCA, Procrustes and their kin): only sums and matrices of features x features
-come to the CPU. Measures of row against row, and tensors on other devices, are worked on by the CPU.
+All computations are in float64. Tensors on a device with float64 (CUDA) stay there for the paired cosine and for linear
+measures (CKA, CCA, Procrustes and their variants): only sums and features x features matrices are copied to the CPU.
+Other measures, and tensors on other devices, are computed on the CPU.
 """
 
+from typing import Any
+
 from layerprobe.similarity import geometry
-from layerprobe.similarity._accumulator import LINEAR, SimilarityAccumulator
-from layerprobe.similarity._cca import mean_cca, mean_squared_cca, pwcca, svcca
-from layerprobe.similarity._cka import cka, cka_angle
+from layerprobe.similarity._accumulator import SimilarityAccumulator
 from layerprobe.similarity._compare import compare
-from layerprobe.similarity._cosine import paired_cosine, paired_cosine_baseline
 from layerprobe.similarity._grid import grid
-from layerprobe.similarity._intervals import Estimate
-from layerprobe.similarity._knn import jaccard_knn, mutual_knn
+from layerprobe.similarity._measure import Jackknife, Linear, Measure, RowMean
 from layerprobe.similarity._nulls import shuffled
-from layerprobe.similarity._predictivity import linear_predictivity
-from layerprobe.similarity._rsa import rsa
-from layerprobe.similarity._shape import ShapeMetric, procrustes, procrustes_angle, shape_distance
-from layerprobe.similarity._table import MEASURES, Measure
+from layerprobe.similarity.measures import MEASURES, find_measures
+from layerprobe.similarity.measures.cca import mean_cca, mean_squared_cca, pwcca, svcca
+from layerprobe.similarity.measures.cka import cka, cka_angle
+from layerprobe.similarity.measures.cosine import paired_cosine, paired_cosine_baseline
+from layerprobe.similarity.measures.neighbours import jaccard_knn, mutual_knn
+from layerprobe.similarity.measures.predictivity import linear_predictivity
+from layerprobe.similarity.measures.procrustes import ShapeMetric, procrustes, procrustes_angle, shape_distance
+from layerprobe.similarity.measures.rsa import rsa
+from layerprobe.stats import Estimate
 
 __all__ = [
-    "LINEAR",
     "MEASURES",
     "Estimate",
+    "Jackknife",
+    "Linear",
     "Measure",
+    "RowMean",
     "ShapeMetric",
     "SimilarityAccumulator",
     "cka",
     "cka_angle",
     "compare",
+    "find_measures",
     "geometry",
     "grid",
     "jaccard_knn",
@@ -47,3 +53,11 @@ __all__ = [
     "shuffled",
     "svcca",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The function of a measure that is listed in `MEASURES` but not imported above."""
+    for measure in MEASURES:
+        if measure.name == name:
+            return measure.function
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Arrays as the measures take them: checked, and told apart by example."""
+"""Checks and conversions of the arrays that the measures take."""
 
 from __future__ import annotations
 
@@ -10,62 +10,70 @@ from jaxtyping import Float, Int, Num
 from layerprobe.errors import MeasureError
 
 DEVICES = {"cuda"}
-"""Kinds of device whose tensors are worked on where they are: those with float64. Others' go to the CPU."""
+"""Kinds of device with float64: their tensors stay there. Tensors on other devices are copied to the CPU."""
 
 
 def checked(
-    x: Any, y: Any, measure: str, *, minimum: int = 4, same_width: bool = False, on_device: bool = False
+    x: Any, y: Any, caller: str, *, min_rows: int = 4, same_width: bool = False, on_device: bool = False
 ) -> tuple[Num[Any, "n d_x"], Num[Any, "n d_y"]]:
-    """Two representations of the same n things, as arrays.
+    """Two representations of the same n items, as arrays.
 
     Args:
-        x, y: as the user gave them.
-        measure: named in errors.
-        minimum: least number of rows.
-        same_width: whether both need one width.
-        on_device: whether the caller can work on tensors where they are; both are left there if they share a device.
+        x, y: arrays or tensors, `(n, features)`.
+        caller: name of the function at the start of error messages.
+        min_rows: least number of rows.
+        same_width: whether both need the same number of features.
+        on_device: whether the caller works on tensors where they are; both stay there if they share a device.
 
     Raises:
-        MeasureError: naming the measure, the shapes, what is allowed and the way out.
+        MeasureError: if the arrays do not fit the caller or each other.
     """
-    one = x is y
+    identical = x is y
     if on_device and stays(x) and stays(y) and x.device == y.device and not (x.is_complex() or y.is_complex()):
         x, y = x.detach(), y.detach()
     else:
         x, y = array(x), array(y)
-    y = x if one else y
-    shapes = f"{measure} was given arrays of shape {tuple(x.shape)} and {tuple(y.shape)}"
+    y = x if identical else y
+
+    def misfit(problem: str) -> MeasureError:
+        return MeasureError(
+            f"{caller}: {{x}} and {{y}} have shapes {tuple(x.shape)} and {tuple(y.shape)}{problem}", "x", "y"
+        )
+
     if x.ndim != 2 or y.ndim != 2:
-        raise MeasureError(f"{shapes}; it takes two matrices, rows x features: reshape them.")
-    for given in (z for z in (x, y) if not stays(z)):
-        if given.dtype.kind not in "fiub":
-            raise MeasureError(f"{shapes}, one of type {given.dtype}; it takes real numbers: convert them.")
+        raise misfit(", but two matrices, rows x features, are required; reshape them.")
+    if any(z.dtype.kind not in "fiub" for z in (x, y) if not stays(z)):
+        raise misfit(f" and types {x.dtype} and {y.dtype}, but real numbers are required; convert them.")
     if len(x) != len(y):
-        raise MeasureError(f"{shapes}; row i of both must be the same thing: join them on their ids.")
+        raise misfit(", but row i of both must be the same item; join them on their ids.")
     if same_width and x.shape[1] != y.shape[1]:
-        raise MeasureError(f"{shapes}; it compares coordinates, so both need one width: use cka or procrustes instead.")
-    if len(x) < minimum or not x.shape[1] or not y.shape[1]:
-        raise MeasureError(f"{shapes}; it needs at least {minimum} rows and one feature: give more rows.")
+        raise misfit(", but coordinates are compared one by one; use equal widths, or cka or procrustes.")
+    if len(x) < min_rows or not x.shape[1] or not y.shape[1]:
+        raise misfit(f", but at least {min_rows} rows and one feature are required; provide more.")
     return x, y
 
 
 def stays(x: Any) -> bool:
-    """Whether this is a tensor that is worked on where it is."""
+    """Whether x is a tensor on a device where the computation takes place."""
     return hasattr(x, "detach") and x.device.type in DEVICES
 
 
+def library(x: Any) -> Any:
+    """The library, numpy or torch, whose functions apply to x."""
+    if not stays(x):
+        return np
+    import torch
+
+    return torch
+
+
 def doubles(x: Any) -> Any:
-    """The same numbers in float64, on the device where they are worked on."""
+    """The same numbers in float64."""
     return x.double() if stays(x) else np.asarray(x, dtype=np.float64)
 
 
-def host(x: Any) -> Any:
-    """What was computed on a device, as numpy has it."""
-    return array(x) if hasattr(x, "detach") else x
-
-
 def array(x: Any) -> np.ndarray:
-    """A numpy array of what came, without a copy where that is possible."""
+    """x as a numpy array, without a copy where possible."""
     if hasattr(x, "detach"):
         x = x.detach().cpu()
         # numpy has no bfloat16; float32 holds each of its values.
@@ -74,37 +82,70 @@ def array(x: Any) -> np.ndarray:
 
 
 def finite(
-    x: Float[Any, "n d"], measure: str, *, numbers: Any = None, shape: tuple[int, ...] | None = None
+    x: Float[Any, "n d"], caller: str, *, numbers: Any = None, shape: tuple[int, ...] | None = None
 ) -> Float[Any, "n d"]:
-    """The same rows, or an error where one is NaN or infinite.
+    """The same rows, all finite.
 
     Args:
-        x: the rows.
-        measure: named in the error.
-        numbers: what each row's number is in the array as it was given; by default 0, 1, ...
-        shape: of the array as it was given; by default of x.
+        x: rows.
+        caller: name of the function at the start of error messages.
+        numbers: number of each row in the whole array; by default 0, 1, ...
+        shape: shape of the whole array; by default that of x.
+
+    Raises:
+        MeasureError: if a value is NaN or infinite.
     """
-    if stays(x):
-        if bool(x.isfinite().all()):
-            return x
-        x = array(x)
-    if not np.isfinite(x).all():
-        row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
-        row = row if numbers is None else int(numbers[row])
-        raise MeasureError(
-            f"{measure} was given NaN or infinite values (in an array of shape {tuple(shape or x.shape)}, first in row {row}); drop "
-            "or correct these rows."
-        )
-    return x
+    if bool(library(x).isfinite(x).all()):
+        return x
+    row = int(np.flatnonzero(~np.isfinite(array(x)).all(axis=1))[0])
+    row = row if numbers is None else int(numbers[row])
+    raise MeasureError(
+        f"{caller}: row {row} of an array of shape {tuple(shape or x.shape)} contains NaN or infinite values; drop or "
+        "correct such rows."
+    )
 
 
-def grouped(groups: Any, n: int, measure: str) -> Int[np.ndarray, " n"]:
-    """Example numbers 0 ... E-1 of n rows."""
+def grouped(groups: Any, n: int, caller: str) -> Int[np.ndarray, " n"]:
+    """Examples of n rows, numbered 0 ... E-1; without groups, each row is an example."""
     if groups is None:
         return np.arange(n)
     groups = array(groups)
     if groups.shape != (n,):
         raise MeasureError(
-            f"{measure} was given groups of shape {groups.shape} for {n} rows; give one example number a row."
+            f"{caller}: {{groups}} has shape {groups.shape}, but one example number for each of {n} rows is required.",
+            "groups",
         )
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+
+def is_constant(spread: float, mean: Any) -> bool:
+    """Whether rows of this mean have no more than rounding as their mean squared distance from it."""
+    return not spread > 1e-24 * (1 + float((mean**2).sum()))
+
+
+def constant(caller: str, name: str, shape: tuple[int, ...]) -> MeasureError:
+    """The error about a representation whose rows are all the same."""
+    return MeasureError(
+        f"{caller}: every row of {{{name}}} (shape {tuple(shape)}) is the same, and a constant representation has no "
+        "similarity to another; leave it out.",
+        name,
+    )
+
+
+def unit_rows(x: Float[np.ndarray, "n d"], caller: str) -> Float[np.ndarray, "n d"]:
+    """Rows scaled to length 1."""
+    lengths = np.linalg.norm(x, axis=1)
+    if (lengths <= 1e-300).any():
+        raise MeasureError(
+            f"{caller}: row {int(lengths.argmin())} of an array of shape {x.shape} is zero or constant and has no "
+            "direction; leave it out."
+        )
+    return x / lengths[:, None]
+
+
+def sample_rows(groups: Int[np.ndarray, " n"], max_rows: int, seed: int) -> Int[np.ndarray, " m"]:
+    """Rows of a seeded sample of whole examples, at most `max_rows` (but at least one example), in their order."""
+    counts = np.bincount(groups)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    kept = order[: max(1, int(np.searchsorted(np.cumsum(counts[order]), max_rows, side="right")))]
+    return np.flatnonzero(np.isin(groups, kept))

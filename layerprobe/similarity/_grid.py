@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._accumulator import OF_PRODUCTS
-from layerprobe.similarity._arrays import array, finite, grouped
+from layerprobe.similarity._arrays import array, constant, grouped
+from layerprobe.similarity._measure import Measure
 from layerprobe.similarity._passes import BUDGET, statistics
-from layerprobe.similarity._statistics import Pair, Sizes
+from layerprobe.similarity._statistics import Pair, Products
+from layerprobe.similarity.measures import find_measures
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Key = tuple[str, int]
+Values = dict[tuple[str, str], float]
 
 
 def grid(
@@ -31,15 +33,16 @@ def grid(
 ) -> pd.DataFrame:
     """Linear measures of every layer against every layer, within and across two sides.
 
-    Debiased CKA alone over rows that are examples of their own takes the cheaper of two exact forms: n x n Gram matrices,
-    block by block, or d x d cross products.
+    Debiased CKA alone, where each row is an example, takes the cheaper of two exact forms: n x n Gram matrices, block by
+    block, or d x d cross products.
 
     Args:
         sides: two names -> layer -> rows x features, the same rows throughout.
-        groups: example of each row.
-        measures: names of measures that cross products are enough for; `pwcca` goes from the first side to the second.
-        estimator: of `cka`: `full`, or `minibatch` over consecutive batches (no groups then).
-        batch: rows in a minibatch.
+        groups: example of each row; by default each row is an example.
+        measures: names of linear measures. Those that are not symmetric are taken from the first of two layers to the
+            second, in the order of sides and layers.
+        estimator: `full`, or `minibatch` over consecutive batches (only `cka`, and without groups).
+        batch: rows per minibatch.
         progress: whether to draw a progress bar on stderr.
 
     Returns:
@@ -51,154 +54,96 @@ def grid(
     """
     import pandas as pd
 
-    unknown = [name for name in measures if name not in OF_PRODUCTS]
-    if unknown:
-        raise MeasureError(f"grid was given the measure {unknown[0]!r}; it takes {', '.join(OF_PRODUCTS)}.")
+    selected = find_measures(measures, "grid", linear=True)
+    if estimator not in ("full", "minibatch"):
+        raise MeasureError(f"grid: {{estimator}} is {estimator!r}; use 'full' or 'minibatch'.", "estimator")
     (first, second) = sides
-    matrices = {(side, layer): array(x) for side in sides for layer, x in sides[side].items()}
-    n = len(next(iter(matrices.values())))
-    numbers = grouped(groups, n, "grid")
-    same = {key: _first_equal(key, matrices) for key in matrices}
-    distinct = {key: matrices[key] for key in dict.fromkeys(same.values())}
-    examples = int(numbers.max()) + 1
-    if list(measures) == ["cka"] and examples == n and (estimator == "minibatch" or _grams_are_cheaper(distinct, n)):
-        size = batch if estimator == "minibatch" else None
-        values = {"cka": _from_grams(distinct, size, progress)}
-    elif estimator != "full":
-        raise MeasureError(f"grid was given estimator={estimator!r}; minibatch is for cka alone, without groups.")
-    else:
-        values = _from_products(distinct, numbers, measures, progress)
+    layers = {_label(side, layer): array(x) for side in sides for layer, x in sides[side].items()}
+    numbers = grouped(groups, len(next(iter(layers.values()))), "grid")
+    # A layer of the second side that is identical to that of the first is compared once.
+    same = {label: label for label in layers}
+    for layer in set(sides[first]) & set(sides[second]):
+        a, b = _label(first, layer), _label(second, layer)
+        same[b] = a if np.array_equal(layers[a], layers[b]) else b
+    distinct = {label: layers[label] for label in dict.fromkeys(same.values())}
+    values = _values(distinct, numbers, selected, batch if estimator == "minibatch" else None, progress)
     rows = []
-    for measure in measures:
+    for measure in selected:
         for side_a, side_b in ((first, first), (first, second), (second, second)):
-            for layer_a in sorted(sides[side_a]):
-                for layer_b in sorted(sides[side_b]):
-                    a, b = same[side_a, layer_a], same[side_b, layer_b]
-                    found = values[measure]
-                    value = found[a, b] if (a, b) in found else found[b, a]
-                    rows.append((measure, side_a, layer_a, side_b, layer_b, value, examples))
+            for layer_a, layer_b in product(sorted(sides[side_a]), sorted(sides[side_b])):
+                pair = same[_label(side_a, layer_a)], same[_label(side_b, layer_b)]
+                value = values[measure.name].get(pair, np.nan)
+                rows.append((measure.name, side_a, layer_a, side_b, layer_b, value, int(numbers.max()) + 1))
     return pd.DataFrame(rows, columns=["measure", "side_a", "layer_a", "side_b", "layer_b", "value", "n"])
 
 
+def _values(
+    layers: Mapping[str, np.ndarray], groups: np.ndarray, measures: Sequence[Measure], batch: int | None, progress: bool
+) -> dict[str, Values]:
+    """Values of each measure between all pairs of distinct layers."""
+    n, examples = len(groups), int(groups.max()) + 1
+    for label, x in layers.items():
+        if (x == x[:1]).all():
+            raise constant("grid", label, x.shape)
+    for measure in measures:
+        if examples < measure.min_rows:
+            raise MeasureError(
+                f"grid: {measure.name} needs at least {measure.min_rows} examples, but there are {examples}; provide more."
+            )
+    forms = {m.name: m.linear.of_all_pairs for m in measures if m.linear and m.linear.of_all_pairs}
+    if examples == n and len(forms) == len(measures) and (batch is not None or _grams_are_cheaper(layers, n)):
+        values = {}
+        for name, form in forms.items():
+            table = form(list(layers.values()), batch, progress)
+            values[name] = {(a, b): float(table[i, j]) for i, a in enumerate(layers) for j, b in enumerate(layers)}
+        return values
+    if batch is not None:
+        raise MeasureError(
+            "grid: {estimator} is 'minibatch', which is for cka alone and without groups; use 'full'.", "estimator"
+        )
+    return _from_products(layers, groups, measures, progress)
+
+
 def _from_products(
-    layers: Mapping[Key, np.ndarray], groups: np.ndarray, measures: Sequence[str], progress: bool
-) -> dict[str, dict[tuple[Key, Key], float]]:
-    names = list(layers)
+    layers: Mapping[str, np.ndarray], groups: np.ndarray, measures: Sequence[Measure], progress: bool
+) -> dict[str, Values]:
     folds = np.zeros(int(groups.max()) + 1, dtype=np.int64)
-    selves: dict[Key, Pair] = {}
-    hsic: dict[Key, float] = {}
-    values: dict[str, dict[tuple[Key, Key], float]] = {measure: {} for measure in measures}
-    text = {str(name): layers[name] for name in names}
-    blocks = _blocks(names, layers)
-    sizes: Sizes | None = None
-    for block in tqdm(blocks, desc="layer grid", leave=False, disable=not progress, delay=1):
-        used = {str(name): text[str(name)] for pair in block for name in pair}
-        made, sizes = statistics(used, [(str(a), str(b)) for a, b in block], groups, folds, "grid")
-        selves |= {a: made[str(a), str(b)] for a, b in block if a == b}
+    selves: dict[str, Pair] = {}
+    values: dict[str, Values] = {measure.name: {} for measure in measures}
+    for block in tqdm(_blocks(layers), desc="layer grid", leave=False, disable=not progress, delay=1):
+        used = {label: layers[label] for pair in block for label in pair}
+        pairs = statistics(used, block, groups, folds, "grid")
+        selves |= {a: pairs[a, b] for a, b in block if a == b}
         for a, b in block:
-            cross = made[str(a), str(b)]
+            products = Products(pairs[a, b], selves[a], selves[b])
             for measure in measures:
-                if measure == "cka":  # each layer's own term is needed many times
-                    hsic |= {name: selves[name].hsic(sizes) for name in (a, b) if name not in hsic}
-                    if hsic[a] <= 0 or hsic[b] <= 0:
-                        raise MeasureError("cka is undefined here: too few examples for their noise; give more texts.")
-                    value = cross.hsic(sizes) / float(np.sqrt(hsic[a]) * np.sqrt(hsic[b]))
-                else:
-                    value = _or_nan(measure, cross, selves[a], selves[b], sizes)
-                values[measure][a, b] = value
-                if measure == "pwcca" and a != b:
-                    values[measure][b, a] = float("nan")
+                values[measure.name][a, b] = _or_nan(measure, products)
+                if measure.symmetric:
+                    values[measure.name][b, a] = values[measure.name][a, b]
     return values
 
 
-def _or_nan(measure: str, cross: Pair, xx: Pair, yy: Pair, sizes: Sizes) -> float:
+def _label(side: str, layer: int) -> str:
+    return f"{side} layer {layer}"
+
+
+def _or_nan(measure: Measure, products: Products) -> float:
+    assert measure.linear
     try:
-        return OF_PRODUCTS[measure](cross, xx, yy, sizes)
+        return measure.linear.of_products(products)
     except MeasureError:
         return float("nan")
 
 
-def _grams_are_cheaper(layers: Mapping[Key, np.ndarray], n: int) -> bool:
+def _grams_are_cheaper(layers: Mapping[str, np.ndarray], n: int) -> bool:
     width = max(x.shape[1] for x in layers.values())
     pairs = len(layers) * (len(layers) + 1) // 2
-    # Half of each Gram matrix, and the inner products of all pairs of them; against one product a pair.
+    # Half of each Gram matrix and the inner products of all pairs of them, against one cross product per pair.
     return n * n * (len(layers) * width + len(layers) ** 2) < pairs * 2 * n * width * width
 
 
-def _from_grams(layers: Mapping[Key, np.ndarray], batch: int | None, progress: bool) -> dict[tuple[Key, Key], float]:
-    """Debiased CKA from Gram matrices, a block of rows at a time (batch None), or averaged over batches of rows."""
-    names = list(layers)
-    n = len(layers[names[0]])
-    if batch is None:
-        values = [finite(np.asarray(layers[name], dtype=np.float64), "grid") for name in names]
-        total = _hsic_of_rows([x - x.mean(0) for x in values], progress)
-    else:
-        total = np.zeros((len(names), len(names)))
-        for start in tqdm(range(0, n, batch), desc="layer grid", leave=False, disable=not progress, delay=1):
-            part = [layers[name][start : start + batch] for name in names]
-            if len(part[0]) >= 4:
-                total += _hsic_of_batch(part)
-    own = np.diag(total)
-    if not np.isfinite(total).all():
-        raise MeasureError("grid was given NaN or infinite values; drop or correct these rows.")
-    if (own <= 0).any():
-        raise MeasureError(
-            f"cka is undefined for layer {names[int(own.argmin())]}: it is constant, or has too few rows."
-        )
-    table = total / np.sqrt(np.outer(own, own))
-    np.fill_diagonal(table, 1.0)
-    return {(a, b): float(table[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
-
-
-def _hsic_of_rows(layers: list[np.ndarray], progress: bool) -> np.ndarray:
-    """Unbiased HSIC of every two layers about their means: |X'Y|^2 is the inner product of Gram matrices."""
-    n = len(layers[0])
-    size = max(1, min(n, 1024, BUDGET // (len(layers) * 1024)))
-    squares = np.stack([np.einsum("nd,nd->n", x, x) for x in layers])
-    products = np.zeros((len(layers), len(layers)))
-    starts = range(0, n, size)
-    blocks = [(i, j) for i in starts for j in starts if j >= i]
-    for i, j in tqdm(blocks, desc="layer grid", leave=False, disable=not progress, delay=1):
-        grams = np.stack([(x[i : i + size] @ x[j : j + size].T).ravel() for x in layers])
-        # A block above the diagonal stands for its mirror image, too.
-        products += (1 if i == j else 2) * (grams @ grams.T)
-    return _unbiased(products, squares)
-
-
-def _unbiased(products: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """HSIC from inner products of Gram matrices `(layers, layers)` and their diagonals `(layers, n)` (Song et al. 2012)."""
-    n, traces = squares.shape[1], squares.sum(1)
-    return (products - n / (n - 2) * squares @ squares.T + np.outer(traces, traces) / ((n - 1) * (n - 2))) / (
-        n * (n - 3)
-    )
-
-
-def _hsic_of_batch(layers: list[np.ndarray]) -> np.ndarray:
-    """The same of one small batch, by torch, whose many small products take half the time of numpy's.
-
-    In the rows' own precision: what float32 rounds is a thousandth of what batches leave out.
-    """
-    import torch
-
-    kind = torch.float32 if all(x.dtype == np.float32 for x in layers) else torch.float64
-    rows = [torch.from_numpy(np.ascontiguousarray(x)).to(kind) for x in layers]
-    grams = torch.stack([(x := row - row.mean(0)) @ x.T for row in rows])
-    squares = grams.diagonal(dim1=1, dim2=2).double().numpy()
-    flat = grams.reshape(len(rows), -1)
-    return _unbiased((flat @ flat.T).double().numpy(), squares)
-
-
-def _blocks(names: Sequence[Key], layers: Mapping[Key, np.ndarray]) -> list[list[tuple[Key, Key]]]:
-    """All pairs, each layer's own first, in blocks whose cross products fit the memory that one may take."""
-    size = max(layers[name].shape[1] for name in names) ** 2
-    most = max(1, BUDGET // (2 * size))
-    pairs = [(name, name) for name in names]
-    pairs += [(name, other) for i, name in enumerate(names) for other in names[i + 1 :]]
+def _blocks(layers: Mapping[str, np.ndarray]) -> list[list[tuple[str, str]]]:
+    """All pairs, first those of each layer with itself, in blocks whose cross products fit the memory budget."""
+    most = max(1, BUDGET // (2 * max(x.shape[1] for x in layers.values()) ** 2))
+    pairs = [(label, label) for label in layers] + list(combinations(layers, 2))
     return [pairs[start : start + most] for start in range(0, len(pairs), most)]
-
-
-def _first_equal(key: Key, matrices: Mapping[Key, np.ndarray]) -> Key:
-    """The first side's matrix of the same layer if it is identical: an untouched layer is compared once."""
-    first = next(iter(matrices))[0]
-    other = (first, key[1])
-    return other if other in matrices and np.array_equal(matrices[other], matrices[key]) else key

@@ -1,19 +1,67 @@
-"""Two passes over stored rows: their means, then sums about them, in memory that the rows do not set."""
+"""Two passes over stored rows, for their means and for sums about them, in memory that does not depend on the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import doubles, finite, stays
-from layerprobe.similarity._statistics import Pair, Sizes, Sums
+from layerprobe.similarity._arrays import checked, constant, doubles, finite, is_constant, stays
+from layerprobe.similarity._statistics import Pair, Products, Sums
 
 BUDGET = 24_000_000
 """Numbers held in float64 at a time, over all representations of a chunk."""
+
+
+def linear_value(
+    caller: str,
+    statistic: Callable[..., float],
+    x: Any,
+    y: Any,
+    *,
+    groups: Int[np.ndarray, " n"] | None = None,
+    warn: bool = True,
+    **options: Any,
+) -> float:
+    """A linear measure of two representations.
+
+    Args:
+        caller: name of the measure, for error messages.
+        statistic: the measure as a function of `Products`.
+        x, y: rows x features.
+        groups: example of each row, 0 ... E-1; by default each row is an example.
+        warn: whether to warn where there are fewer than ten rows per feature.
+        options: further arguments of `statistic`.
+    """
+    x, y = checked(x, y, caller, on_device=True)
+    groups = np.arange(len(x)) if groups is None else groups
+    folds = np.zeros(int(groups.max()) + 1, dtype=np.int64)
+    value = statistic(products(x, y, groups, folds, caller), **options)
+    width = max(x.shape[1], y.shape[1])
+    if warn and len(x) < 10 * width:
+        warnings.warn(
+            f"{caller}: {len(x)} rows of width {width}; with fewer than ten rows per feature even independent data score "
+            "high. Compare the value with that of shuffled rows.",
+            stacklevel=3,
+        )
+    return value
+
+
+def products(
+    x: Any, y: Any, groups: Int[np.ndarray, " n"], folds: Int[np.ndarray, " examples"], caller: str
+) -> Products:
+    """Statistics of two representations; where x is y, they are computed once.
+
+    Arguments and errors as `statistics`.
+    """
+    if x is y:
+        xx = statistics({"x": x}, [("x", "x")], groups, folds, caller)["x", "x"]
+        return Products(xx, xx, xx)
+    pairs = statistics({"x": x, "y": y}, [("x", "y"), ("x", "x"), ("y", "y")], groups, folds, caller)
+    return Products(pairs["x", "y"], pairs["x", "x"], pairs["y", "y"])
 
 
 def statistics(
@@ -21,22 +69,21 @@ def statistics(
     pairs: Sequence[tuple[str, str]],
     groups: Int[np.ndarray, " n"],
     folds: Int[np.ndarray, " examples"],
-    measure: str,
-) -> tuple[dict[tuple[str, str], Pair], Sizes]:
+    caller: str,
+) -> dict[tuple[str, str], Pair]:
     """Statistics of pairs of representations of the same rows.
 
     Args:
-        layers: name -> `(n, d)`; may be memory-mapped, is read twice, in chunks of whole examples. Tensors on a device
-            with float64 are multiplied there; the sums, which the rows do not set, come to the CPU.
-        pairs: which to cross.
+        layers: name -> `(n, d)`; may be memory-mapped, and is read twice, in chunks of whole examples. Tensors on a device
+            with float64 are multiplied there; only the sums are copied to the CPU.
+        pairs: which of them to multiply.
         groups: example of each row, 0 ... E-1.
         folds: fold of each example, 0 ... F-1.
-        measure: named in errors.
+        caller: name of the function at the start of error messages.
 
     Raises:
         MeasureError: if a value is not finite, or a representation is constant.
     """
-    n_folds = int(folds.max()) + 1
     counts = np.bincount(groups)
     order = np.argsort(folds[groups] * len(counts) + groups, kind="stable")
     one_row_each = bool((counts == 1).all())
@@ -45,49 +92,32 @@ def statistics(
     spans = [(order[end - sizes.sum() : end], fold, sizes) for (fold, sizes), end in zip(chunks, ends, strict=True)]
     means = {}
     for name, x in layers.items():
-        total = sum(finite(_take(x, here), measure, numbers=here, shape=x.shape).sum(0) for here, _, _ in spans)
+        total = sum(finite(_take(x, rows), caller, numbers=rows, shape=x.shape).sum(0) for rows, _, _ in spans)
         means[name] = total / len(order)
-    sums = Sums({name: x.shape[1] for name, x in layers.items()}, pairs, n_folds, one_row_each)
-    for here, fold, sizes in spans:
-        sums.add({name: _take(x, here) - means[name] for name, x in layers.items()}, sizes, fold)
-    made = sums.pairs
-    for name in layers:
-        own = next((pair for pair in made if pair == (name, name)), None)
-        if own is not None:
-            spread = np.trace(made[own].cross.sum(0)) / len(order)
-            if not spread > 1e-24 * (1 + float((means[name] ** 2).sum())):
-                raise MeasureError(
-                    f"{measure} was given a constant representation ({name}, shape {tuple(layers[name].shape)}): every row is "
-                    "the same, so similarity is undefined; leave it out."
-                )
-    return made, sums.sizes
+    sums = Sums({name: x.shape[1] for name, x in layers.items()}, pairs, int(folds.max()) + 1, one_row_each)
+    for rows, fold, sizes in spans:
+        sums.add({name: _take(x, rows) - means[name] for name, x in layers.items()}, sizes, fold)
+    for name, x in layers.items():
+        if (name, name) in sums.pairs:
+            spread = np.trace(sums.pairs[name, name].totals["cross"]) / len(order)
+            if is_constant(spread, means[name]):
+                raise constant(caller, name, x.shape)
+    return sums.pairs
 
 
 def _chunks(counts: np.ndarray, folds: np.ndarray, width: int, grams: int) -> list[tuple[int, np.ndarray]]:
-    """(fold, rows of each example) of runs of whole examples, none across two folds."""
+    """Fold and row counts of consecutive whole examples, no chunk across two folds."""
     chunks: list[tuple[int, np.ndarray]] = []
     for fold in range(int(folds.max()) + 1):
         sizes = counts[folds == fold]
-        if not len(sizes):
-            continue
-        part = np.cumsum(sizes * width + sizes * sizes * grams) // BUDGET
-        chunks += [(fold, sizes[part == p]) for p in np.unique(part)]
+        if len(sizes):
+            part = np.cumsum(sizes * width + sizes * sizes * grams) // BUDGET
+            chunks += [(fold, sizes[part == number]) for number in np.unique(part)]
     return chunks
 
 
 def _take(x: Any, rows: np.ndarray) -> Any:
-    in_a_run = len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all()
-    if in_a_run:
+    consecutive = len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all()
+    if consecutive:
         return doubles(x[int(rows[0]) : int(rows[-1]) + 1])
     return doubles(x[rows.tolist()] if stays(x) else x[rows])
-
-
-def one_fold(x: Any, y: Any, groups: Int[np.ndarray, " n"], measure: str) -> tuple[Pair, Pair, Pair, Sizes]:
-    """Statistics of x with y, x with x and y with y over the whole sample; one object where x and y are one."""
-    folds = np.zeros(int(groups.max()) + 1, dtype=np.int64)
-    if x is y:
-        made, sizes = statistics({"x": x}, [("x", "x")], groups, folds, measure)
-        return made["x", "x"], made["x", "x"], made["x", "x"], sizes
-    pairs = [("x", "y"), ("x", "x"), ("y", "y")]
-    made, sizes = statistics({"x": x, "y": y}, pairs, groups, folds, measure)
-    return made["x", "y"], made["x", "x"], made["y", "y"], sizes

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import array, finite, grouped
-from layerprobe.similarity._intervals import folds_of, jackknife, sample_rows
-from layerprobe.similarity._rsa import unit_rows
+from layerprobe.similarity._arrays import array, constant, finite, grouped, sample_rows, unit_rows
+from layerprobe.similarity._measure import MIN_EXAMPLES
+from layerprobe.similarity._paired import N_FOLDS
+from layerprobe.stats import assign_folds, jackknife
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,83 +22,72 @@ __all__ = ["anisotropy", "describe", "effective_rank", "intrinsic_dimension", "p
 
 
 def anisotropy(x: Any) -> float:
-    """Mean cosine of two different rows, in [-1 / (n - 1), 1]; 0 where directions are uniform (Ethayarajh 2019).
+    """Mean cosine of two different rows, in [-1 / (n - 1), 1]; 0 if directions are uniform (Ethayarajh 2019).
+
+    Args:
+        x: rows x features.
 
     Raises:
         MeasureError: for fewer than 4 rows, values that are not finite, or a row of zeros.
     """
     x = unit_rows(_rows(x, "anisotropy"), "anisotropy")
-    total = x.sum(0)
-    return float((total @ total - len(x)) / (len(x) * (len(x) - 1)))
+    return _mean_cosine(x.sum(0), len(x))
 
 
 def effective_rank(x: Any) -> float:
     """exp of the entropy of the normalised singular values of the centred rows, in [1, d] (Roy and Vetterli 2007).
 
+    Args:
+        x: rows x features.
+
     Raises:
         MeasureError: for fewer than 4 rows, values that are not finite, or constant rows.
     """
-    return effective_rank_of(_spectrum(x, "effective_rank"))
+    return _effective_rank(_spectrum(x, "effective_rank"))
 
 
 def participation_ratio(x: Any) -> float:
     """(sum of the covariance's eigenvalues)^2 / (sum of their squares), in [1, d] (Gao et al. 2017).
 
-    Raises:
-        MeasureError: as `effective_rank`.
+    Arguments and errors as `effective_rank`.
     """
-    return participation_ratio_of(_spectrum(x, "participation_ratio"))
+    return _participation_ratio(_spectrum(x, "participation_ratio"))
 
 
 def intrinsic_dimension(x: Any, *, discard: float = 0.1) -> float:
-    """Dimension of the manifold that the rows lie on, by two nearest neighbours (Facco et al. 2017, TwoNN).
+    """Dimension of the manifold that the rows lie on, from two nearest neighbours (Facco et al. 2017, TwoNN).
 
     With mu = r2 / r1 the ratio of the distances to a row's two nearest neighbours, -log(1 - F(mu)) = d log(mu); d is the
     slope through the origin without the largest ratios. Takes n x n memory. High dimensions are underestimated at any
-    n that is practical.
+    practical n.
 
     Args:
         x: rows x features.
         discard: share of the largest ratios left out of the fit.
 
     Raises:
-        MeasureError: for fewer than 20 rows, values that are not finite, or rows that repeat another.
+        MeasureError: for fewer than 20 rows, values that are not finite, or repeated rows.
     """
     from scipy.spatial.distance import cdist
 
-    x = _rows(x, "intrinsic_dimension", minimum=20)
-    return two_nn(cdist(x, x), discard=discard)
+    x = _rows(x, "intrinsic_dimension", min_rows=20)
+    return _two_nn(cdist(x, x), discard=discard)
 
 
-def two_nn(distances: Float[np.ndarray, "n n"], *, discard: float = 0.1) -> float:
-    """TwoNN from the distance of every two rows; pairs that may not be neighbours are infinitely far apart."""
-    distances = distances.copy()
-    np.fill_diagonal(distances, np.inf)
-    two = np.partition(distances, 1, axis=1)[:, :2]
-    if (two[:, 0] <= 0).any():
-        raise MeasureError(
-            f"intrinsic_dimension was given {int((two[:, 0] <= 0).sum())} of {len(two)} rows that repeat another, so they "
-            "have no nearest distance; leave repetitions out."
-        )
-    ratios = np.sort(np.log(two[:, 1] / two[:, 0]))
-    n = len(ratios)
-    kept = int(n * (1 - discard))
-    heights = -np.log1p(-np.arange(1, n + 1) / (n + 1))
-    return float(ratios[:kept] @ heights[:kept] / (ratios[:kept] @ ratios[:kept]))
-
-
-def describe(x: Any, groups: Any = None, *, most: int = 1000, seed: int = 0) -> pd.DataFrame:
+def describe(x: Any, groups: Any = None, *, max_rows: int = 1000, seed: int = 0) -> pd.DataFrame:
     """All four, each with a 95% delete-group jackknife interval over whole examples.
 
     Args:
         x: rows x features.
-        groups: example of each row; rows of one example are no neighbours of each other.
-        most: rows of whole examples that the intrinsic dimension, which needs an n x n matrix, is taken of.
-        seed: of the groups of examples and the sample.
+        groups: example of each row; rows of one example are not neighbours of each other. By default each row is an
+            example.
+        max_rows: rows of the sample of whole examples from which the intrinsic dimension, with its n x n matrix, is
+            computed.
+        seed: seed of the folds and of the sample.
 
     Returns:
-        `measure, value, ci_low, ci_high, n, n_rows`. A measure that is undefined on these rows (repeated rows have no
-        nearest distance) is left out.
+        `measure, value, ci_low, ci_high, n, n_rows` (n counts examples). A measure that is undefined on these rows
+        (repeated rows have no nearest distance) is left out.
 
     Raises:
         MeasureError: for fewer than 8 examples, values that are not finite, or constant rows.
@@ -107,86 +97,118 @@ def describe(x: Any, groups: Any = None, *, most: int = 1000, seed: int = 0) -> 
     x = _rows(x, "geometry")
     numbers = grouped(groups, len(x), "geometry")
     examples = int(numbers.max()) + 1
-    if examples < 8:
-        raise MeasureError(f"geometry was given {examples} examples; an interval needs at least 8: give more texts.")
-    folds = folds_of(examples, 20, seed)[numbers]
+    if examples < MIN_EXAMPLES:
+        raise MeasureError(
+            f"geometry: {{groups}} has {examples} examples, but an interval needs at least {MIN_EXAMPLES}; provide more.",
+            "groups",
+        )
+    folds = assign_folds(examples, N_FOLDS, seed)[numbers]
     n_folds = int(folds.max()) + 1
-    centre, unit = x - x.mean(0), unit_rows(x, "anisotropy")
+    centred, unit = x - x.mean(0), unit_rows(x, "anisotropy")
     parts = [np.flatnonzero(folds == fold) for fold in range(n_folds)]
-    products = np.stack([centre[part].T @ centre[part] for part in parts])
-    sums, directions = (np.stack([z[part].sum(0) for part in parts]) for z in (centre, unit))
+    products = np.stack([centred[part].T @ centred[part] for part in parts])
+    sums, directions = (np.stack([z[part].sum(0) for part in parts]) for z in (centred, unit))
     counts = np.array([len(part) for part in parts])
-    whole = products.sum(0), sums.sum(0), directions.sum(0), int(counts.sum())
+
+    def without(of_folds: np.ndarray, fold: int | None) -> Any:
+        total = of_folds.sum(0)
+        return total if fold is None else total - of_folds[fold]
 
     @cache
     def spectrum(fold: int | None) -> Float[np.ndarray, " d"]:
-        product, total, _, n = whole
-        if fold is not None:
-            product, total, n = product - products[fold], total - sums[fold], n - int(counts[fold])
-        values = np.maximum(np.linalg.eigvalsh(product - np.outer(total, total) / n), 0)
-        return np.where(values > 1e-12 * values[-1], values, 0)
+        total = without(sums, fold)
+        return _eigenvalues(without(products, fold) - np.outer(total, total) / without(counts, fold))
 
-    def cosine(fold: int | None) -> float:
-        total, n = whole[2], whole[3]
-        if fold is not None:
-            total, n = total - directions[fold], n - int(counts[fold])
-        return float((total @ total - n) / (n * (n - 1)))
-
-    chosen = sample_rows(numbers, most, seed)
-    apart = numbers[chosen][:, None] != numbers[chosen][None]
-    # From inner products, ten times as fast as differences; what rounding leaves of repeated rows is no distance.
-    some = centre[chosen]
-    squares = np.einsum("nd,nd->n", some, some)
-    squared = squares[:, None] + squares[None] - 2 * some @ some.T
+    sample = sample_rows(numbers, max_rows, seed)
+    apart = numbers[sample][:, None] != numbers[sample][None]
+    # From inner products, ten times as fast as from differences; the rounding error of repeated rows is no distance.
+    rows = centred[sample]
+    squares = np.einsum("nd,nd->n", rows, rows)
+    squared = squares[:, None] + squares[None] - 2 * rows @ rows.T
     squared[squared < 1e-12 * squares.mean()] = 0
     distances = np.where(apart, np.sqrt(squared), np.inf)
 
     def dimension(fold: int | None) -> float:
-        keep = np.flatnonzero(folds[chosen] != (-1 if fold is None else fold))
-        return two_nn(distances[np.ix_(keep, keep)])
+        kept = np.flatnonzero(folds[sample] != (-1 if fold is None else fold))
+        return _two_nn(distances[np.ix_(kept, kept)])
 
-    made: list[tuple[str, Callable[[int | None], float], float, float, int]] = [
-        ("anisotropy", cosine, -1.0, 1.0, len(x)),
-        ("effective_rank", lambda fold: effective_rank_of(spectrum(fold)), 1.0, float(x.shape[1]), len(x)),
-        ("participation_ratio", lambda fold: participation_ratio_of(spectrum(fold)), 1.0, float(x.shape[1]), len(x)),
-        ("intrinsic_dimension", dimension, 0.0, np.inf, len(chosen)),
+    width = float(x.shape[1])
+    statistics: list[tuple[str, Callable[[int | None], float], float, float, int]] = [
+        (
+            "anisotropy",
+            lambda fold: _mean_cosine(without(directions, fold), int(without(counts, fold))),
+            -1.0,
+            1.0,
+            len(x),
+        ),
+        ("effective_rank", lambda fold: _effective_rank(spectrum(fold)), 1.0, width, len(x)),
+        ("participation_ratio", lambda fold: _participation_ratio(spectrum(fold)), 1.0, width, len(x)),
+        ("intrinsic_dimension", dimension, 0.0, np.inf, len(sample)),
     ]
-    rows = []
-    for name, function, low, high, n_rows in made:
+    table = []
+    for name, statistic, low, high, n_rows in statistics:
         try:
-            found = jackknife(function, n_folds, examples, low, high)
+            estimate = jackknife(statistic, n_folds, examples, low, high)
         except MeasureError:
             continue
-        rows.append((name, found.value, found.low, found.high, examples, n_rows))
-    return pd.DataFrame(rows, columns=["measure", "value", "ci_low", "ci_high", "n", "n_rows"])
+        table.append((name, estimate.value, estimate.low, estimate.high, examples, n_rows))
+    return pd.DataFrame(table, columns=["measure", "value", "ci_low", "ci_high", "n", "n_rows"])
 
 
-def effective_rank_of(values: Float[np.ndarray, " d"]) -> float:
-    """Effective rank from the covariance's eigenvalues."""
-    shares = np.sqrt(np.maximum(values, 0))
+def _mean_cosine(total: Float[np.ndarray, " d"], n: int) -> float:
+    """Mean cosine of two different rows, from the sum of n rows of length 1."""
+    return float((total @ total - n) / (n * (n - 1)))
+
+
+def _two_nn(distances: Float[np.ndarray, "n n"], *, discard: float = 0.1) -> float:
+    """TwoNN from the distance of every two rows; pairs that may not be neighbours are infinitely far apart."""
+    distances = distances.copy()
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.partition(distances, 1, axis=1)[:, :2]
+    repeated = int((nearest[:, 0] <= 0).sum())
+    if repeated:
+        raise MeasureError(
+            f"intrinsic_dimension: {repeated} of {len(nearest)} rows repeat another row and have no nearest distance; leave "
+            "repetitions out."
+        )
+    ratios = np.sort(np.log(nearest[:, 1] / nearest[:, 0]))
+    n = len(ratios)
+    kept = int(n * (1 - discard))
+    heights = -np.log1p(-np.arange(1, n + 1) / (n + 1))
+    return float(ratios[:kept] @ heights[:kept] / (ratios[:kept] @ ratios[:kept]))
+
+
+def _effective_rank(eigenvalues: Float[np.ndarray, " d"]) -> float:
+    shares = np.sqrt(eigenvalues)
     shares = shares[shares > 0] / shares.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def participation_ratio_of(values: Float[np.ndarray, " d"]) -> float:
-    """Participation ratio from the covariance's eigenvalues."""
-    return float(values.sum() ** 2 / (values**2).sum())
+def _participation_ratio(eigenvalues: Float[np.ndarray, " d"]) -> float:
+    return float(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
 
 
-def _spectrum(x: Any, measure: str) -> Float[np.ndarray, " d"]:
-    x = _rows(x, measure)
-    x = x - x.mean(0)
-    values = np.maximum(np.linalg.eigvalsh(x.T @ x), 0)
-    if not values[-1] > 0:
-        raise MeasureError(f"{measure} was given a constant representation of shape {x.shape}; leave it out.")
-    # What rounding leaves where there are fewer rows than features is no direction.
+def _eigenvalues(scatter: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " d"]:
+    """Eigenvalues, 0 for directions that exist by rounding only (with fewer rows than features)."""
+    values = np.maximum(np.linalg.eigvalsh(scatter), 0)
     return np.where(values > 1e-12 * values[-1], values, 0)
 
 
-def _rows(x: Any, measure: str, minimum: int = 4) -> Float[np.ndarray, "n d"]:
+def _spectrum(x: Any, caller: str) -> Float[np.ndarray, " d"]:
+    x = _rows(x, caller)
+    x = x - x.mean(0)
+    values = _eigenvalues(x.T @ x)
+    if not values[-1] > 0:
+        raise constant(caller, "x", x.shape)
+    return values
+
+
+def _rows(x: Any, caller: str, min_rows: int = 4) -> Float[np.ndarray, "n d"]:
     x = array(x)
-    if x.ndim != 2 or len(x) < minimum or not x.shape[1]:
+    if x.ndim != 2 or len(x) < min_rows or not x.shape[1]:
         raise MeasureError(
-            f"{measure} was given an array of shape {x.shape}; it takes rows x features, at least {minimum} rows: give more."
+            f"{caller}: {{x}} has shape {x.shape}, but rows x features with at least {min_rows} rows are required; provide "
+            "more.",
+            "x",
         )
-    return finite(np.asarray(x, dtype=np.float64), measure)
+    return finite(np.asarray(x, dtype=np.float64), caller)

@@ -1,4 +1,4 @@
-"""Tensors on a device with float64 are worked on there. No test machine has one: tensors on the CPU stand in for it."""
+"""Computation takes place on devices with float64. No test machine has one: tensors on the CPU represent it."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,6 @@ import torch
 
 from layerprobe.errors import MeasureError
 from layerprobe.similarity import MEASURES, _arrays, _statistics, cka, paired_cosine, procrustes, shape_distance, svcca
-
-ON_DEVICE = {
-    "paired_cosine",
-    "cka",
-    "cka_angle",
-    "mean_cca",
-    "mean_squared_cca",
-    "svcca",
-    "pwcca",
-    "procrustes",
-    "procrustes_angle",
-    "shape_distance",
-}
 
 
 def related(n=200, d=8, kind=torch.float32):
@@ -29,32 +16,32 @@ def related(n=200, d=8, kind=torch.float32):
 
 @pytest.fixture
 def products(monkeypatch):
-    """Devices that stay include the CPU; lists the kinds of rows that were multiplied."""
-    made = []
-    add = _statistics._add
+    """Makes the CPU such a device; lists the rows that were multiplied."""
+    multiplied = []
+    add = _statistics.Pair.add
 
-    def seen(pair, fold, x, y):
-        made.extend([x.rows, y.rows])
+    def recording(pair, fold, x, y):
+        multiplied.extend([x.rows, y.rows])
         add(pair, fold, x, y)
 
     monkeypatch.setattr(_arrays, "DEVICES", {"cpu"})
-    monkeypatch.setattr(_statistics, "_add", seen)
-    return made
+    monkeypatch.setattr(_statistics.Pair, "add", recording)
+    return multiplied
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
 def test_a_device_gives_the_values_of_the_cpu(measure, kind, products):
     x, y = related(kind=kind)
-    own = measure.function(x.requires_grad_(), y)
-    assert type(own) is float
-    assert own == pytest.approx(measure.function(x.detach().double().numpy(), y.double().numpy()), rel=0, abs=1e-10)
-    if measure.name in ON_DEVICE - {"paired_cosine"}:
+    value = measure.function(x.requires_grad_(), y)
+    assert type(value) is float
+    assert value == pytest.approx(measure.function(x.detach().double().numpy(), y.double().numpy()), rel=0, abs=1e-10)
+    if measure.linear:
         on_device = [rows for rows in products if torch.is_tensor(rows)]
         assert on_device and all(rows.dtype == torch.float64 for rows in on_device)
 
 
-def test_options_and_groups_are_minded_on_a_device(products):
+def test_options_and_groups_apply_on_a_device(products):
     x, y = related()
     plain = x.double().numpy(), y.double().numpy()
     groups = np.random.default_rng(1).integers(0, 60, len(x))  # examples of many sizes, their rows far apart
@@ -73,22 +60,22 @@ def test_options_and_groups_are_minded_on_a_device(products):
 
 def test_errors_read_the_same_on_a_device(products):
     x, y = related()
-    spoilt, still, zero = x.clone(), torch.ones_like(x), x.clone()
-    spoilt[77, 3], zero[5] = torch.nan, 0
+    damaged, constant, zero = x.clone(), torch.ones_like(x), x.clone()
+    damaged[77, 3], zero[5] = torch.nan, 0
     for sides, words in {
-        (spoilt, y): r"shape \(200, 8\), first in row 77",
-        (still, y): r"constant representation \(x, shape \(200, 8\)\)",
-        (x[:9], y): r"shape \(9, 8\) and \(200, 8\)",
+        (damaged, y): r"row 77 of an array of shape \(200, 8\)",
+        (constant, y): r"every row of x \(shape \(200, 8\)\) is the same",
+        (x[:9], y): r"shapes \(9, 8\) and \(200, 8\)",
         (x[:3], y[:3]): "at least 4 rows",
         (x[:, 0], y[:, 0]): "two matrices",
     }.items():
         for function in (cka, procrustes):
             with pytest.raises(MeasureError, match=words):
                 function(*sides)
-    with pytest.raises(MeasureError, match=r"row of zeros \(row 5\)"):
+    with pytest.raises(MeasureError, match=r"row 5 of x or y \(shape \(200, 8\)\) is a row of zeros"):
         paired_cosine(zero, y)
 
 
-def test_only_devices_with_float64_are_worked_on():
+def test_only_devices_with_float64_keep_their_tensors():
     assert {"cuda"} == _arrays.DEVICES
     assert not _arrays.stays(related()[0]) and not _arrays.stays(np.ones(3))

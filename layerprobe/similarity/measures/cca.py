@@ -1,0 +1,202 @@
+"""Canonical correlations between two representations, averaged in the four usual ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from layerprobe.errors import MeasureError
+from layerprobe.similarity._measure import ANY_LINEAR, SHAPE, Linear, Measure
+from layerprobe.similarity._passes import linear_value
+from layerprobe.similarity._statistics import Products
+
+SINGULAR = 1e-10
+"""A column is taken to depend linearly on others if they leave less than this share of its variance unexplained."""
+
+
+def mean_cca(x: Any, y: Any) -> float:
+    """Mean of the canonical correlations, in [0, 1]; 1 if x and y are equal up to an invertible linear map and a shift.
+
+    Correlations of independent data are far from 0 unless n is many times the width.
+
+    Args:
+        x, y: rows x features, row i of both the same item.
+
+    Raises:
+        MeasureError: for n <= d_x + d_y, where all correlations are 1 for any data; for linearly dependent or constant
+            columns; unequal n; values that are not finite.
+    """
+    return linear_value("mean_cca", _mean_cca, x, y)
+
+
+def mean_squared_cca(x: Any, y: Any) -> float:
+    """Mean of the squared canonical correlations (the R2 of CCA), in [0, 1].
+
+    Arguments and errors as `mean_cca`.
+    """
+    return linear_value("mean_squared_cca", _mean_squared_cca, x, y)
+
+
+def svcca(x: Any, y: Any, *, variance: float = 0.99) -> float:
+    """Mean canonical correlation of the leading principal components of each side, in [0, 1].
+
+    Raghu et al. 2017, "SVCCA". Not invariant to linear maps, since the leading components are not.
+
+    Args:
+        x, y: rows x features, row i of both the same item.
+        variance: share of each side's variance that its components account for.
+
+    Raises:
+        MeasureError: if variance is not in (0, 1], n is not above the number of components, or as `mean_cca`.
+    """
+    if not 0 < variance <= 1:
+        raise MeasureError(f"svcca: {{variance}} is {variance}; use a share above 0 and up to 1.", "variance")
+    return linear_value("svcca", _svcca, x, y, warn=False, variance=variance)
+
+
+def pwcca(x: Any, y: Any) -> float:
+    """Canonical correlations weighted by how much of x each direction accounts for, in [0, 1].
+
+    Two weightings are published. This is that of the paper (Morcos et al. 2018, eq. 5 of "Insights on representational
+    similarity"): the weight of direction h_i is sum_j |<h_i, x_j>| over the columns x_j of x. Some implementations take
+    the L1 norm of h_i over rows instead, which does not depend on x. Not symmetric; since the columns are summed in
+    absolute value, it changes when x is rotated.
+
+    Args:
+        x, y: rows x features, row i of both the same item.
+
+    Raises:
+        MeasureError: as `mean_cca`, and if d_x > d_y, where directions of x have no counterpart.
+    """
+    return linear_value("pwcca", _pwcca, x, y)
+
+
+def _mean_cca(products: Products) -> float:
+    return float(_correlations(products, "mean_cca").mean())
+
+
+def _mean_squared_cca(products: Products) -> float:
+    return float((_correlations(products, "mean_squared_cca") ** 2).mean())
+
+
+def _svcca(products: Products, *, variance: float = 0.99) -> float:
+    if products.identical:
+        return 1.0
+    basis_x, basis_y = (_leading(scatter, variance) for scatter in (products.scatter_x, products.scatter_y))
+    if products.n <= basis_x.shape[1] + basis_y.shape[1]:
+        raise MeasureError(
+            f"svcca: {products.n} rows for {basis_x.shape[1]} + {basis_y.shape[1]} components, with which it is near 1 for "
+            "any data; provide more rows, or lower {variance}.",
+            "variance",
+        )
+    whitened = basis_x.T @ products.cross @ basis_y
+    return float(np.clip(np.linalg.svd(whitened, compute_uv=False), 0, 1).mean())
+
+
+def _pwcca(products: Products) -> float:
+    _check_rows(products, "pwcca")
+    if products.identical:
+        return 1.0
+    width_x, width_y = products.widths
+    if width_x > width_y:
+        raise MeasureError(
+            f"pwcca: {{x}} has width {width_x} and {{y}} width {width_y}, but each direction of x needs a counterpart; pass "
+            "the narrower side as x.",
+            "x",
+            "y",
+        )
+    root_x, root_y = _root(products.scatter_x, "pwcca"), _root(products.scatter_y, "pwcca")
+    left, values, _ = np.linalg.svd(_whitened(products.cross, root_x, root_y), full_matrices=False)
+    # x_j' h_i over all columns j: the directions are the rows' inverse root times the left vectors.
+    weights = np.abs(root_x @ left).sum(0)
+    return float(np.clip(values, 0, 1) @ weights / weights.sum())
+
+
+def _correlations(products: Products, caller: str) -> Float[np.ndarray, " k"]:
+    _check_rows(products, caller)
+    if products.identical:
+        return np.ones(products.widths[0])
+    roots = _root(products.scatter_x, caller), _root(products.scatter_y, caller)
+    return np.clip(np.linalg.svd(_whitened(products.cross, *roots), compute_uv=False), 0, 1)
+
+
+def _check_rows(products: Products, caller: str) -> None:
+    if products.n <= sum(products.widths):
+        raise MeasureError(
+            f"{caller}: {products.n} rows for widths {products.widths[0]} + {products.widths[1]}; with no more rows than their "
+            "sum every correlation is 1 for any data: provide more rows, or use svcca or cka."
+        )
+
+
+def _root(scatter: Float[np.ndarray, "d d"], caller: str) -> Float[np.ndarray, "d d"]:
+    """Cholesky root L of a scatter matrix, L L' = scatter."""
+    try:
+        root = np.linalg.cholesky(scatter)
+    except np.linalg.LinAlgError:
+        root = np.zeros_like(scatter)
+    # L_ii^2 is the part of column i that the columns before it do not explain.
+    if (np.diag(root) ** 2 <= SINGULAR * np.diag(scatter)).any():
+        raise MeasureError(
+            f"{caller}: a representation of width {len(scatter)} has constant or linearly dependent columns; leave these out, "
+            "or use svcca, which keeps the leading components."
+        )
+    return root
+
+
+def _whitened(
+    cross: Float[np.ndarray, "d_x d_y"], root_x: Float[np.ndarray, "d_x d_x"], root_y: Float[np.ndarray, "d_y d_y"]
+) -> Float[np.ndarray, "d_x d_y"]:
+    from scipy.linalg import solve_triangular
+
+    half = solve_triangular(root_x, cross, lower=True, check_finite=False)
+    return solve_triangular(root_y, half.T, lower=True, check_finite=False).T
+
+
+def _leading(scatter: Float[np.ndarray, "d d"], variance: float) -> Float[np.ndarray, "d k"]:
+    """Whitened leading principal directions."""
+    values, vectors = np.linalg.eigh(scatter)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    share = np.cumsum(values) / values.sum()
+    kept = min(int(np.searchsorted(share, variance - 1e-12) + 1), int((values > SINGULAR * values[0]).sum()))
+    return vectors[:, :kept] / np.sqrt(values[:kept])
+
+
+EQUAL_WEIGHTS = "ignores any invertible linear map, so that the smallest directions count as much as the largest"
+
+MEASURES = (
+    Measure(
+        mean_cca,
+        label="Mean canonical correlation",
+        invariances=ANY_LINEAR,
+        citation="Hotelling 1936; Raghu et al. 2017",
+        resampling=Linear(_mean_cca),
+        sensitivity=EQUAL_WEIGHTS,
+    ),
+    Measure(
+        mean_squared_cca,
+        label="Mean squared canonical correlation",
+        invariances=ANY_LINEAR,
+        citation="Hotelling 1936; Kornblith et al. 2019",
+        resampling=Linear(_mean_squared_cca),
+        sensitivity=EQUAL_WEIGHTS,
+    ),
+    Measure(
+        svcca,
+        label="SVCCA",
+        invariances=SHAPE,
+        citation="Raghu et al. 2017",
+        resampling=Linear(_svcca),
+        sensitivity="as CCA, on the directions that hold 99% of the variance",
+    ),
+    Measure(
+        pwcca,
+        label="PWCCA",
+        symmetric=False,
+        invariances=frozenset({"scale", "shift"}),
+        citation="Morcos et al. 2018",
+        resampling=Linear(_pwcca),
+        sensitivity="as CCA, each direction weighted by how much of the base it accounts for",
+    ),
+)

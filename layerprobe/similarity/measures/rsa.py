@@ -1,0 +1,95 @@
+"""Representational similarity analysis: are the same rows far apart in both representations?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from layerprobe.errors import MeasureError
+from layerprobe.similarity._arrays import checked, finite, unit_rows
+from layerprobe.similarity._measure import Jackknife, Measure, Statistic
+from layerprobe.similarity._paired import PairedRows, Representation
+
+RDMS = ("correlation", "cosine", "euclidean")
+COMPARISONS = ("spearman", "pearson", "kendall")
+
+
+def rsa(x: Any, y: Any, *, rdm: str = "correlation", compare: str = "spearman") -> float:
+    """Correlation of two representational dissimilarity matrices (Kriegeskorte et al. 2008), in [-1, 1].
+
+    Takes n x n memory; for many rows pass a sample of them.
+
+    Args:
+        x, y: rows x features, row i of both the same item.
+        rdm: dissimilarity of two rows: 1 - correlation over features, 1 - cosine (uncentred), or Euclidean distance.
+        compare: over all pairs of rows: Spearman's rho, Pearson's r, or Kendall's tau-b.
+
+    Raises:
+        MeasureError: for fewer than 4 rows, unequal n, values that are not finite, a row without a direction (of zeros,
+            or constant with correlations), or dissimilarities that are all equal.
+    """
+    x, y = checked(x, y, "rsa")
+    for name, value, allowed in (("rdm", rdm, RDMS), ("compare", compare, COMPARISONS)):
+        if value not in allowed:
+            raise MeasureError(f"rsa: {{{name}}} is {value!r}; use one of {', '.join(map(repr, allowed))}.", name)
+    pairs = np.triu_indices(len(x), 1)
+    return _correlation(_dissimilarities(x, rdm)[pairs], _dissimilarities(y, rdm)[pairs], compare)
+
+
+def _dissimilarities(x: np.ndarray, rdm: str = "correlation") -> Float[np.ndarray, "n n"]:
+    x = finite(np.asarray(x, dtype=np.float64), "rsa")
+    if rdm == "euclidean":
+        from scipy.spatial.distance import cdist
+
+        return cdist(x, x)
+    if rdm == "correlation":
+        x = x - x.mean(1, keepdims=True)
+    directions = unit_rows(x, "rsa")
+    return 1 - directions @ directions.T
+
+
+def _correlation(a: Float[np.ndarray, " pairs"], b: Float[np.ndarray, " pairs"], compare: str = "spearman") -> float:
+    from scipy.stats import kendalltau, rankdata
+
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        raise MeasureError(
+            "rsa: all pairs of rows are equally dissimilar, so no correlation is defined; use other rows."
+        )
+    if compare == "kendall":
+        return float(kendalltau(a, b).statistic)
+    if compare == "spearman":
+        a, b = rankdata(a), rankdata(b)
+    a, b = a - a.mean(), b - b.mean()
+    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
+
+
+def _of_side(side: Representation) -> Float[np.ndarray, "n n"]:
+    return _dissimilarities(side.rows)
+
+
+def _of_rows(pair: PairedRows) -> Statistic:
+    """RSA over the pairs of rows from different examples."""
+    a, b, allowed = pair.x.of(_of_side), pair.y.of(_of_side), np.triu(pair.x.apart, 1)
+
+    def without(fold: int | None) -> float:
+        kept = np.zeros(pair.n_rows, dtype=bool)
+        kept[pair.without(fold)] = True
+        pairs = allowed & kept[:, None] & kept[None]
+        return _correlation(a[pairs], b[pairs])
+
+    return without
+
+
+MEASURES = (
+    Measure(
+        rsa,
+        label="RSA (correlation, Spearman)",
+        range=(-1.0, 1.0),
+        invariances=frozenset({"scale"}),
+        citation="Kriegeskorte et al. 2008; correlation, Spearman",
+        resampling=Jackknife(_of_rows),
+        sensitivity="responds to the order of all distances between rows, small and large",
+    ),
+)
