@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import make_encoder
 
-from layerprobe import encoder as module
+from layerprobe import checkpoints
 from layerprobe.data import Examples
 from layerprobe.encoder import collate, load_classifier, load_encoder, tokenize
 from layerprobe.errors import EncoderError
@@ -66,28 +66,28 @@ def test_same_seed_same_head_and_the_global_generator_is_left_alone(tiny_encoder
 
 
 def test_wrongly_numbered_layers_are_refused(tiny_bert, monkeypatch):
-    real = module.forward
+    real = checkpoints.forward
 
     def shifted(model, inputs):
         layers, logits = real(model, inputs)
         return (layers[1], layers[1], *layers[2:]), logits
 
-    monkeypatch.setattr(module, "forward", shifted)
-    with pytest.raises(EncoderError, match=r"Hidden state 0 .* can't be numbered"):
+    monkeypatch.setattr(checkpoints, "forward", shifted)
+    with pytest.raises(EncoderError, match=r"Hidden state 0 .* cannot be numbered"):
         load_encoder(str(tiny_bert))
 
 
-def test_deaf_layers_are_refused(tmp_path, monkeypatch):
+def test_layers_without_effect_are_refused(tmp_path, monkeypatch):
     folder = make_encoder(tmp_path / "bert")
-    real = module._load
+    real = checkpoints.Checkpoint.classifier
 
-    def deaf(*args, **kwargs):
-        model, missing = real(*args, **kwargs)
+    def without_weights(self, **config):
+        model, missing = real(self, **config)
         torch.nn.init.zeros_(model.classifier.weight)
         return model, missing
 
-    monkeypatch.setattr(module, "_load", deaf)
-    with pytest.raises(EncoderError, match=r"Noise written at layer 0 .* leaves its logits"):
+    monkeypatch.setattr(checkpoints.Checkpoint, "classifier", without_weights)
+    with pytest.raises(EncoderError, match=r"Noise added to layer 0 .* does not change its logits"):
         load_encoder(str(folder))
 
 
@@ -116,17 +116,17 @@ def test_bad_models_are_refused_in_one_sentence(tiny_bert, tmp_path):
         pickled: "a pickle, which is never loaded",
         untokenized: "no tokenizer vocabulary",
         decoder: "gpt2 model, not an encoder",
-        tmp_path / "bare": "holds no config.json",
+        tmp_path / "bare": "has no config.json",
         tmp_path / "nowhere": "no model folder",
-        deeper: "lacks weights of its own body",
+        deeper: "lacks weights of its body",
         mistyped: "config.json of .* cannot be used",
-        spoilt(tiny_bert, tmp_path / "spoilt"): r"hold NaN or infinite values \(bert\.encoder\.layer\.1",
+        spoilt(tiny_bert, tmp_path / "spoilt"): r"contain NaN or infinite values \(bert\.encoder\.layer\.1",
         weights: "is a file",
     }.items():
         with pytest.raises(EncoderError, match=word) as caught:
             load_encoder(str(name))
         assert "\n" not in str(caught.value)
-    with pytest.raises(EncoderError, match=r"'org/nothing' is no folder here, and the Hub was not asked"):
+    with pytest.raises(EncoderError, match=r"no local model 'org/nothing', and the Hub was not contacted"):
         load_encoder("org/nothing")
 
 
@@ -185,10 +185,10 @@ def test_checkpoints_must_be_adaptations_of_the_base(tiny_bert, tiny_encoder, tm
         make_encoder(tmp_path / "deep", n_layers=3, labels=["a", "b"]): "3 blocks of width 32",
         tiny_bert: "no trained classification head",
         tmp_path / "none": "no checkpoint folder",
-        spoilt(tuned, tmp_path / "spoilt"): "hold NaN or infinite values",
-        retokenized(tmp_path / "swapped", swap_two_tokens): r"token 'bad' is number \d+, not number \d+",
+        spoilt(tuned, tmp_path / "spoilt"): "contain NaN or infinite values",
+        retokenized(tmp_path / "swapped", swap_two_tokens): r"token 'bad' has number \d+ instead of \d+",
         retokenized(tmp_path / "lost", lose_a_token): "token 'good' is missing",
-        retokenized(tmp_path / "cased", keep_case): "splits texts otherwise",
+        retokenized(tmp_path / "cased", keep_case): "they differ in case, accents",
     }.items():
         with pytest.raises(EncoderError, match=word):
             load_classifier(folder, tiny_encoder)

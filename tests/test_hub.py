@@ -1,4 +1,4 @@
-"""The hub: asked only for what is not here, and given up at once where nobody answers."""
+"""The Hub: which names refer to it, contacted only for what is not local, and given up at once if it cannot be reached."""
 
 import os
 import socket
@@ -7,6 +7,7 @@ import types
 import pytest
 
 from layerprobe import hub
+from layerprobe.data._files import READERS
 
 
 @pytest.fixture
@@ -62,3 +63,20 @@ def test_a_proxy_is_asked_in_the_hubs_place(fresh, monkeypatch):
     monkeypatch.setenv("http_proxy", address)
     with server:
         assert hub._reachable()
+
+
+def test_bundled_names_and_paths_are_no_hub_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "model").write_text("")
+    paths = ["bundled:minilm-l6", "./a", "/a", "~/a", "a/b/c", "texts.CSV", "org/rows.parquet", "folder", "org/model"]
+    assert not any(hub.is_hub_id(name) for name in paths)
+    assert all(hub.is_hub_id(name) for name in ("imdb", "org/other", "org/model-v1.5", "folders"))
+    assert set(READERS) <= set(hub.FILE_ENDINGS)
+
+
+def test_an_unreachable_id_is_reported_with_the_reason(fresh, monkeypatch):
+    assert "'org/x', and it is not on the Hub or the Hub cannot be reached" in hub.unreachable("model", "org/x")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "because HF_HUB_OFFLINE is set" in hub.unreachable("model", "org/x")
