@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.errors import StudyError
+from layerprobe.errors import DataError, StudyError
 from layerprobe.identities import Identities
 from layerprobe.study import Study
 from layerprobe.tasks import seeds_of
@@ -37,7 +39,7 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
         parse_method,
         precision,
     )
-    from layerprobe.data import load_corpus, load_ood
+    from layerprobe.data import DataSource, load_corpus, load_ood
     from layerprobe.encoder import load_encoder
     from layerprobe.similarity import MEASURES
 
@@ -50,16 +52,9 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
             raise StudyError(f"similarity.measures names {name!r}; the measures are {', '.join(known)}.")
     device = resolve_device(device)
     asked = study.data
-    corpus = load_corpus(
-        asked.source,
-        text=asked.text,
-        label=asked.label,
-        config=asked.config,
-        revision=asked.revision,
-        train=asked.train,
-        test=asked.test,
-        seed=asked.seed,
-    )
+    with _study_keys("data", ("text", "label", "train", "test")):
+        source = DataSource(asked.source, asked.text, asked.label, asked.config, asked.revision)
+        corpus = load_corpus(source, train=asked.train, test=asked.test, seed=asked.seed)
     few = {"data.test": len(corpus.test), "activations.examples": study.activations.examples}
     for key, number in few.items():
         if number < LEAST_TEXTS:
@@ -67,20 +62,11 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
                 f"{key} comes to {number} text{'s' * (number != 1)}, but an interval over texts needs at least "
                 f"{LEAST_TEXTS}; raise {key} or give more data."
             )
-    ood = [
-        load_ood(
-            one.name,
-            one.source,
-            corpus,
-            text=one.text or asked.text,
-            label=one.label or asked.label,
-            config=one.config,
-            revision=one.revision,
-            rows=one.rows,
-            seed=asked.seed,
-        )
-        for one in asked.ood
-    ]
+    ood = []
+    for one in asked.ood:
+        with _study_keys("data.ood", ("text", "label", "rows")):
+            source = DataSource(one.source, one.text or asked.text, one.label or asked.label, one.config, one.revision)
+            ood.append(load_ood(one.name, source, corpus, rows=one.rows, seed=asked.seed))
     encoder = load_encoder(
         study.model.name, revision=study.model.revision, trust_remote_code=study.model.trust_remote_code
     )
@@ -99,6 +85,15 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
                 f"sae.layers names layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
             )
     return Inputs(study, corpus, encoder, methods, device, precision(device), progress, tuple(ood), home)
+
+
+@contextlib.contextmanager
+def _study_keys(section: str, arguments: Iterable[str]) -> Iterator[None]:
+    """Errors about arguments name the study keys of this section instead."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(error.with_names({name: f"{section}.{name}" for name in arguments})) from error
 
 
 def resolve_device(device: str) -> str:

@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from layerprobe.inputs import Inputs
 
 
-DATA_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
-"""Endings of names that are files even where none is there: no Hub id ends so."""
-
-
 @dataclass(frozen=True)
 class PlannedTask:
     """A line of a plan."""
@@ -73,7 +69,7 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
         inputs = _inputs(study, device, store.root, progress=False)
     except (DataError, EncoderError) as error:
         here = study.data.source if isinstance(error, DataError) else study.model.name
-        if not _of_the_hub(here):
+        if not hub.is_hub_id(here):
             raise
         return Plan(
             tuple(PlannedTask(stage, name, None, False, None) for stage, name in outline(study)),
@@ -291,19 +287,12 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _of_the_hub(name: str) -> bool:
-    """Whether a model or a data source is neither bundled nor a path."""
-    path = Path(name).expanduser()
-    pathlike = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix.lower() in DATA_FILES
-    return not (name.startswith("bundled:") or pathlike or path.exists())
-
-
 def _stay_offline(study: Study) -> None:
     """Keep libraries from looking anything up that the study does not need."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_MODE", "disabled")
     sources = [study.data.source, *(one.source for one in study.data.ood)]
-    if not any(_of_the_hub(name) for name in (study.model.name, *sources)):
+    if not any(hub.is_hub_id(name) for name in (study.model.name, *sources)):
         hub.stay_offline()
     elif "HF_HUB_OFFLINE" not in os.environ and not hub.allow():
         print(

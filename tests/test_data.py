@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import write_csv
 
-from layerprobe.data import load_corpus, load_ood
+from layerprobe.data import DataSource, load_corpus, load_ood
 from layerprobe.errors import DataError
 
 
@@ -77,7 +77,7 @@ def test_duplicates_never_straddle_and_conflicts_are_counted(tmp_path):
     texts = [*corpus.train.texts, *corpus.test.texts, *corpus.unseen.texts]
     assert sorted(texts) == sorted(f"text {i}" for i in range(60))
     assert "1 rows without text" in corpus.notes[0]
-    assert "2 repetitions" in corpus.notes[1] and "1 of them under another label" in corpus.notes[1]
+    assert "2 duplicates" in corpus.notes[1] and "1 of them with another label" in corpus.notes[1]
 
 
 def test_string_labels_are_numbered_in_sorted_order_and_whole_numbers_in_theirs(tmp_path):
@@ -94,7 +94,7 @@ def test_a_class_that_no_text_has_is_no_class(tmp_path):
 def test_pairs_twenty_classes_and_named_columns(tmp_path):
     rows = [(f"question {i}", f"answer {i % 7}", f"class {i % 20}") for i in range(400)]
     path = write(tmp_path / "t.csv", rows, ("q", "a", "kind"))
-    corpus = load_corpus(path, text=("q", "a"), label="kind", train=200, test=100)
+    corpus = load_corpus(DataSource(path, text=("q", "a"), label="kind"), train=200, test=100)
     assert len(corpus.label_names) == 20
     assert corpus.train.pairs is not None and corpus.train.pairs[0].startswith("answer")
     assert np.bincount(corpus.test.labels).tolist() == [5] * 20
@@ -103,11 +103,11 @@ def test_pairs_twenty_classes_and_named_columns(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "columns", "options", "words"),
     [
-        (sixty(), ("sentence", "label"), {}, ["no column 'text'", "sentence, label", "data.text"]),
-        (sixty(), ("text", "topic"), {}, ["no column 'label'", "data.label"]),
+        (sixty(), ("sentence", "label"), {}, ["no column 'text'", "sentence, label", "set text to"]),
+        (sixty(), ("text", "topic"), {}, ["no column 'label'", "set label to"]),
         ([], ("text", "label"), {}, ["no rows"]),
         ([(f"t{i}", "only") for i in range(9)], ("text", "label"), {}, ["1 class", "'only'", "at least two"]),
-        (sixty(), ("text", "label"), {"train": 50, "test": 20}, ["data.train = 50", "60 distinct"]),
+        (sixty(), ("text", "label"), {"train": 50, "test": 20}, ["train = 50 and test = 20", "60 distinct"]),
         ([*sixty(), ("x", "")], ("text", "label"), {}, ["no label in row 61"]),
     ],
 )
@@ -151,7 +151,7 @@ def test_unreadable_sources_are_refused_in_one_sentence(tmp_path):
         "ragged.csv": "Line 3 of .* has 3 cells but the header has 2",
         "half.jsonl": "Line 2",
         "not.parquet": "cannot be read as PARQUET",
-        "t.xlsx": "the files read are",
+        "t.xlsx": "supported are",
         "": "is a folder",
     }.items():
         with pytest.raises(DataError, match=word) as caught:
@@ -160,7 +160,7 @@ def test_unreadable_sources_are_refused_in_one_sentence(tmp_path):
 
 
 def test_a_hub_id_without_a_network_is_refused_at_once():
-    with pytest.raises(DataError, match=r"'org/nothing' is no file here, and the Hub was not asked"):
+    with pytest.raises(DataError, match=r"no local data file 'org/nothing', and the Hub was not contacted"):
         load_corpus("org/nothing")
 
 
@@ -185,7 +185,7 @@ def test_a_hub_data_set_is_read_with_its_own_split_and_label_names(tmp_path, mon
     assert set(corpus.test.texts) == {*(f"s{i}" for i in range(20)), "shared"}
     assert all(text.startswith("t") for text in corpus.train.texts)
     assert {f"u{i}" for i in range(30)} <= set(corpus.unseen.texts)
-    with pytest.raises(DataError, match=r"data.test = 22, but org/reviews has 21"):
+    with pytest.raises(DataError, match=r"test = 22, but org/reviews has 21"):
         load_corpus("org/reviews", test=22)
 
 
@@ -276,7 +276,7 @@ def test_a_lone_quotation_mark_never_swallows_the_rows_after_it(tmp_path, separa
         ("deep.jsonl", "[" * 100_000, "Line 1 .* cannot be read as JSON"),
         ("nested.jsonl", '{"text": {"a": 1}, "label": "a"}', "dict instead of text in row 1"),
         ("blank.csv", "text,label\n ,a\n ,b\n", "no text: all 2 rows of 'text' are blank"),
-        ("each_its_own.csv", "text,label\n" + "".join(f"t{i},c{i}\n" for i in range(40)), "class 'c.*' of 40 has none"),
+        ("each_its_own.csv", "text,label\n" + "".join(f"t{i},c{i}\n" for i in range(40)), r"none is of the class 'c.*' \(one of 40\)"),
         ("utf16.csv", ("text,label\n" + BODY).encode("utf-16"), "not UTF-8"),
         ("header.csv", "text,label\n", "no rows"),
     ],
@@ -371,8 +371,8 @@ def test_an_ood_set_is_numbered_as_the_corpus_and_leaves_out_what_it_trains_or_t
     # What the corpus neither trains nor tests on may stay: fine-tuning doesn't see it.
     assert set(ood.examples.texts) == {*named, *three.unseen.texts[:2]}
     assert not {*three.train.ids, *three.test.ids} & set(ood.examples.ids)
-    assert any(note.startswith("7 texts") and "trains or tests on" in note for note in ood.notes)
-    assert any("1 repetitions" in note for note in ood.notes) and any("1 rows without" in note for note in ood.notes)
+    assert any(note.startswith("7 examples") and "trains or tests on" in note for note in ood.notes)
+    assert any("1 duplicates" in note for note in ood.notes) and any("1 rows without" in note for note in ood.notes)
 
 
 def test_a_sample_of_an_ood_set_is_seeded_and_keeps_class_shares(three, tmp_path):
@@ -389,15 +389,16 @@ def test_a_sample_of_an_ood_set_is_seeded_and_keeps_class_shares(three, tmp_path
 def test_pairs_go_with_pairs(three, tmp_path):
     rows = [(f"question {i}", f"answer {i}", ("yes", "no")[i % 2]) for i in range(60)]
     path = write(tmp_path / "pairs.csv", rows, ("q", "a", "label"))
-    corpus = load_corpus(path, text=("q", "a"), train=30, test=20)
+    corpus = load_corpus(DataSource(path, text=("q", "a")), train=30, test=20)
     # The second text is part of what is the same: these share the question alone.
     others = [(q, a + "!", label) for q, a, label in rows]
-    ood = load_ood("p", write(tmp_path / "o.csv", [*others, rows[0]], ("q", "a", "label")), corpus, text=("q", "a"))
+    source = write(tmp_path / "o.csv", [*others, rows[0]], ("q", "a", "label"))
+    ood = load_ood("p", DataSource(source, text=("q", "a")), corpus)
     assert ood.examples.pairs is not None and len(ood.examples) >= 60 and ood.classes == (0, 1)
-    with pytest.raises(DataError, match=r"'p' .* has 2 text columns but .* has 1; name as many"):
-        load_ood("p", path, three, text=("q", "a"))
+    with pytest.raises(DataError, match=r"'p' .* has 2 text columns but .* has 1; set text to as many"):
+        load_ood("p", DataSource(path, text=("q", "a")), three)
     with pytest.raises(DataError, match=r"'p' .* has 1 text column but .* has 2"):
-        load_ood("p", path, corpus, text="q")
+        load_ood("p", DataSource(path, text="q"), corpus)
 
 
 @pytest.mark.parametrize(
@@ -406,9 +407,9 @@ def test_pairs_go_with_pairs(three, tmp_path):
         ([("x", "pos"), ("y", "joy"), ("z", "anger")], {}, ["'anger' and 1 more", "neg, neutral, pos", "rename"]),
         ([("x", 0), ("y", 1)], {}, ["'0' and 1 more"]),
         ([("x", "pos"), ("y", "pos")], {}, ["1 class ('pos')", "at least two"]),
-        ([("x", "pos"), ("y", "pos"), ("text 0", "neg")], {}, ["'o'", "1 class ('pos')", "2 texts"]),
-        ([("x", "pos"), ("y", "neg")], {"rows": 3}, ["3 rows", "'o'", "has 2 distinct", "ask for 1 to 2"]),
-        ([("x", "pos"), ("y", "neg")], {"rows": 1}, ["1 class", "1 texts taken"]),
+        ([("x", "pos"), ("y", "pos"), ("text 0", "neg")], {}, ["'o'", "1 class ('pos')", "2 examples"]),
+        ([("x", "pos"), ("y", "neg")], {"rows": 3}, ["rows = 3", "'o'", "has 2 distinct", "use 1 to 2"]),
+        ([("x", "pos"), ("y", "neg")], {"rows": 1}, ["1 class", "its 1 examples"]),
         ([("x", "pos"), ("y", "")], {}, ["no label in row 2"]),
     ],
 )

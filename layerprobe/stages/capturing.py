@@ -25,21 +25,22 @@ def capture_adapted(inputs: Inputs, adapt: str) -> Build:
 
 def _capture_test(inputs: Inputs, adapt: str | None) -> Build:
     def build(folder: Path, done: Parents) -> None:
-        from layerprobe.activations import ActivationStore, capture
+        from layerprobe.activations import ActivationStore, CaptureConfig, capture
 
         asked = inputs.study.activations
-        capture(
+        store = capture(
             model_of(inputs, done, adapt),
             inputs.encoder,
             inputs.corpus.test,
             folder / "rows",
-            max_length=inputs.study.data.max_length,
-            token_examples=asked.examples,
-            dtype=asked.dtype,
+            CaptureConfig(
+                max_length=inputs.study.data.max_length, token_examples=asked.examples, dtype=asked.dtype
+            ),
             device=inputs.device,
-            reference=ActivationStore.open(done["capture: base"].folder / "rows") if adapt else None,
             progress=inputs.progress,
         )
+        if adapt:
+            store.share_files(ActivationStore.open(done["capture: base"].folder / "rows"))
 
     return build
 
@@ -48,24 +49,23 @@ def capture_train(inputs: Inputs, adapt: str | None) -> Build:
     """Pooled vectors of the training texts: the last layer's for the reference classifier, all of them for probes."""
 
     def build(folder: Path, done: Parents) -> None:
-        from layerprobe.activations import ActivationStore, capture
+        from layerprobe.activations import ActivationStore, CaptureConfig, capture
 
         model = model_of(inputs, done, adapt)
         base = ActivationStore.open(done["capture-train: base"].folder / "rows") if adapt else None
         if _is_base(inputs, done, model, base, folder):
             return
-        capture(
+        store = capture(
             model,
             inputs.encoder,
             inputs.corpus.train,
             folder / "rows",
-            max_length=inputs.study.data.max_length,
-            layers=inputs.train_layers,
-            token_examples=0,
+            CaptureConfig(inputs.study.data.max_length, inputs.train_layers, token_examples=0),
             device=inputs.device,
-            reference=base,
             progress=inputs.progress,
         )
+        if base:
+            store.share_files(base)
 
     return build
 
@@ -74,26 +74,29 @@ def capture_sae(inputs: Inputs, adapt: str | None) -> Build:
     """Token rows of the chosen layers to train dictionaries on."""
 
     def build(folder: Path, done: Parents) -> None:
-        from layerprobe.activations import ActivationStore, capture
+        from layerprobe.activations import ActivationStore, CaptureConfig, capture
 
         model = model_of(inputs, done, adapt)
         base = ActivationStore.open(done["capture-sae: base"].folder / "rows") if adapt else None
         if _is_base(inputs, done, model, base, folder):
             return
-        capture(
+        store = capture(
             model,
             inputs.encoder,
             inputs.sae_examples,
             folder / "rows",
-            max_length=inputs.study.data.max_length,
-            layers=inputs.sae_layers,
-            token_rows=inputs.study.sae.rows,
-            pooled=False,
-            dtype=inputs.study.activations.dtype,
+            CaptureConfig(
+                max_length=inputs.study.data.max_length,
+                layers=inputs.sae_layers,
+                token_rows=inputs.study.sae.rows,
+                pooled=False,
+                dtype=inputs.study.activations.dtype,
+            ),
             device=inputs.device,
-            reference=base,
             progress=inputs.progress,
         )
+        if base:
+            store.share_files(base)
 
     return build
 
@@ -103,10 +106,9 @@ def _is_base(inputs: Inputs, done: Parents, model: Any, base: ActivationStore | 
 
     Equal weights give equal rows: that base and adapted agree bit by bit is seen on the test texts.
     """
-    from layerprobe.activations import twin
     from layerprobe.encoder import same_body
 
     if base is None or not same_body(model, model_of(inputs, done, None), inputs.encoder):
         return False
-    twin(base, folder / "rows")
+    base.copy_to(folder / "rows")
     return True

@@ -51,10 +51,10 @@ def numbered(artifact: Artifact, examples: Examples) -> Examples:
 
 def pair_of(done: Parents, capture: str, base: str = "capture: base") -> tuple[ActivationStore, ActivationStore]:
     """Two captures of the same texts, checked to be of the same rows."""
-    from layerprobe.activations import ActivationStore, paired
+    from layerprobe.activations import ActivationStore, check_paired
 
     one, other = (ActivationStore.open(done[name].folder / "rows") for name in (base, capture))
-    paired(one, other)
+    check_paired(one, other)
     return one, other
 
 

@@ -31,7 +31,7 @@ def transfer_steps(
         import pandas as pd
 
         from layerprobe import sae
-        from layerprobe.activations import ActivationStore
+        from layerprobe.activations import ActivationStore, CaptureConfig
         from layerprobe.activations import capture as run_over
         from layerprobe.encoder import load_classifier
 
@@ -79,10 +79,12 @@ def transfer_steps(
                     inputs.encoder,
                     inputs.corpus.test,
                     Path(scratch) / "rows",
-                    max_length=inputs.study.data.max_length,
-                    layers=list(tasks),
-                    token_examples=inputs.study.activations.examples,
-                    pooled=False,
+                    CaptureConfig(
+                        max_length=inputs.study.data.max_length,
+                        layers=list(tasks),
+                        token_examples=inputs.study.activations.examples,
+                        pooled=False,
+                    ),
                     device=inputs.device,
                     progress=inputs.progress,
                 )
