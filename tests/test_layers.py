@@ -1,5 +1,7 @@
 """Layers replaced, skipped and given: what a pass computes afterwards is what the blocks above would."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from test_encoder import FAMILIES, texts
 from tiny import make_encoder
 
 from layerprobe.encoder import collate, load_encoder, tokenize
-from layerprobe.layers import blocks, edited, forward, resumed, skipping
+from layerprobe.errors import EncoderError
+from layerprobe.layers import blocks, edited, forward, refuse_autocast, resumed, skipping
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -80,3 +83,20 @@ def test_shared_blocks_stand_in_the_list_as_often_as_they_are_run(passed):
     stack = blocks(model)
     assert len(stack) == 3
     assert len({id(block) for block in stack}) == (1 if model.config.model_type == "albert" else 3)
+
+
+def test_any_part_under_autocast_is_refused_and_no_hook_stays(passed):
+    model, inputs = passed
+    with refuse_autocast(model, "cpu"):
+        forward(model, inputs)
+    stack = blocks(model)
+    real, stack[-1].forward = stack[-1].forward, torch.autocast("cpu", dtype=torch.bfloat16)(stack[-1].forward)
+    try:
+        with pytest.raises(EncoderError, match="mixed precision, not float32"), refuse_autocast(model, "cpu"):
+            forward(model, inputs)
+    finally:
+        stack[-1].forward = real
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    half = copy.deepcopy(model).bfloat16()
+    with pytest.raises(EncoderError, match=r"torch\.bfloat16, not float32"), refuse_autocast(half, "cpu"):
+        pass

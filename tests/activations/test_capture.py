@@ -12,7 +12,7 @@ from layerprobe.activations import (
     content_digests,
     estimate_bytes,
 )
-from layerprobe.activations import _store
+from layerprobe.activations import _capture, _store
 from layerprobe.data import Examples
 from layerprobe.encoder import collate, tokenize
 from layerprobe.errors import ArgumentError, EncoderError, StorageError
@@ -199,3 +199,19 @@ def test_estimated_bytes_are_an_upper_bound_near_the_truth(model, tiny_encoder, 
     real = sum(path.stat().st_size for path in made.folder.glob("*.npy"))
     estimate = estimate_bytes(made.n_rows, len(tiny_corpus.test), 3, 32)
     assert real <= estimate <= 1.5 * real
+
+
+def test_passes_run_on_the_device(tiny_encoder, texts, tmp_path, monkeypatch):
+    """`meta` stands in for an accelerator: the model and its inputs are there, and rows stay until they are stored."""
+    seen = []
+
+    def passed(model, inputs):
+        seen.extend(value.device.type for value in (*model.parameters(), *inputs.values()))
+        shape = *inputs["input_ids"].shape, tiny_encoder.width
+        return tuple(torch.zeros(shape, device=inputs["input_ids"].device) for _ in range(3)), None
+
+    monkeypatch.setattr(_capture, "forward", passed)
+    model = tiny_encoder.classifier(["a", "b"], seed=0)
+    with pytest.raises(NotImplementedError, match="out of meta tensor"):
+        capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, device="meta", progress=False)
+    assert set(seen) == {"meta"}

@@ -10,7 +10,7 @@ from tiny import WORDS, make_encoder
 
 from layerprobe.data import Examples
 from layerprobe.encoder import collate, head_parameter_names, load_encoder, tokenize
-from layerprobe.errors import DataError, EncoderError
+from layerprobe.errors import ArgumentError, EncoderError
 from layerprobe.internals import _interventions as module
 from layerprobe.internals import interventions
 from layerprobe.layers import blocks, edited, forward, skipping
@@ -35,8 +35,14 @@ def disturbed(model, chosen, seed=1):
     return model
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """So that the examples fill several batches."""
+    monkeypatch.setattr(module, "BATCH_SIZE", 5)
+
+
 def run(base, adapted, encoder, examples, **options):
-    table = interventions(base, adapted, encoder, examples, max_length=32, batch_size=5, progress=False, **options)
+    table = interventions(base, adapted, encoder, examples, max_length=32, progress=False, **options)
     return table.set_index(["kind", "layer"])
 
 
@@ -218,12 +224,28 @@ def test_differences_are_paired_with_the_untouched_model(tiny_encoder):
 def test_bad_input_is_named(tiny_encoder, tmp_path):
     base = tiny_encoder.classifier(["a", "b"], seed=0)
     three = some_texts()
-    with pytest.raises(DataError, match="The texts have label 2 but the adapted model's outputs are 0 to 1"):
+    with pytest.raises(ArgumentError, match="have the label 2 but the outputs of the adapted model are 0 to 1"):
         run(base, base, tiny_encoder, three)
-    with pytest.raises(DataError, match="got no text"):
+    with pytest.raises(ArgumentError, match="examples is empty"):
         run(base, base, tiny_encoder, three.take([]))
     deeper = load_encoder(str(make_encoder(tmp_path / "deep", n_layers=3))).classifier(["a", "b", "c"], seed=0)
     with pytest.raises(
-        EncoderError, match="Base is a bert of 2 blocks, width 32 but the adapted model a bert of 3 blocks"
+        EncoderError, match="base is a bert of 2 blocks, width 32 but adapted a bert of 3 blocks"
     ):
         run(base, deeper, tiny_encoder, three)
+
+
+def test_passes_run_on_the_device(tiny_encoder, monkeypatch):
+    """`meta` stands in for an accelerator: everything that a pass takes is there."""
+    seen = []
+
+    def passed(base, adapted, inputs, *rest):
+        seen.extend(value.device.type for value in (*base.parameters(), *adapted.parameters(), *inputs.values()))
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(module, "_unchanged", lambda *models: frozenset())
+    monkeypatch.setattr(module, "_logits", passed)
+    models = [tiny_encoder.classifier(["a", "b", "c"], seed=0) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="seen"):
+        run(*models, tiny_encoder, some_texts(), device="meta")
+    assert set(seen) == {"meta"}

@@ -179,15 +179,15 @@ def test_bad_input_is_named():
     broken = x.copy()
     broken[3, 2] = np.nan
     cases = [
-        (({0: x}, y, {1: x}, y), r"training vectors of layers \[0\] and test vectors of layers \[1\]"),
+        (({0: x}, y, {1: x}, y), r"train has the layers \[0\] and test \[1\]"),
         (({}, y, {}, y), "at least one layer"),
-        (({2: x}, y[:-1], {2: x}, y), "Layer 2 has 30 training vectors but there are 29 training labels"),
-        (({2: x}, y, {2: x[:5]}, y), "Layer 2 has 5 test vectors but there are 30 test labels"),
-        (({4: broken}, y, {4: x}, y), "Layer 4's training vectors hold values that are not finite"),
-        (({0: x}, y, {0: x}, np.full(30, 7)), "class 7, which no training text has"),
-        (({0: x}, np.zeros(30, int), {0: x}, y), "hold 1 class"),
-        (({0: x}, np.where(np.arange(30) == 4, 9, y), {0: x}, y), "Class 9 has 1 training text"),
-        (({0: x}, y, {0: x[:1]}, y[:1]), "got 1 test texts"),
+        (({2: x}, y[:-1], {2: x}, y), "train has 30 vectors of layer 2 but train_labels 29 labels"),
+        (({2: x}, y, {2: x[:5]}, y), "test has 5 vectors of layer 2 but test_labels 30 labels"),
+        (({4: broken}, y, {4: x}, y), "train has values at layer 4 that are not finite"),
+        (({0: x}, y, {0: x}, np.full(30, 7)), "class 7, which is not in train_labels"),
+        (({0: x}, np.zeros(30, int), {0: x}, y), "30 of class 0 and 1 classes"),
+        (({0: x}, np.where(np.arange(30) == 4, 9, y), {0: x}, y), "1 of class 9 and 4 classes"),
+        (({0: x}, y, {0: x[:1]}, y[:1]), "test has 1 examples"),
     ]
     for arguments, words in cases:
         with pytest.raises(MeasureError, match=words) as caught:
