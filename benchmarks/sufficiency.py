@@ -145,7 +145,7 @@ def coverage(
     for gaps, everywhere, these in crossed(n, m, studies, seed, gap=MARGIN, wobble=wobble):
         known = spread(gaps)
         truth = these if known.conditional_on_seeds else everywhere
-        reach = simultaneous(known, alpha=0.05, draws=draws, seed=0)
+        reach = simultaneous(known, alpha=0.05, draws=draws)
         off = np.abs(known.mean - truth) / known.se
         held += bool((off <= reach).all())
         alone += bool(off[0] <= t.ppf(0.975, known.df[0]))

@@ -206,7 +206,9 @@ def collate(
         accepted.discard("token_type_ids")
     padding = {"input_ids": encoder.tokenizer.pad_token_id}
     return {
-        key: torch.tensor([row[key] + [padding.get(key, 0)] * (longest - len(row[key])) for row in rows], dtype=torch.long)
+        key: torch.tensor(
+            [row[key] + [padding.get(key, 0)] * (longest - len(row[key])) for row in rows], dtype=torch.long
+        )
         for key in _INPUTS
         if key in rows[0] and key in accepted
     }

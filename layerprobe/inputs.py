@@ -63,10 +63,10 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
                 f"{LEAST_TEXTS}; raise {key} or give more data."
             )
     ood = []
-    for one in asked.ood:
+    for out in asked.ood:
         with _study_keys("data.ood", ("text", "label", "rows")):
-            source = DataSource(one.source, one.text or asked.text, one.label or asked.label, one.config, one.revision)
-            ood.append(load_ood(one.name, source, corpus, rows=one.rows, seed=asked.seed))
+            source = DataSource(out.source, out.text or asked.text, out.label or asked.label, out.config, out.revision)
+            ood.append(load_ood(out.name, source, corpus, rows=out.rows, seed=asked.seed))
     encoder = load_encoder(
         study.model.name, revision=study.model.revision, trust_remote_code=study.model.trust_remote_code
     )

@@ -276,7 +276,11 @@ def test_a_lone_quotation_mark_never_swallows_the_rows_after_it(tmp_path, separa
         ("deep.jsonl", "[" * 100_000, "Line 1 .* cannot be read as JSON"),
         ("nested.jsonl", '{"text": {"a": 1}, "label": "a"}', "dict instead of text in row 1"),
         ("blank.csv", "text,label\n ,a\n ,b\n", "no text: all 2 rows of 'text' are blank"),
-        ("each_its_own.csv", "text,label\n" + "".join(f"t{i},c{i}\n" for i in range(40)), r"none is of the class 'c.*' \(one of 40\)"),
+        (
+            "each_its_own.csv",
+            "text,label\n" + "".join(f"t{i},c{i}\n" for i in range(40)),
+            r"none is of the class 'c.*' \(one of 40\)",
+        ),
         ("utf16.csv", ("text,label\n" + BODY).encode("utf-16"), "not UTF-8"),
         ("header.csv", "text,label\n", "no rows"),
     ],

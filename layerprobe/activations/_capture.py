@@ -79,7 +79,8 @@ def capture(
     layers = tuple(range(n_layers + 1)) if config.layers is None else tuple(sorted(set(config.layers)))
     if not layers or layers[0] < 0 or layers[-1] > n_layers:
         raise ArgumentError(
-            f"{{layers}} is {list(layers)}, but the layers of {encoder.name} are 0 (embeddings) to {n_layers}.", "layers"
+            f"{{layers}} is {list(layers)}, but the layers of {encoder.name} are 0 (embeddings) to {n_layers}.",
+            "layers",
         )
     if not len(examples):
         raise ArgumentError("{examples} is empty; capture at least one example.", "examples")

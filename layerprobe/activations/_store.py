@@ -207,5 +207,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except ValueError:
         raise StorageError(f"{folder / RECORD} is not JSON; capture the activations again.") from None
     if record.get("schema") != SCHEMA:
-        raise StorageError(f"{folder} has schema {record.get('schema')!r}, not {SCHEMA}; capture the activations again.")
+        raise StorageError(
+            f"{folder} has schema {record.get('schema')!r}, not {SCHEMA}; capture the activations again."
+        )
     return record

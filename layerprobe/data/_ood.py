@@ -29,9 +29,7 @@ class OodSet:
     """What was left out, in words."""
 
 
-def load_ood(
-    name: str, source: str | DataSource, corpus: Corpus, *, rows: int | None = None, seed: int = 0
-) -> OodSet:
+def load_ood(name: str, source: str | DataSource, corpus: Corpus, *, rows: int | None = None, seed: int = 0) -> OodSet:
     """Read labelled examples from outside the domain of a corpus, without those that it trains or tests on.
 
     Args:

@@ -202,7 +202,8 @@ def _difference_interval(one: Bool[np.ndarray, " n"], other: Bool[np.ndarray, " 
 
 
 def _check(base: nn.Module, adapted: nn.Module, examples: Examples) -> None:
-    configs: list[Any] = [model.base_model.config for model in (base, adapted)]
+    bodies: list[Any] = [base.base_model, adapted.base_model]
+    configs = [body.config for body in bodies]
     shapes = [f"{c.model_type} of {c.num_hidden_layers} blocks, width {c.hidden_size}" for c in configs]
     if shapes[0] != shapes[1]:
         raise EncoderError(

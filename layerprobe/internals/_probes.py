@@ -197,7 +197,9 @@ def _check(
                     f"{part}_labels",
                 )
             if not np.isfinite(rows).all():
-                raise MeasureError(f"{{{part}}} has values at layer {layer} that are not finite; capture them again.", part)
+                raise MeasureError(
+                    f"{{{part}}} has values at layer {layer} that are not finite; capture them again.", part
+                )
     if len(test_labels) < 2:
         raise MeasureError(f"{{test}} has {len(test_labels)} examples; give at least 2, preferably hundreds.", "test")
     classes, counts = np.unique(train_labels, return_counts=True)

@@ -33,9 +33,7 @@ def _capture_test(inputs: Inputs, adapt: str | None) -> Build:
             inputs.encoder,
             inputs.corpus.test,
             folder / "rows",
-            CaptureConfig(
-                max_length=inputs.study.data.max_length, token_examples=asked.examples, dtype=asked.dtype
-            ),
+            CaptureConfig(max_length=inputs.study.data.max_length, token_examples=asked.examples, dtype=asked.dtype),
             device=inputs.device,
             progress=inputs.progress,
         )

@@ -74,9 +74,9 @@ def conclude(inputs: Inputs, family: Family, adapts: Sequence[str], similarities
     def build(folder: Path, done: Parents) -> None:
         from layerprobe import sufficiency
 
-        results = correct(_gather(done, adapts, "predictions"))
+        results = sufficiency.correctness(_gather(done, adapts, "predictions"))
         reference, margin = family.reference.name, inputs.study.adaptation.margin
-        depths = sufficiency.depths_of(method.name for method in family.others)
+        depths = {method.name: method.k or 0 for method in family.others if method.kind in ("head", "top")}
         found = sufficiency.smallest_sufficient_depth(results, depths, reference=reference, margin=margin)
         save(folder, "differences", sufficiency.differences(results, reference=reference))
         save(folder, "seed_differences", sufficiency.seed_differences(results, reference=reference))
@@ -106,14 +106,6 @@ def power_note(family: Family, margin: float, texts: int) -> str:
         f"{needed:,} test texts, {enough}: for 80% power if there is no true difference, assuming that the two disagree "
         f"on {100 * ASSUMED_DISAGREEMENT:.0f}% of the texts, as head and full did on tweets; texts in proportion where they disagree less."
     )
-
-
-def correct(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Predictions on the test texts as `method`, `seed`, `example_id`, `correct`."""
-    rows = predictions
-    if "split" in rows.columns:
-        rows = rows[rows["split"] == "test"]
-    return rows[["method", "seed", "example_id"]].assign(correct=rows["label"] == rows["predicted"])
 
 
 def prices(adaptation: pd.DataFrame, similarity: pd.DataFrame) -> pd.DataFrame:

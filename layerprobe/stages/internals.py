@@ -74,9 +74,7 @@ def weights(inputs: Inputs, method: Method, seed: int, adapt: str) -> Build:
         from layerprobe.internals import compare_weights
 
         base, adapted = model_of(inputs, done, None), model_of(inputs, done, adapt)
-        table = compare_weights(
-            base, adapted, inputs.encoder, device=inputs.device, progress=inputs.progress
-        )
+        table = compare_weights(base, adapted, inputs.encoder, device=inputs.device, progress=inputs.progress)
         save(folder, "weights", table.assign(method=method.name, seed=seed))
         _save_left_out(folder, "weights", table, ["parameter", "why"], method, seed)
 

@@ -229,9 +229,7 @@ def test_bad_input_is_named(tiny_encoder, tmp_path):
     with pytest.raises(ArgumentError, match="examples is empty"):
         run(base, base, tiny_encoder, three.take([]))
     deeper = load_encoder(str(make_encoder(tmp_path / "deep", n_layers=3))).classifier(["a", "b", "c"], seed=0)
-    with pytest.raises(
-        EncoderError, match="base is a bert of 2 blocks, width 32 but adapted a bert of 3 blocks"
-    ):
+    with pytest.raises(EncoderError, match="base is a bert of 2 blocks, width 32 but adapted a bert of 3 blocks"):
         run(base, deeper, tiny_encoder, three)
 
 

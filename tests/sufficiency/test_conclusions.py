@@ -9,13 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from layerprobe.errors import LayerprobeError
-from layerprobe.sufficiency import (
-    depths_of,
-    needed_from,
-    pareto,
-    required_examples,
-    smallest_sufficient_depth,
-)
+from layerprobe.sufficiency import pareto, required_examples, smallest_sufficient_depth
 
 DEPTHS = {"head": 0, "top:1": 1, "top:2": 2}
 
@@ -52,12 +46,12 @@ def test_each_outcome_and_its_sentence():
     assert row.needed == 6415
     assert found.needed == row.needed_at_observed == pytest.approx(410_212, abs=150)
     assert (
-        "top:2 is the smallest depth shown to be sufficient: its accuracy differs from full's by +0.0000"
+        "top:2 is the smallest depth shown to be sufficient: its accuracy differs from that of full by +0.0000"
         in found.sentence
     )
-    assert "top:1, the next to be tested, is undecided (-0.0088): about 420,000 test examples" in found.sentence
-    assert "if the true difference is the one seen" in found.sentence
-    assert found.sentence.endswith("All this speaks of the seeds that were run, not of others.")
+    assert "top:1, the next depth tested, is undecided (-0.0088): about 420,000 test examples" in found.sentence
+    assert "if the true difference is the observed one" in found.sentence
+    assert found.sentence.endswith("This holds for the seeds that were run, not for seeds in general.")
     families = found.table.set_index("method").family
     assert families["lora:8"] == "holm" and families["head"] == "sequence"
     assert pd.isna(found.table.set_index("method").depth["lora:8"])
@@ -69,8 +63,11 @@ def test_what_comes_after_the_first_failure_is_not_tested_however_good():
     assert outcomes(found) == {"head": "not tested", "top:1": "not tested", "top:2": "undecided"}
     assert found.smallest is None
     assert found.table.set_index("method").p["head"] < 1e-6
-    assert "No depth short of full was shown to be sufficient at the margin 0.01" in found.sentence
-    assert "top:2, the first to be tested, is undecided" in found.sentence
+    assert (
+        "No depth below full was shown to be sufficient (one-sided 95%; margin 0.01; 8,000 test examples, 1 seed)"
+        in found.sentence
+    )
+    assert "top:2, the first depth tested, is undecided" in found.sentence
     # The order is the depths', not the rows'.
     turned = smallest_sufficient_depth(
         planted(8000, {"head": (10, 20), "top:1": (10, 20), "top:2": (450, 380)}), {"head": 2, "top:1": 1, "top:2": 0}
@@ -82,7 +79,7 @@ def test_an_inferior_depth_ends_the_sequence_and_says_so():
     found = smallest_sufficient_depth(planted(4000, {"head": (800, 100), "top:1": (90, 100)}), {"head": 0, "top:1": 1})
     assert outcomes(found) == {"head": "inferior", "top:1": "sufficient"}
     assert found.undecided is None and found.needed is None
-    assert "head, the next to be tested, is inferior: -0.1750, and at least 0.1" in found.sentence
+    assert "head, the next depth tested, is inferior: -0.1750, and at least 0.1" in found.sentence
     upper = found.table.set_index("method").upper["head"]
     # Beside the plain simultaneous interval, whose critical value for two methods lies between 1.96 and 2.24.
     error = np.sqrt((900 / 4000 - 0.175**2) / 4000)
@@ -112,7 +109,7 @@ def test_outside_the_sequence_holm_corrects():
     assert 0.05 / 4 < p <= 0.05
     assert found.table.p_adjusted.tolist() == pytest.approx([4 * p] * 4)
     assert set(outcomes(found).values()) == {"undecided"}
-    assert found.sentence == "No depth short of full was tested."
+    assert found.sentence == "No depth below full was tested."
     alone = smallest_sufficient_depth(results[results.method.isin(["full", "lora:8"])], {})
     assert outcomes(alone) == {"lora:8": "sufficient"}
 
@@ -133,21 +130,20 @@ def test_five_seeds_speak_of_all_seeds():
     assert few.conditional_on_seeds and few.smallest == "head"
 
 
-def test_depths_are_read_from_names_and_refused_by_name():
-    assert depths_of(["head", "top:2", "full", "lora:8", "bitfit", "checkpoint:a/top:1"]) == {"head": 0, "top:2": 2}
+def test_unusable_depths_and_levels_are_refused_by_name():
     results = planted(100, {"head": (1, 1), "top:1": (1, 1)})
     refused = {
-        r"depths name 'top:3', which is not among the results; depths may be given for head, top:1": {"top:3": 3},
-        r"depths name 'full', which is the reference": {"head": 0, "full": 7},
-        r"'head' and 'top:1' both have depth 0": {"head": 0, "top:1": 0},
+        r"depths names 'top:3', which is not in results; the methods are head, top:1": {"top:3": 3},
+        r"depths names 'full', which is the reference": {"head": 0, "full": 7},
+        r"'head' and 'top:1' both at 0": {"head": 0, "top:1": 0},
     }
     for message, depths in refused.items():
         with pytest.raises(LayerprobeError, match=message):
             smallest_sufficient_depth(results, depths)
     for margin in (0, 1, -0.01, float("nan")):
-        with pytest.raises(LayerprobeError, match=r"The margin is .*above 0 and below 1"):
+        with pytest.raises(LayerprobeError, match=r"margin is .*above 0 and below 1"):
             smallest_sufficient_depth(results, {"head": 0}, margin=margin)
-    with pytest.raises(LayerprobeError, match=r"The level alpha is 5; it lies above 0 and below \.5"):
+    with pytest.raises(LayerprobeError, match=r"alpha is 5; it must be above 0 and below \.5"):
         smallest_sufficient_depth(results, {"head": 0}, alpha=5)
 
 
@@ -169,9 +165,9 @@ def test_required_examples():
         required_examples(0.1, 0.01, power=0.01)
 
 
-def test_needed_from_results():
+def test_needed_examples_follow_from_the_observed_disagreement():
     results = planted(1000, {"head": (80, 40), "top:1": (30, 30), "top:2": (30, 20)})
-    table = needed_from(results).set_index("method")
+    table = smallest_sufficient_depth(results, DEPTHS).table.set_index("method")
     assert table.disagreement.tolist() == pytest.approx([0.12, 0.06, 0.05])
     assert table.needed["head"] == required_examples(0.12, 0.01) == 7420
     assert table.needed_at_observed["head"] == np.ceil(
@@ -180,7 +176,7 @@ def test_needed_from_results():
     # A difference of exactly -margin is decided by no number of examples.
     assert pd.isna(table.needed_at_observed["top:2"])
     # Copies of one seed carry no more than that seed: three that agree need as many examples.
-    copies = needed_from(pd.concat([results.assign(seed=s) for s in range(3)])).set_index("method")
+    copies = smallest_sufficient_depth(pd.concat([results.assign(seed=s) for s in range(3)]), DEPTHS).table
     assert copies.needed.tolist() == table.needed.tolist()
 
 
@@ -232,11 +228,11 @@ def test_pareto_against_every_pair():
 
 def test_pareto_refuses_by_name():
     table = pd.DataFrame({"method": ["head", "head"], "accuracy": [0.7, 0.8], "seconds": [1, 2]})
-    with pytest.raises(LayerprobeError, match="'head' stands in several rows"):
+    with pytest.raises(LayerprobeError, match="several rows of 'head'"):
         pareto(table, costs=["seconds"])
     with pytest.raises(LayerprobeError, match="lacks flops; it has method, accuracy, seconds"):
         pareto(table, costs=["flops"])
-    with pytest.raises(LayerprobeError, match="asked for no cost"):
+    with pytest.raises(LayerprobeError, match="costs is empty"):
         pareto(table, costs=[])
 
 
