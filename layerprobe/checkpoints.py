@@ -72,16 +72,15 @@ class Checkpoint:
         Raises:
             EncoderError: if it cannot be read or is not that of an encoder of a known family.
         """
-        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         if self.is_local and not (Path(self.folder) / "config.json").is_file():
             raise EncoderError(f"{self.name} has no config.json; give a folder that `save_pretrained` wrote.")
         try:
-            config = self._load(AutoConfig)
-        except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+            config = self._load(AutoConfig, "config.json", "correct it")
+        except EncoderError as error:
             if self.is_local:
-                raise EncoderError(f"The config.json of {self.name} cannot be used ({_short(error)}).") from error
+                raise
             raise EncoderError(hub.unreachable("model", self.name)) from error
         if config.model_type not in FAMILIES or getattr(config, "is_decoder", False):
             raise EncoderError(
@@ -96,7 +95,6 @@ class Checkpoint:
         Raises:
             EncoderError: if the weights are missing, pickled, damaged or not finite.
         """
-        from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification
 
         if self.is_local and not list(Path(self.folder).glob("*.safetensors")):
@@ -105,15 +103,9 @@ class Checkpoint:
                     f"The weights of {self.name} are a pickle, which is never loaded; convert them to safetensors."
                 )
             raise EncoderError(f"{self.name} has no safetensors weights; save the model again.")
-        options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-        try:
-            model, info = self._load(AutoModelForSequenceClassification, **options, **config)
-        except SafetensorError as error:
-            raise EncoderError(
-                f"The weights of {self.name} are damaged ({_short(error)}); copy or download them again."
-            ) from error
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise EncoderError(f"{self.name} cannot be loaded as a classifier ({_short(error)}).") from error
+        options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
+        hint = "copy or download them again"
+        model, info = self._load(AutoModelForSequenceClassification, "weights", hint, **options)
         invalid = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
         if invalid:
             raise EncoderError(
@@ -130,12 +122,7 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
-        try:
-            return self._load(AutoTokenizer)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EncoderError(
-                f"The tokenizer of {self.name} cannot be loaded ({_short(error)}); save it in the model's folder."
-            ) from error
+        return self._load(AutoTokenizer, "tokenizer", "save it in the model's folder")
 
     def has_tokenizer(self) -> bool:
         """Whether a local folder contains a tokenizer."""
@@ -152,11 +139,18 @@ class Checkpoint:
                 total.update(json.dumps([path.name, checksum(path)]).encode())
         return total.hexdigest()
 
-    def _load(self, kind: Any, **options: Any) -> Any:
-        with quiet():
-            return kind.from_pretrained(
-                self.folder, revision=self.revision, trust_remote_code=self.trust_remote_code, **options
-            )
+    def _load(self, kind: Any, part: str, hint: str, **options: Any) -> Any:
+        from huggingface_hub.errors import StrictDataclassError
+        from safetensors import SafetensorError
+
+        options |= {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        unusable = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+        try:
+            with quiet():
+                return kind.from_pretrained(self.folder, **options)
+        except (*unusable, StrictDataclassError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise EncoderError(f"The {part} of {self.name} cannot be loaded ({reason}); {hint}.") from error
 
 
 @contextlib.contextmanager
@@ -250,7 +244,3 @@ def _logits_with_noise(
 
     with edited(model, {layer: noisy}):
         return model(**inputs).logits
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

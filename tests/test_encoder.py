@@ -112,14 +112,14 @@ def test_bad_models_are_refused_in_one_sentence(tiny_bert, tmp_path):
     deeper = altered(tiny_bert, tmp_path / "deeper", num_hidden_layers=3)
     mistyped = altered(tiny_bert, tmp_path / "mistyped", hidden_dropout_prob="much")
     for name, word in {
-        corrupt: "are damaged",
+        corrupt: "weights of .* cannot be loaded .*; copy or download them again",
         pickled: "a pickle, which is never loaded",
         untokenized: "no tokenizer vocabulary",
         decoder: "gpt2 model, not an encoder",
         tmp_path / "bare": "has no config.json",
         tmp_path / "nowhere": "no model folder",
         deeper: "lacks weights of its body",
-        mistyped: "config.json of .* cannot be used",
+        mistyped: "config.json of .* cannot be loaded",
         spoilt(tiny_bert, tmp_path / "spoilt"): r"contain NaN or infinite values \(bert\.encoder\.layer\.1",
         weights: "is a file",
     }.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +164,7 @@ class _Writer:
             value = layers[layer]
             if len(kept):
                 rows = value.reshape(-1, value.shape[-1]).index_select(0, kept).cpu().numpy()
-                file.append(self._converted(rows, layer))
+                file.write(np.ascontiguousarray(self._converted(rows, layer)).data)
             if self.pooled:
                 mean = torch.einsum("btd,bt->bd", value, weights) / counts
                 self.pooled["mean", layer][indices] = mean.cpu().numpy()
@@ -200,19 +199,14 @@ class _RowFile:
 
     def __init__(self, path: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
         self.path, self._sum, self._file = path, hashlib.sha256(), path.open("wb")
-        header = io.BytesIO()
         description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, description)
-        self._write(header.getvalue())
+        np.lib.format.write_array_header_1_0(self, description)
 
-    def append(self, rows: np.ndarray) -> None:
-        self._write(np.ascontiguousarray(rows).data)
+    def write(self, content: bytes | memoryview) -> None:
+        self._file.write(content)
+        self._sum.update(content)
 
     def close(self) -> str:
         """sha256 of the content."""
         self._file.close()
         return self._sum.hexdigest()
-
-    def _write(self, content: bytes | memoryview) -> None:
-        self._file.write(content)
-        self._sum.update(content)

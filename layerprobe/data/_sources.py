@@ -57,24 +57,25 @@ def read_rows(source: DataSource) -> Rows:
         DataError: if it does not exist or cannot be read.
     """
     name = source.name
-    texts = (source.text,) if isinstance(source.text, str) else source.text
     if name.startswith("bundled:"):
-        frame, notes, columns = _read_bundled(name.removeprefix("bundled:"))
-        return Rows(frame, texts or columns[:1], source.label or columns[1], notes=notes)
-    texts, label = texts or ("text",), source.label or "label"
+        return _read_bundled(source, name.removeprefix("bundled:"))
     path = Path(name).expanduser()
     if path.is_dir():
         raise DataError(f"The data source {name} is a folder; give a CSV, TSV, JSONL or Parquet file.")
     if path.is_file():
-        return Rows(read_file(path, name), texts, label)
+        return Rows(read_file(path, name), *_columns(source))
     if not hub.is_hub_id(name):
         raise DataError(f"There is no data file {name}; check the path.")
-    frame, is_test, commit = _read_hub(source, label)
-    return Rows(frame, texts, label, is_test, commit)
+    return _read_hub(source)
 
 
-def _read_bundled(name: str) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, str]]:
-    """Rows, notes, and the columns of text and label."""
+def _columns(source: DataSource, text: str = "text", label: str = "label") -> tuple[tuple[str, ...], str]:
+    """Columns of the text and of the label, with these defaults."""
+    texts = source.text or text
+    return (texts,) if isinstance(texts, str) else texts, source.label or label
+
+
+def _read_bundled(source: DataSource, name: str) -> Rows:
     import pandas as pd
 
     from layerprobe.bundled import data_files
@@ -84,9 +85,9 @@ def _read_bundled(name: str) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, 
         frame = pd.read_csv(files[0], encoding="latin-1", dtype=str, keep_default_na=False)
         trusted = pd.to_numeric(frame["confidence"], errors="coerce") >= CONFIDENCE
         note = f"{(~trusted).sum():,} tweets were left out because the confidence in their label is below {CONFIDENCE} or missing."
-        return frame[trusted].reset_index(drop=True), (note,), ("text", "sentiment")
+        return Rows(frame[trusted].reset_index(drop=True), *_columns(source, label="sentiment"), notes=(note,))
     rows = [(path.parent.name, _decode(path.read_bytes())) for path in files]
-    return pd.DataFrame(rows, columns=["topic", "text"]), (), ("text", "topic")
+    return Rows(pd.DataFrame(rows, columns=["topic", "text"]), *_columns(source, label="topic"))
 
 
 def _decode(content: bytes) -> str:
@@ -96,14 +97,13 @@ def _decode(content: bytes) -> str:
         return content.decode("latin-1")
 
 
-def _read_hub(source: DataSource, label: str) -> tuple[pd.DataFrame, np.ndarray | None, str | None]:
-    """Rows, which of them are in the test split, and the commit."""
+def _read_hub(source: DataSource) -> Rows:
     import datasets
     import pandas as pd
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    commit, offline = None, hub.is_offline()
+    commit, offline, (texts, label) = None, hub.is_offline(), _columns(source)
     unreachable = DataError(hub.unreachable("data file", source.name))
     if not offline:
         try:  # one short request first: the loader would retry for minutes
@@ -130,7 +130,8 @@ def _read_hub(source: DataSource, label: str) -> tuple[pd.DataFrame, np.ndarray 
                 frame[column] = [feature.int2str(int(v)) if v is not None and v >= 0 else -1 for v in frame[column]]
         frames.append(frame)
         is_test.append(np.full(len(frame), name == test))
-    return pd.concat(frames, ignore_index=True), np.concatenate(is_test) if test else None, commit
+    in_test = np.concatenate(is_test) if test else None
+    return Rows(pd.concat(frames, ignore_index=True), texts, label, in_test, commit)
 
 
 def _any_label(split: Any, label: str) -> bool:

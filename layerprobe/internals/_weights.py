@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,7 +91,7 @@ def compare_weights(
                 "role": _role(name, layers, encoder),
                 "rows": after[name].shape[0],
                 "columns": after[name].shape[1],
-                **vars(_change(pair[0], pair[1], k, threshold)),
+                **_change(pair[0], pair[1], k, threshold),
             }
         )
     table = pd.DataFrame(rows)
@@ -118,36 +117,27 @@ def parameter_layers(model: nn.Module, encoder: Encoder) -> dict[str, tuple[int,
     }
 
 
-@dataclass(frozen=True)
-class _Change:
-    """Comparison of one matrix with that of base; the fields are columns of the table."""
-
-    relative_change: float
-    stable_rank_base: float
-    stable_rank_adapted: float
-    stable_rank_change: float
-    intruder_dimensions: int
-    k: int
-
-
-def _change(base: Float[Tensor, "out in"], adapted: Float[Tensor, "out in"], k: int, threshold: float) -> _Change:
-    if torch.equal(base, adapted):
-        values = _squared_singular_values(base)
-        rank = _stable_rank(base, values)
-        return _Change(0.0, rank, rank, float("nan"), 0, min(k, _rank(values)))
-    values, directions = _left_singular(base)
-    adapted_values, top = _left_singular(adapted, most=k)
-    cosines = (directions.T @ top).abs()
-    is_intruder = (cosines < threshold).all(dim=0)  # also where base has no directions at all
-    norm, change = float(torch.linalg.norm(base)), adapted - base
-    return _Change(
-        relative_change=float(torch.linalg.norm(change)) / norm if norm else float("nan"),
-        stable_rank_base=_stable_rank(base, values),
-        stable_rank_adapted=_stable_rank(adapted, adapted_values),
-        stable_rank_change=_stable_rank(change, _squared_singular_values(change)),
-        intruder_dimensions=int(is_intruder.sum()),
-        k=top.shape[1],
-    )
+def _change(
+    base: Float[Tensor, "out in"], adapted: Float[Tensor, "out in"], k: int, threshold: float
+) -> dict[str, float]:
+    """Comparison of one matrix with that of base, as columns of the table."""
+    change, norm = adapted - base, float(torch.linalg.norm(base))
+    if torch.equal(base, adapted):  # vectors take longest, and are not needed
+        values = adapted_values = _squared_singular_values(base)
+        n_top, intruders = min(k, _rank(values)), 0
+    else:
+        values, directions = _left_singular(base)
+        adapted_values, top = _left_singular(adapted, most=k)
+        # All of them if base is zero.
+        n_top, intruders = top.shape[1], int(((directions.T @ top).abs() < threshold).all(dim=0).sum())
+    return {
+        "relative_change": float(torch.linalg.norm(change)) / norm if norm else float("nan"),
+        "stable_rank_base": _stable_rank(base, values),
+        "stable_rank_adapted": _stable_rank(adapted, adapted_values),
+        "stable_rank_change": _stable_rank(change, _squared_singular_values(change)),
+        "intruder_dimensions": intruders,
+        "k": n_top,
+    }
 
 
 def _gram(matrix: Float[Tensor, "out in"]) -> Float[Tensor, "side side"]:

@@ -61,7 +61,7 @@ def paired(results: pd.DataFrame, reference: str) -> Paired:
 
     Raises:
         MeasureError: if a column is missing, a value is neither right nor wrong or is repeated, the reference is absent or
-            the only method, the methods differ in examples or seeds, or there are fewer than two examples.
+            the only method, a method lacks an example or seed, or there are fewer than two examples.
     """
     _need_columns(results, ("method", "seed", "example_id", "correct"), "results")
     names = [str(name) for name in results["method"].drop_duplicates()]
@@ -91,10 +91,17 @@ def paired(results: pd.DataFrame, reference: str) -> Paired:
         )
     wide = table.set_index(["example_id", "seed", "method"])["correct"].unstack("method")
     examples, seeds = wide.index.get_level_values(0).unique(), sorted(wide.index.get_level_values(1).unique())
-    _need_same(table, wide, names, reference, len(examples))
     if len(examples) < 2:
         raise MeasureError("{results} has a single example; an interval needs at least two.", "results")
     wide = wide.reindex(pd.MultiIndex.from_product([examples, seeds])).astype(float)
+    for name in names:
+        missing = wide.index[wide[name].isna()]
+        if len(missing):
+            raise MeasureError(
+                f"The method {name!r} lacks {len(missing)} of {len(wide)} predictions, the first for example "
+                f"{missing[0][0]!r} with seed {missing[0][1]}; {{results}} needs every method on every example and seed.",
+                "results",
+            )
     cubes = {str(name): wide[name].to_numpy().reshape(len(examples), len(seeds)) for name in wide.columns}
     methods = tuple(name for name in names if name != reference)
     return Paired(
@@ -110,28 +117,3 @@ def _need_columns(table: pd.DataFrame, needed: tuple[str, ...], argument: str) -
     missing = [name for name in needed if name not in table.columns]
     if missing:
         raise MeasureError(f"{{{argument}}} lacks {', '.join(missing)}; it needs {', '.join(needed)}.", argument)
-
-
-def _need_same(table: pd.DataFrame, wide: pd.DataFrame, names: list[str], reference: str, n_examples: int) -> None:
-    """Refuse methods that do not have predictions for the same seeds and examples."""
-    seeds = {str(name): sorted(set(rows["seed"])) for name, rows in table.groupby("method", observed=True)}
-    for name in names:
-        if seeds[name] != seeds[reference]:
-            listed = [", ".join(map(str, seeds[method])) for method in (name, reference)]
-            raise MeasureError(
-                f"The method {name!r} has the seeds {listed[0]} but {reference!r} has {listed[1]}; "
-                "compare only methods that were run with the same seeds."
-            )
-        missing = wide[name].isna()
-        if missing.any():
-            example, seed = missing[missing].index[0]
-            raise MeasureError(
-                f"The method {name!r} lacks {int(missing.sum())} predictions that others have, the first for example "
-                f"{example!r} with seed {seed}; compare only methods with predictions for the same examples."
-            )
-    counts = wide.groupby(level=1).size()
-    if counts.min() < n_examples:
-        raise MeasureError(
-            f"The seeds have different examples (seed {counts.idxmin()} has {counts.min()} of {n_examples}); "
-            "compare all seeds on the same examples."
-        )

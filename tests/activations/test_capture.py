@@ -81,7 +81,7 @@ def test_capturing_again_gives_identical_bytes_and_shares_them(store, model, tin
     assert not again.shares(store, 0)
     for _ in range(2):  # the second time there is nothing left to do
         again.share_files(store)
-    check_paired(store, ActivationStore.open(again.folder, verify=True))
+    check_paired(store, ActivationStore.open(again.folder))
     assert sorted(path.name for path in again.folder.iterdir()) == sorted(path.name for path in store.folder.iterdir())
     for layer in store.layers:
         assert np.array_equal(store.tokens(layer), again.tokens(layer))
@@ -139,18 +139,12 @@ def test_different_rows_are_refused_not_zipped(store, model, tiny_encoder, texts
         check_paired(store, shorter)
 
 
-def test_half_written_and_altered_stores_are_refused(store, model, tiny_encoder, texts, tmp_path):
+def test_incomplete_stores_are_refused(store, model, tiny_encoder, texts, tmp_path):
     with pytest.raises(StorageError, match="has no complete activations"):
         ActivationStore.open(tmp_path)
     made = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
     path = made.folder / "mean-layer-01.npy"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    ActivationStore.open(made.folder)  # the size is right
-    with pytest.raises(StorageError, match="altered"):
-        ActivationStore.open(made.folder, verify=True)
-    path.write_bytes(bytes(content[:-8]))
+    path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(StorageError, match="truncated"):
         ActivationStore.open(made.folder)
 

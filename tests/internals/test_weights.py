@@ -113,15 +113,15 @@ def test_a_planted_intruder_is_found_and_a_small_rotation_is_not(shape):
     mixed = u[:, :20].sum(axis=1) / np.sqrt(20)  # cosine .22 to each of twenty of base's vectors
     intruding = base + 10 * np.outer(mixed, rng.normal(size=into) / np.sqrt(into))
     found = change(base, intruding)
-    assert found.intruder_dimensions == 1
-    assert found.stable_rank_change == pytest.approx(1)
+    assert found["intruder_dimensions"] == 1
+    assert found["stable_rank_change"] == pytest.approx(1)
     turn = rng.normal(size=(out, out))
     rotation = np.linalg.qr(np.eye(out) + 1e-3 * (turn - turn.T))[0]
-    assert change(base, rotation @ base).intruder_dimensions == 0
-    assert change(base, 2 * base, 0.99).intruder_dimensions == 0
-    assert change(base, 2 * base, 0.99).relative_change == pytest.approx(1)
+    assert change(base, rotation @ base)["intruder_dimensions"] == 0
+    assert change(base, 2 * base, 0.99)["intruder_dimensions"] == 0
+    assert change(base, 2 * base, 0.99)["relative_change"] == pytest.approx(1)
     # A new direction is one although base has no strength left to compare it with.
-    assert change(np.zeros(shape), base).intruder_dimensions == 10
+    assert change(np.zeros(shape), base)["intruder_dimensions"] == 10
 
 
 def test_directions_of_no_strength_are_not_counted():
@@ -129,7 +129,7 @@ def test_directions_of_no_strength_are_not_counted():
     adapted = base.clone()
     adapted[4, 4] = 2.5  # along a vector that base's SVD gives, but base puts nothing there
     found = _change(base, adapted, 10, 0.5)
-    assert (found.intruder_dimensions, found.k) == (1, 4)
+    assert (found["intruder_dimensions"], found["k"]) == (1, 4)
 
 
 def test_what_cannot_be_compared_is_named(tiny_encoder, tmp_path):

@@ -192,11 +192,15 @@ def test_what_cannot_be_paired_is_refused_by_name():
         r"results lacks seed, correct; it needs": results.drop(columns=["seed", "correct"]),
         r"reference is 'full', which is not among the methods: head, top:1": results[results.method != "full"],
         r"has only 'full'": results[results.method == "full"],
-        r"'head' has the seeds 0 but 'full' has 0, 1": results[~((results.method == "head") & (results.seed == 1))],
-        r"'top:1' lacks 1 predictions that others have, the first for example 'text-2' with seed 1": results[
+        r"'head' lacks 4 of 8 predictions, the first for example 'text-0' with seed 1": results[
+            ~((results.method == "head") & (results.seed == 1))
+        ],
+        r"'top:1' lacks 1 of 8 predictions, the first for example 'text-2' with seed 1": results[
             ~((results.method == "top:1") & (results.seed == 1) & (results.example_id == "text-2"))
         ],
-        r"seed 1 has 3 of 4": results[~((results.seed == 1) & (results.example_id == "text-2"))],
+        r"'head' lacks 1 of 8 predictions, the first for example 'text-2' with seed 1": results[
+            ~((results.seed == 1) & (results.example_id == "text-2"))
+        ],
         r"'head' with seed 0 on example 'text-0' twice": pd.concat([results, results.head(1)]),
         r"column correct of results has 0.5": results.assign(correct=0.5),
         r"column correct of results has nan": results.assign(correct=np.nan),
