@@ -104,7 +104,7 @@ class Checkpoint:
                 )
             raise EncoderError(f"{self.name} has no safetensors weights; save the model again.")
         options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
-        hint = "copy or download them again"
+        hint = "if they are damaged, copy or download them again"
         model, info = self._load(AutoModelForSequenceClassification, "weights", hint, **options)
         invalid = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
         if invalid:

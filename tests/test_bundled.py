@@ -1,4 +1,4 @@
-"""Bundled assets: found through package metadata, verified by checksum, refused when altered or absent."""
+"""Bundled assets: located through package metadata, verified by checksum, refused when altered or absent."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from layerprobe import bundled
 from layerprobe.errors import DataError, EncoderError
 
 
-def test_bundled_assets_are_found_and_verified():
+def test_bundled_assets_are_located_and_verified():
     assert (bundled.model_folder("minilm-l6") / "config.json").is_file()
     assert len(bundled.data_files("bbc-news")) == 2225
     assert [path.suffix for path in bundled.data_files("tweets")] == [".csv"]

@@ -1,4 +1,4 @@
-"""Texts: every format gives the same corpus, splits are disjoint and stratified, and mistakes are named."""
+"""Examples: every format gives the same corpus, splits are disjoint and stratified, and user errors are named."""
 
 import json
 
@@ -72,7 +72,7 @@ def test_ids_depend_on_the_text_alone(tmp_path):
 
 
 def test_duplicates_never_straddle_and_conflicts_are_counted(tmp_path):
-    rows = [*sixty(), ("text 1", "a"), ("text 2", "a"), ("   ", "a")]  # text 1 again; text 2 under another label
+    rows = [*sixty(), ("text 1", "a"), ("text 2", "a"), ("   ", "a")]  # text 1 again; text 2 with another label
     corpus = load_corpus(write(tmp_path / "t.csv", rows))
     texts = [*corpus.train.texts, *corpus.test.texts, *corpus.unseen.texts]
     assert sorted(texts) == sorted(f"text {i}" for i in range(60))
@@ -85,7 +85,7 @@ def test_string_labels_are_numbered_in_sorted_order_and_whole_numbers_in_theirs(
     assert load_corpus(write(tmp_path / "b.csv", sixty(("10", "9", "-1")))).label_names == ("-1", "9", "10")
 
 
-def test_a_class_that_no_text_has_is_no_class(tmp_path):
+def test_unused_classes_are_dropped(tmp_path):
     corpus = load_corpus(write(tmp_path / "t.csv", [*sixty(("a", "c")), ("", "b"), ("text 1", "d")]))
     assert corpus.label_names == ("a", "c")
     assert set(corpus.train.labels) == {0, 1}
@@ -172,14 +172,14 @@ def test_a_hub_data_set_is_read_with_its_own_split_and_label_names(tmp_path, mon
     def split(texts, labels):
         return datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
 
-    made = datasets.DatasetDict(
+    splits = datasets.DatasetDict(
         {
             "train": split([f"t{i}" for i in range(40)] + ["shared"], [i % 2 for i in range(41)]),
             "test": split([f"s{i}" for i in range(20)] + ["shared"], [i % 2 for i in range(21)]),
             "unsupervised": split([f"u{i}" for i in range(30)], [-1] * 30),
         }
     )
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: made)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: splits)
     corpus = load_corpus("org/reviews", train=20, test=21)
     assert corpus.label_names == ("neg", "pos")
     assert set(corpus.test.texts) == {*(f"s{i}" for i in range(20)), "shared"}
@@ -228,7 +228,7 @@ def test_spellings_of_one_table_give_one_corpus(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_unusual_texts_come_through_as_they_are(tmp_path, ending):
+def test_unusual_texts_are_not_changed(tmp_path, ending):
     odd = [
         "NA",
         "null",
@@ -252,7 +252,7 @@ def test_unusual_texts_come_through_as_they_are(tmp_path, ending):
 
 
 @pytest.mark.parametrize("separator", [",", "\t"])
-def test_a_lone_quotation_mark_never_swallows_the_rows_after_it(tmp_path, separator):
+def test_a_lone_quotation_mark_never_joins_the_rows_after_it(tmp_path, separator):
     body = ("text,label\n" + BODY + '"an open quote,a\n' + BODY.replace("t", "u") + '"again" here,b\n').replace(
         ",", separator
     )
@@ -334,7 +334,7 @@ def test_a_class_of_one_text_is_trained_on_wherever_there_is_room(tmp_path, seed
     assert "lonely" in corpus.train.texts and len(corpus.train) == 12 and len(corpus.test) == 40
 
 
-def test_a_test_split_without_labels_gives_way_to_the_validation_split(tmp_path, monkeypatch):
+def test_a_test_split_without_labels_is_replaced_by_the_validation_split(tmp_path, monkeypatch):
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
@@ -343,14 +343,14 @@ def test_a_test_split_without_labels_gives_way_to_the_validation_split(tmp_path,
         rows = {"text": [f"{letter}{i}" for i in range(n)], "label": labels}
         return datasets.Dataset.from_dict(rows, features=features)
 
-    made = datasets.DatasetDict(
+    splits = datasets.DatasetDict(
         {
             "train": split("t", 40, [0, 1] * 20),
             "validation": split("v", 10, [0, 1] * 5),
             "test": split("s", 9, [-1] * 9),
         }
     )
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: made)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: splits)
     corpus = load_corpus("org/benchmark", train=20)
     assert set(corpus.test.texts) == {f"v{i}" for i in range(10)}
     assert {f"s{i}" for i in range(9)} <= set(corpus.unseen.texts)
@@ -364,15 +364,15 @@ def three(tmp_path):
 
 
 def test_an_ood_set_is_numbered_as_the_corpus_and_leaves_out_what_it_trains_or_tests_on(three, tmp_path):
-    own = [*three.train.texts[:4], *three.test.texts[:3], *three.unseen.texts[:2]]
-    rows = [(f"other {i}", ("pos", "neg")[i % 2]) for i in range(50)] + [(text, "pos") for text in own]
+    in_corpus = [*three.train.texts[:4], *three.test.texts[:3], *three.unseen.texts[:2]]
+    rows = [(f"other {i}", ("pos", "neg")[i % 2]) for i in range(50)] + [(text, "pos") for text in in_corpus]
     rows += [("other 1", "neg"), (" ", "neg")]
     ood = load_ood("reviews", write(tmp_path / "o.csv", rows), three)
     assert (ood.name, ood.classes) == ("reviews", (0, 2))
     named = dict(rows[:50])
     for text, number in zip(ood.examples.texts, ood.examples.labels, strict=True):
         assert three.label_names[number] == named.get(text, "pos")
-    # What the corpus neither trains nor tests on may stay: fine-tuning doesn't see it.
+    # Examples that the corpus neither trains nor tests on are kept: fine-tuning does not see them.
     assert set(ood.examples.texts) == {*named, *three.unseen.texts[:2]}
     assert not {*three.train.ids, *three.test.ids} & set(ood.examples.ids)
     assert any(note.startswith("7 examples") and "trains or tests on" in note for note in ood.notes)
@@ -390,11 +390,11 @@ def test_a_sample_of_an_ood_set_is_seeded_and_keeps_class_shares(three, tmp_path
     assert load_ood("o", path, three, rows=2).classes == (0, 2)
 
 
-def test_pairs_go_with_pairs(three, tmp_path):
+def test_pairs_are_compared_with_pairs_only(three, tmp_path):
     rows = [(f"question {i}", f"answer {i}", ("yes", "no")[i % 2]) for i in range(60)]
     path = write(tmp_path / "pairs.csv", rows, ("q", "a", "label"))
     corpus = load_corpus(DataSource(path, text=("q", "a")), train=30, test=20)
-    # The second text is part of what is the same: these share the question alone.
+    # Both texts identify an example: these share only the question.
     others = [(q, a + "!", label) for q, a, label in rows]
     source = write(tmp_path / "o.csv", [*others, rows[0]], ("q", "a", "label"))
     ood = load_ood("p", DataSource(source, text=("q", "a")), corpus)

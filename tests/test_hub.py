@@ -12,8 +12,8 @@ from layerprobe.data._files import READERS
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """No switch set, neither by the user nor by an earlier study, and a library that has read it already."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # noted, so that it is put back afterwards
+    """The variable is set neither by the user nor by an earlier study, and a library has already read it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # so that it is restored afterwards
     del os.environ["HF_HUB_OFFLINE"]
     monkeypatch.setattr(hub, "_set_here", [])
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -29,12 +29,12 @@ def listening():
     return server, f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_a_hub_that_answers_is_asked_and_one_that_does_not_is_not(fresh, monkeypatch):
+def test_libraries_may_contact_the_hub_only_if_it_can_be_reached(fresh, monkeypatch):
     server, address = listening()
     monkeypatch.setenv("HF_ENDPOINT", address)
     with server:
         assert hub.allow() and "HF_HUB_OFFLINE" not in os.environ
-    assert not hub.allow()  # nobody listens there any more
+    assert not hub.allow()  # the server is closed
     assert os.environ["HF_HUB_OFFLINE"] == "1" and fresh.HF_HUB_OFFLINE
 
 
@@ -48,15 +48,15 @@ def test_a_study_on_local_files_does_not_keep_a_later_one_from_the_hub(fresh, mo
     assert "HF_HUB_OFFLINE" not in os.environ and not fresh.HF_HUB_OFFLINE
 
 
-def test_what_the_user_has_set_stays(fresh, monkeypatch):
-    monkeypatch.setattr(hub, "_reachable", lambda: pytest.fail("it was asked"))
+def test_the_setting_of_the_user_is_kept(fresh, monkeypatch):
+    monkeypatch.setattr(hub, "_reachable", lambda: pytest.fail("it was contacted"))
     for given, allowed in {"1": False, "0": True}.items():
         monkeypatch.setenv("HF_HUB_OFFLINE", given)
         hub.stay_offline()
         assert hub.allow() is allowed and os.environ["HF_HUB_OFFLINE"] == given
 
 
-def test_a_proxy_is_asked_in_the_hubs_place(fresh, monkeypatch):
+def test_a_proxy_is_contacted_instead_of_the_hub(fresh, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
     assert not hub._reachable()
     server, address = listening()

@@ -1,4 +1,4 @@
-"""Layers replaced, skipped and given: what a pass computes afterwards is what the blocks above would."""
+"""Layers edited, skipped and given: the pass continues as the blocks above would from these values."""
 
 import copy
 
@@ -22,15 +22,15 @@ def passed(request, tmp_path_factory):
 
 
 @torch.no_grad()
-def test_a_pass_resumed_at_any_layer_ends_as_the_whole_one(passed):
+def test_a_pass_resumed_at_any_layer_ends_as_the_complete_one(passed):
     model, inputs = passed
     layers, logits = forward(model, inputs)
     for layer, value in enumerate(layers):
         with resumed(model, layer, lambda value=value: value):
-            again, found = forward(model, inputs)
-        assert torch.equal(found, logits)
+            again, result = forward(model, inputs)
+        assert torch.equal(result, logits)
         assert all(torch.equal(a, b) for a, b in zip(layers[layer:], again[layer:], strict=True))
-    assert torch.equal(model(**inputs).logits, logits)  # nothing is left behind
+    assert torch.equal(model(**inputs).logits, logits)  # no hook remains
 
 
 @torch.no_grad()
@@ -50,24 +50,24 @@ def test_the_blocks_below_a_given_layer_are_not_computed(passed):
     for handle in handles:
         handle.remove()
     steps = -np.diff(counts)
-    assert (steps == steps[0]).all() and steps[0] >= 3  # each block that is given costs as much less
+    assert (steps == steps[0]).all() and steps[0] >= 3  # each block that is not computed saves the same
 
 
 @torch.no_grad()
-def test_replacing_a_layer_by_itself_changes_nothing_and_by_another_text_does(passed):
+def test_replacing_a_layer_by_itself_changes_nothing_and_by_another_example_does(passed):
     model, inputs = passed
     layers, logits = forward(model, inputs)
     with edited(model, {i: lambda value: value.clone() for i in range(4)}):
         assert torch.equal(model(**inputs).logits, logits)
     for layer in range(4):
         with edited(model, {layer: lambda value: value.flip(0)}):
-            other, found = forward(model, inputs)
-        assert not torch.allclose(found, logits)
+            other, result = forward(model, inputs)
+        assert not torch.allclose(result, logits)
         assert all(torch.equal(a, b) for a, b in zip(layers[:layer], other[:layer], strict=True))
 
 
 @torch.no_grad()
-def test_a_skipped_block_passes_on_what_it_is_given(passed):
+def test_a_skipped_block_returns_its_input(passed):
     model, inputs = passed
     layers, _ = forward(model, inputs)
     with skipping(model, [2]):
@@ -78,7 +78,7 @@ def test_a_skipped_block_passes_on_what_it_is_given(passed):
         assert all(torch.equal(value, layers[0]) for value in forward(model, inputs)[0])
 
 
-def test_shared_blocks_stand_in_the_list_as_often_as_they_are_run(passed):
+def test_shared_blocks_are_listed_once_per_run(passed):
     model, _ = passed
     stack = blocks(model)
     assert len(stack) == 3

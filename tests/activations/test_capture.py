@@ -1,4 +1,4 @@
-"""Activations: real tokens only, pooled as recomputed, whatever the batches; joined by id or refused."""
+"""Activations: real tokens only, pooled correctly, independent of the batches; paired by id or refused."""
 
 import numpy as np
 import pytest
@@ -53,8 +53,8 @@ def test_rows_are_every_real_token_and_no_padding(store, tiny_encoder, texts):
     assert store.example_ids.tolist() == list(texts.ids)
 
 
-def test_rows_equal_those_of_each_text_alone(store, model, tiny_encoder, texts):
-    """Padding changes nothing: each text captured by itself, in a slow second way, gives the same rows and means."""
+def test_rows_equal_those_of_each_example_alone(store, model, tiny_encoder, texts):
+    """Padding changes nothing: each example captured alone gives the same rows and means."""
     encodings = tokenize(tiny_encoder, texts, 32)
     for i in range(len(texts)):
         with torch.no_grad():
@@ -79,7 +79,7 @@ def test_pooled_views_are_those_of_the_stored_tokens(store):
 def test_capturing_again_gives_identical_bytes_and_shares_them(store, model, tiny_encoder, texts, tmp_path):
     again = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
     assert not again.shares(store, 0)
-    for _ in range(2):  # the second time there is nothing left to do
+    for _ in range(2):  # the second call changes nothing
         again.share_files(store)
     check_paired(store, ActivationStore.open(again.folder))
     assert sorted(path.name for path in again.folder.iterdir()) == sorted(path.name for path in store.folder.iterdir())
@@ -89,7 +89,7 @@ def test_capturing_again_gives_identical_bytes_and_shares_them(store, model, tin
         assert again.content(layer) == store.content(layer)
 
 
-def test_limits_keep_whole_texts_and_all_pooled_vectors(model, tiny_encoder, texts, tmp_path):
+def test_limits_keep_complete_examples_and_all_pooled_vectors(model, tiny_encoder, texts, tmp_path):
     config = CaptureConfig(max_length=32, token_examples=2, layers=[2])
     few = capture(model, tiny_encoder, texts, tmp_path / "few", config, progress=False)
     assert set(few.rows.example) == {0, 1} and few.layers == (2,)
@@ -142,11 +142,11 @@ def test_different_rows_are_refused_not_zipped(store, model, tiny_encoder, texts
 def test_incomplete_stores_are_refused(store, model, tiny_encoder, texts, tmp_path):
     with pytest.raises(StorageError, match="has no complete activations"):
         ActivationStore.open(tmp_path)
-    made = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
-    path = made.folder / "mean-layer-01.npy"
+    store = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
+    path = store.folder / "mean-layer-01.npy"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(StorageError, match="truncated"):
-        ActivationStore.open(made.folder)
+        ActivationStore.open(store.folder)
 
 
 def test_each_byte_is_hashed_once_and_digests_are_read_from_the_record_alone(
@@ -155,17 +155,17 @@ def test_each_byte_is_hashed_once_and_digests_are_read_from_the_record_alone(
     hashed = []
     real = _store.checksum
     monkeypatch.setattr(_store, "checksum", lambda path: (hashed.append(path.name), real(path))[1])
-    made = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
-    # Token rows were hashed on their way to the disk.
-    assert sorted(hashed) == sorted(name for name in made.checksums if not name.startswith("token"))
-    assert made.checksums == {name: real(made.folder / name) for name in made.checksums}
-    for path in made.folder.glob("*.npy"):
+    store = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
+    # Token rows are hashed while they are written.
+    assert sorted(hashed) == sorted(name for name in store.checksums if not name.startswith("token"))
+    assert store.checksums == {name: real(store.folder / name) for name in store.checksums}
+    for path in store.folder.glob("*.npy"):
         path.unlink()
     for unit in ("token", "mean", "cls"):
         expected = {layer: store.content(layer, unit) for layer in store.layers}
-        assert content_digests(made.folder, unit) == expected
+        assert content_digests(store.folder, unit) == expected
     with pytest.raises(StorageError, match="missing or truncated"):
-        ActivationStore.open(made.folder)
+        ActivationStore.open(store.folder)
 
 
 def test_a_copy_shares_its_files(store, tmp_path):
@@ -189,16 +189,16 @@ def test_what_cannot_be_captured_is_named(model, tiny_encoder, texts, tmp_path):
 
 
 def test_estimated_bytes_are_an_upper_bound_near_the_truth(model, tiny_encoder, tiny_corpus, tmp_path):
-    made = capture(
+    store = capture(
         model, tiny_encoder, tiny_corpus.test, tmp_path / "rows", CaptureConfig(max_length=64), progress=False
     )
-    real = sum(path.stat().st_size for path in made.folder.glob("*.npy"))
-    estimate = estimate_bytes(made.n_rows, len(tiny_corpus.test), 3, 32)
+    real = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
+    estimate = estimate_bytes(store.n_rows, len(tiny_corpus.test), 3, 32)
     assert real <= estimate <= 1.5 * real
 
 
 def test_passes_run_on_the_device(tiny_encoder, texts, tmp_path, monkeypatch):
-    """`meta` stands in for an accelerator: the model and its inputs are there, and the first look at values fails."""
+    """`meta` stands in for an accelerator: the model and its inputs are there, and reading values fails."""
     seen = []
 
     def passed(model, inputs):

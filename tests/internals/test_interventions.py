@@ -1,4 +1,4 @@
-"""Interventions: each row beside a model that was really altered, in every family, and nothing left altered."""
+"""Interventions: each row equals that of a model that was really altered, in every family, and nothing stays altered."""
 
 import copy
 
@@ -24,13 +24,13 @@ def some_texts(n=12):
     return Examples(tuple(map(str, range(n))), words, None, rng.integers(0, 3, size=n))
 
 
-def disturbed(model, chosen, seed=1):
-    """A copy with noise in the weights whose names are chosen."""
+def disturbed(model, selected, seed=1):
+    """A copy with noise added to the weights whose names are selected."""
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if chosen(name):
+            if selected(name):
                 value.add_(0.2 * torch.randn(value.shape, generator=generator))
     return model
 
@@ -56,7 +56,7 @@ def family(request, tmp_path_factory):
 
 @torch.no_grad()
 def by_hand(model, encoder, examples, edits=None):
-    """Accuracy and loss, a text at a time; `edits` maps the text's inputs to a context."""
+    """Accuracy and loss, one example at a time; `edits` maps its inputs to a context."""
     right, losses = [], []
     for i, encoding in enumerate(tokenize(encoder, examples, 32)):
         inputs = collate(encoder, [encoding], [0])
@@ -98,14 +98,14 @@ def test_each_row_is_that_of_a_model_altered_by_hand(family):
         taken.base_model.pooler.load_state_dict(base.base_model.pooler.state_dict())
         assert list(table.loc[("pooler", 3), VALUES]) == by_hand(taken, encoder, examples)
     for layer in (0, 1, 2):
-        gone = range(layer + 1, 4)
-        found = by_hand(adapted, encoder, examples, lambda inputs, gone=gone: skipping(adapted, gone))
-        assert list(table.loc[("skipped", layer), VALUES]) == found
+        skipped = range(layer + 1, 4)
+        expected = by_hand(adapted, encoder, examples, lambda inputs, skipped=skipped: skipping(adapted, skipped))
+        assert list(table.loc[("skipped", layer), VALUES]) == expected
     for layer in (0, 1, 2, 3):
 
         def given(inputs, layer=layer):
             value = forward(base, inputs)[0][layer]
-            return edited(adapted, {layer: lambda own: value})
+            return edited(adapted, {layer: lambda _: value})
 
         assert list(table.loc[("stitched", layer), VALUES]) == by_hand(adapted, encoder, examples, given)
 
@@ -115,10 +115,12 @@ def test_each_row_is_that_of_a_model_altered_by_hand(family):
     assert [(layer, kind) for layer, kind, why in table.attrs["left_out"]] == (
         [(layer, "weights") for layer in (1, 2, 3)] if shared else []
     )
-    assert table["loss"].nunique() >= len(table) - 1  # only stitched at 0 repeats a row, or the rows above say little
+    assert (
+        table["loss"].nunique() >= len(table) - 1
+    )  # only stitched at 0 repeats a row; otherwise the comparisons above are weak
 
 
-def test_a_head_only_model_is_untouched_by_what_is_bases(family, monkeypatch):
+def test_base_weights_do_not_change_a_model_with_only_a_new_head(family, monkeypatch):
     encoder, base, examples = family
     head = head_parameter_names(base, encoder)
     adapted = disturbed(base, lambda name: name in head)
@@ -133,7 +135,7 @@ def test_a_head_only_model_is_untouched_by_what_is_bases(family, monkeypatch):
         assert table.loc["skipped", "loss"].nunique() == 3
 
 
-def test_rows_that_need_no_pass_are_those_that_a_pass_gives(family, monkeypatch):
+def test_rows_without_a_pass_equal_those_of_a_pass(family, monkeypatch):
     encoder, base, examples = family
     top = {id(p) for p in blocks(base)[2].parameters()}
     names = {name for name, p in base.named_parameters() if id(p) in top}
@@ -147,23 +149,23 @@ def test_rows_that_need_no_pass_are_those_that_a_pass_gives(family, monkeypatch)
         assert same[("weights", 2)] and same[("stitched", 2)]
 
 
-def test_both_models_are_left_as_they_were(family):
+def test_both_models_are_unchanged_afterwards(family):
     encoder, base, examples = family
     adapted = disturbed(base, lambda name: True)
     models = [base, adapted]
     weights = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
     modules = [list(model.named_modules()) for model in models]
     run(base, adapted, encoder, examples)
-    for model, values, own in zip(models, weights, modules, strict=True):
-        assert list(model.named_modules()) == own
+    for model, values, before in zip(models, weights, modules, strict=True):
+        assert list(model.named_modules()) == before
         assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
         assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
 
 
-def test_models_are_left_whole_when_a_pass_fails(tiny_encoder, monkeypatch):
+def test_models_are_restored_when_a_pass_fails(tiny_encoder, monkeypatch):
     base = tiny_encoder.classifier(["a", "b", "c"], seed=0)
     adapted = disturbed(base, lambda name: True)
-    own = list(adapted.named_modules())
+    before = list(adapted.named_modules())
 
     def fail(*args):
         raise RuntimeError("no memory")
@@ -172,7 +174,7 @@ def test_models_are_left_whole_when_a_pass_fails(tiny_encoder, monkeypatch):
     monkeypatch.setattr(module, "forward", lambda model, inputs: forward(adapted, inputs))
     with pytest.raises(RuntimeError, match="no memory"):
         run(base, adapted, tiny_encoder, some_texts(4))
-    assert list(adapted.named_modules()) == own
+    assert list(adapted.named_modules()) == before
 
 
 def test_a_new_pooler_belongs_to_the_head(tmp_path, tiny_bert):

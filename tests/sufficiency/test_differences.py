@@ -1,4 +1,4 @@
-"""Differences, their intervals and the table they are read from, against slow twins and planted truth."""
+"""Differences, their intervals and the pairing of results, compared with slow implementations and planted truth."""
 
 import importlib.util
 from pathlib import Path
@@ -43,7 +43,7 @@ def study(n=200, seeds=1, methods=("head", "top:1", "full"), seed=0):
 def test_one_seed_is_the_paired_t_interval():
     results = study()
     wide = results.pivot(index="example_id", columns="method", values="correct").astype(float)
-    # The rows' order is no matter: everything is joined by id.
+    # The order of rows does not matter: everything is joined by id.
     table = differences(results.sample(frac=1, random_state=1)).set_index("method")
     for method in ("head", "top:1"):
         gap = wide[method] - wide["full"]
@@ -76,7 +76,7 @@ def test_few_seeds_are_averaged_and_move_with_their_example():
 
 
 def test_five_seeds_are_crossed_with_examples_by_analysis_of_variance():
-    """A twin by loops: mean squares of rows, columns and rest, variance components, Satterthwaite's degrees of freedom."""
+    """With loops: mean squares of rows, columns and rest, variance components, Satterthwaite's degrees of freedom."""
     results = study(n=30, seeds=6)
     joined = paired(results, "full")
     table = differences(results)
@@ -103,7 +103,7 @@ def test_five_seeds_are_crossed_with_examples_by_analysis_of_variance():
         assert row.df == pytest.approx(min(df, n - 1))
         assert row.ci_high - row.difference == pytest.approx(t.ppf(0.975, row.df) * row.se)
         assert not row.conditional_on_seeds
-        # Never narrower than if the seeds were all there are.
+        # Never narrower than if there were no other seeds.
         assert row.se >= x.mean(1).std(ddof=1) / np.sqrt(n) - 1e-12
     assert differences(study(seeds=4)).conditional_on_seeds.all()
 
@@ -122,14 +122,14 @@ def test_bands_are_the_multiplier_bootstrap_of_the_largest_difference():
 
 
 def test_critical_values_at_the_ends():
-    """Independent: (1 - a)^(1/k). Equal methods: no price. Few degrees of freedom: the t quantile."""
+    """Independent: (1 - a)^(1/k). Equal methods: no correction. Few degrees of freedom: the t quantile."""
     free = critical_values(np.eye(5), np.full(5, 1e9), alpha=0.05, draws=200_000)
     assert free == pytest.approx(norm.ppf((1 + 0.95**0.2) / 2), rel=0.01)
     same = critical_values(np.ones((5, 5)), np.array([1e9, 1e9, 4, 4, 4]), alpha=0.05, draws=200_000)
     assert same == pytest.approx([norm.ppf(0.975)] * 2 + [t.ppf(0.975, 4)] * 3, rel=0.02)
 
 
-def test_an_identical_method_differs_by_exactly_nothing():
+def test_an_identical_method_differs_by_exactly_zero():
     results = study()
     twin = results[results.method == "full"].assign(method="twin")
     alone = differences(results).set_index("method")
@@ -140,7 +140,7 @@ def test_an_identical_method_differs_by_exactly_nothing():
     assert row.identical and row.difference == row.se == row.ci_low == row.band_low == row.band_high == 0
     assert only.band_high.tolist() == [0] and only.identical.all()
     assert not table.loc["head"].identical
-    # It takes no part in the bands of the others.
+    # It does not affect the bands of the others.
     assert table.loc["head"].band_low == alone.loc["head"].band_low
     seeds = pd.concat([study(seeds=5), study(seeds=5).query("method == 'full'").assign(method="twin")])
     with np.errstate(all="raise"):
@@ -157,7 +157,7 @@ def test_bands_cover_planted_truth(m, wobble, low):
 
 
 def test_intervals_conditional_on_seeds_miss_the_truth_over_all_seeds():
-    """Why five seeds are crossed: were they only averaged, a pointwise interval would cover far less than 95%."""
+    """Why five seeds are crossed: averaged, a pointwise interval covers far less than 95%."""
     held = 0
     for gaps, everywhere, _ in bench.crossed(1000, 5, 150, 3, gap=0.0, wobble=0.2):
         averaged = gaps.mean(axis=2)
