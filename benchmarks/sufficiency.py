@@ -3,8 +3,8 @@
     python benchmarks/sufficiency.py           # about two minutes on one core
     python benchmarks/sufficiency.py --quick   # a tenth of the studies
 
-Studies have seven depths beside full, whose answers to a text depend on each other. Each share is printed with twice its
-Monte Carlo error. Nothing is timed, so other work beside it does no harm.
+Studies have seven depths and full, whose predictions for one example are dependent. Each share is printed with twice its
+Monte Carlo error. Nothing is timed, so that other work on the machine does not matter.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from layerprobe.sufficiency._spread import simultaneous, spread
 
 DEPTHS = (*tuple(f"top:{k}" for k in range(6, 0, -1)), "head")
 MARGIN, ALPHA = 0.01, 0.05
-# The answer patterns of (full, top:6, ..., head) on one text: right or wrong, 2^8 of them.
+# The patterns of (full, top:6, ..., head) on one example: right or wrong, 2^8 of them.
 PATTERNS = np.array(list(itertools.product((0, 1), repeat=1 + len(DEPTHS))))
 
 
 def exchangeable(gap: float, disagreement: float, accuracy: float = 0.75) -> np.ndarray:
     """Shares of the patterns when all depths lose `gap` and disagree equally with full and each other.
 
-    A text's ease is normal, and each method adds its own normal: the accuracies are exact, and the disagreement
+    The ease of an example is normal, and each method adds an independent normal: the accuracies are exact, and the disagreement
     (of two methods without a gap) fixes the weight of the ease.
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(200)
@@ -46,30 +46,30 @@ def exchangeable(gap: float, disagreement: float, accuracy: float = 0.75) -> np.
         low, high = (middle, high) if 2 * (weights * one * (1 - one)).sum() > disagreement else (low, middle)
     shares = np.stack([right(low, accuracy)] + [right(low, accuracy - gap)] * len(DEPTHS))
     each = np.where(PATTERNS[:, :, None] == 1, shares, 1 - shares).prod(axis=1)
-    found = each @ weights
-    return found / found.sum()
+    total = each @ weights
+    return total / total.sum()
 
 
 def chain(gap: float, step: float, accuracy: float = 0.75) -> np.ndarray:
-    """Shares of the patterns when each depth changes the answers of the next deeper one.
+    """Shares of the patterns when each depth changes the predictions of the next deeper one.
 
-    The share `step` of texts changes at every step, with the whole gap lost at the first: full to top:6.
+    The share `step` of examples changes at every step, with the whole gap lost at the first: full to top:6.
     """
-    found = np.where(PATTERNS[:, 0] == 1, accuracy, 1 - accuracy)
+    patterns = np.where(PATTERNS[:, 0] == 1, accuracy, 1 - accuracy)
     right = accuracy
     for k in range(1, PATTERNS.shape[1]):
         loss = gap if k == 1 else 0.0
         lost, gained = (step + loss) / 2 / right, (step - loss) / 2 / (1 - right)
         before, after = PATTERNS[:, k - 1], PATTERNS[:, k]
-        found = found * np.where(
+        patterns = patterns * np.where(
             before == 1, np.where(after == 0, lost, 1 - lost), np.where(after == 1, gained, 1 - gained)
         )
         right -= loss
-    return found
+    return patterns
 
 
 def tallies(shares: np.ndarray, n: int, studies: int, seed: int) -> np.ndarray:
-    """Texts of each study that each depth lost, tied and won against full: studies x depths x 3."""
+    """Examples of each study that each depth lost, tied and won against full: studies x depths x 3."""
     drawn = np.random.default_rng(seed).multinomial(n, shares, size=studies)
     gaps = PATTERNS[:, 1:] - PATTERNS[:, :1]
     return np.stack([drawn @ (gaps == value) for value in (-1, 0, 1)], axis=-1).astype(float)
@@ -99,7 +99,7 @@ def declared(shares: np.ndarray, n: int, studies: int, seed: int) -> dict[str, f
 
 
 def exact_size(n: int, disagreement: float, margin: float = MARGIN, test=noninferiority_p) -> float:
-    """Chance that one test rejects when the true difference is -margin, summed over all tables that could come."""
+    """Probability that one test rejects when the true difference is -margin, summed over all possible tables."""
     total = 0.0
     share = (disagreement + margin) / 2 / disagreement
     differing = np.arange(max(0, int(binom.ppf(1e-10, n, disagreement))), int(binom.isf(1e-10, n, disagreement)) + 1)
@@ -108,8 +108,8 @@ def exact_size(n: int, disagreement: float, margin: float = MARGIN, test=noninfe
         lost = np.arange(part.max() + 1)[None]
         won = np.maximum(part - lost, 0)
         counts = np.stack([lost + 0 * part, n - lost - won, won], axis=-1).astype(float)
-        chance = binom.pmf(part, n, disagreement) * binom.pmf(lost, part, share)
-        total += chance[(test(counts, margin) <= ALPHA) & (lost <= part)].sum()
+        probability = binom.pmf(part, n, disagreement) * binom.pmf(lost, part, share)
+        total += probability[(test(counts, margin) <= ALPHA) & (lost <= part)].sum()
     return float(total)
 
 
@@ -125,8 +125,8 @@ def crossed(
     targets = np.array([accuracy] + [accuracy - gap] * len(DEPTHS))
     for _ in range(studies):
         shift = scale * norm.ppf(targets)[:, None] + wobble * rng.standard_normal((len(targets), m))
-        own = rng.standard_normal((len(targets), n, m), dtype=np.float32)
-        right = own + (ease * rng.standard_normal(n))[:, None] + shift[:, None, :] > 0
+        noise = rng.standard_normal((len(targets), n, m), dtype=np.float32)
+        right = noise + (ease * rng.standard_normal(n))[:, None] + shift[:, None, :] > 0
         these = norm.cdf(shift / np.sqrt(1 + ease**2)).mean(axis=1)
         yield right[1:].astype(float) - right[:1], targets[1:] - targets[0], these[1:] - these[0]
 
@@ -135,7 +135,7 @@ def coverage(
     n: int, m: int, studies: int, seed: int, *, wobble: float, draws: int = 4000
 ) -> tuple[float, float, float]:
     """Shares of studies whose simultaneous bands hold all truths; whose first pointwise interval holds its own;
-    where the first depth's true gap is at least the margin, those that call it sufficient (the chance that the sequence
+    where the first depth's true gap is at least the margin, those that call it sufficient (the probability that the sequence
     calls any). The gap over all seeds is the margin; the truth is that of these seeds where the intervals are about them."""
     from scipy.stats import t
 
@@ -143,14 +143,14 @@ def coverage(
 
     held = alone = called = wrong = 0
     for gaps, everywhere, these in crossed(n, m, studies, seed, gap=MARGIN, wobble=wobble):
-        known = spread(gaps)
-        truth = these if known.conditional_on_seeds else everywhere
-        reach = simultaneous(known, alpha=0.05, draws=draws, seed=0)
-        off = np.abs(known.mean - truth) / known.se
+        moments = spread(gaps)
+        truth = these if moments.conditional_on_seeds else everywhere
+        reach = simultaneous(moments, alpha=0.05, draws=draws)
+        off = np.abs(moments.mean - truth) / moments.se
         held += bool((off <= reach).all())
-        alone += bool(off[0] <= t.ppf(0.975, known.df[0]))
-        df = np.inf if known.conditional_on_seeds else known.df
-        p = noninferiority_p(tally(gaps), MARGIN, known.seed_variance, df)
+        alone += bool(off[0] <= t.ppf(0.975, moments.df[0]))
+        df = np.inf if moments.conditional_on_seeds else moments.df
+        p = noninferiority_p(tally(gaps), MARGIN, moments.seed_variance, df)
         if truth[0] < -MARGIN + 1e-9:
             wrong += 1
             called += bool(p[0] <= ALPHA)
@@ -162,7 +162,7 @@ def twice(share: float, studies: int) -> str:
 
 
 def same_as_public(studies: int = 20, n: int = 2000) -> bool:
-    """Whether `smallest_sufficient_depth` concludes on whole tables what the tallies say."""
+    """Whether `smallest_sufficient_depth` concludes the same from tables as from tallies."""
     shares, rng = exchangeable(0.0, 0.05), np.random.default_rng(5)
     for _ in range(studies):
         right = PATTERNS[rng.choice(len(PATTERNS), size=n, p=shares)]
@@ -173,8 +173,8 @@ def same_as_public(studies: int = 20, n: int = 2000) -> bool:
         gaps = right[:, 1:] - right[:, :1]
         counts = np.stack([(gaps == value).sum(axis=0) for value in (-1, 0, 1)], axis=-1).astype(float)
         passed = int((in_sequence(noninferiority_p(counts, MARGIN)) <= ALPHA).sum())
-        found = smallest_sufficient_depth(table, {name: len(DEPTHS) - 1 - i for i, name in enumerate(DEPTHS)})
-        if found.smallest != (DEPTHS[passed - 1] if passed else None):
+        result = smallest_sufficient_depth(table, {name: len(DEPTHS) - 1 - i for i, name in enumerate(DEPTHS)})
+        if result.smallest != (DEPTHS[passed - 1] if passed else None):
             return False
     return True
 
@@ -195,10 +195,10 @@ def main() -> None:
         ("chain, .03 at each step", lambda gap: chain(gap, 0.03)),
     ]
     for (name, make), n, gap in itertools.product(designs, (500, 2000, 8000), (MARGIN, 2 * MARGIN, 0.0)):
-        found = declared(make(gap), n, studies, seed=n)
+        rates = declared(make(gap), n, studies, seed=n)
         print(
-            f"{name:34} {n:6} {gap:8.3f} {twice(found['sequence'], studies):>14} {twice(found['head'], studies):>14} "
-            f"{twice(found['unordered'], studies):>14} {twice(found['unordered, Wald'], studies):>16}",
+            f"{name:34} {n:6} {gap:8.3f} {twice(rates['sequence'], studies):>14} {twice(rates['head'], studies):>14} "
+            f"{twice(rates['unordered'], studies):>14} {twice(rates['unordered, Wald'], studies):>16}",
             flush=True,
         )
     print(

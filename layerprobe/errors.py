@@ -38,12 +38,12 @@ class ArgumentError(LayerprobeError, ValueError):
         return text
 
 
-class DataError(LayerprobeError):
-    """The labelled texts cannot be found, read or split as asked."""
+class DataError(ArgumentError):
+    """The labelled examples cannot be found, read or split as specified."""
 
 
-class EncoderError(LayerprobeError):
-    """The model or checkpoint cannot be found, loaded or numbered by layer."""
+class EncoderError(ArgumentError):
+    """The model or checkpoint cannot be found or loaded, or its layers cannot be numbered."""
 
 
 class MeasureError(ArgumentError):

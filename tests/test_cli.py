@@ -77,8 +77,8 @@ def test_mistakes_are_one_sentence_and_exit_2(study, tmp_path, tiny_bert):
     (corrupt / "model.safetensors").write_bytes(b"\x00" * 100)
     for overrides, words in {
         ("--set", "data.source=nowhere.csv"): ["no data file nowhere.csv"],
-        ("--set", "data.source=org/unknown"): ["'org/unknown' is no file here", "HF_HUB_OFFLINE"],
-        ("--set", "model.name=org/unknown"): ["'org/unknown' is no folder here"],
+        ("--set", "data.source=org/unknown"): ["no local data file 'org/unknown'", "HF_HUB_OFFLINE"],
+        ("--set", "model.name=org/unknown"): ["no local model 'org/unknown'"],
         ("--set", "data.text=headline"): ["no column 'headline'", "data.text"],
         ("--set", "data.train=5000"): ["data.train = 5,000", "160 distinct"],
         ("--set", "adaptation.methods=['heads']"): ["'heads' is unknown"],

@@ -1,4 +1,4 @@
-"""Texts: every format gives the same corpus, splits are disjoint and stratified, and mistakes are named."""
+"""Examples: every format gives the same corpus, splits are disjoint and stratified, and user errors are named."""
 
 import json
 
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import write_csv
 
-from layerprobe.data import load_corpus, load_ood
+from layerprobe.data import DataSource, load_corpus, load_ood
 from layerprobe.errors import DataError
 
 
@@ -72,12 +72,12 @@ def test_ids_depend_on_the_text_alone(tmp_path):
 
 
 def test_duplicates_never_straddle_and_conflicts_are_counted(tmp_path):
-    rows = [*sixty(), ("text 1", "a"), ("text 2", "a"), ("   ", "a")]  # text 1 again; text 2 under another label
+    rows = [*sixty(), ("text 1", "a"), ("text 2", "a"), ("   ", "a")]  # text 1 again; text 2 with another label
     corpus = load_corpus(write(tmp_path / "t.csv", rows))
     texts = [*corpus.train.texts, *corpus.test.texts, *corpus.unseen.texts]
     assert sorted(texts) == sorted(f"text {i}" for i in range(60))
     assert "1 rows without text" in corpus.notes[0]
-    assert "2 repetitions" in corpus.notes[1] and "1 of them under another label" in corpus.notes[1]
+    assert "2 duplicates" in corpus.notes[1] and "1 of them with another label" in corpus.notes[1]
 
 
 def test_string_labels_are_numbered_in_sorted_order_and_whole_numbers_in_theirs(tmp_path):
@@ -85,7 +85,7 @@ def test_string_labels_are_numbered_in_sorted_order_and_whole_numbers_in_theirs(
     assert load_corpus(write(tmp_path / "b.csv", sixty(("10", "9", "-1")))).label_names == ("-1", "9", "10")
 
 
-def test_a_class_that_no_text_has_is_no_class(tmp_path):
+def test_unused_classes_are_dropped(tmp_path):
     corpus = load_corpus(write(tmp_path / "t.csv", [*sixty(("a", "c")), ("", "b"), ("text 1", "d")]))
     assert corpus.label_names == ("a", "c")
     assert set(corpus.train.labels) == {0, 1}
@@ -94,7 +94,7 @@ def test_a_class_that_no_text_has_is_no_class(tmp_path):
 def test_pairs_twenty_classes_and_named_columns(tmp_path):
     rows = [(f"question {i}", f"answer {i % 7}", f"class {i % 20}") for i in range(400)]
     path = write(tmp_path / "t.csv", rows, ("q", "a", "kind"))
-    corpus = load_corpus(path, text=("q", "a"), label="kind", train=200, test=100)
+    corpus = load_corpus(DataSource(path, text=("q", "a"), label="kind"), train=200, test=100)
     assert len(corpus.label_names) == 20
     assert corpus.train.pairs is not None and corpus.train.pairs[0].startswith("answer")
     assert np.bincount(corpus.test.labels).tolist() == [5] * 20
@@ -103,11 +103,11 @@ def test_pairs_twenty_classes_and_named_columns(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "columns", "options", "words"),
     [
-        (sixty(), ("sentence", "label"), {}, ["no column 'text'", "sentence, label", "data.text"]),
-        (sixty(), ("text", "topic"), {}, ["no column 'label'", "data.label"]),
+        (sixty(), ("sentence", "label"), {}, ["no column 'text'", "sentence, label", "set text to"]),
+        (sixty(), ("text", "topic"), {}, ["no column 'label'", "set label to"]),
         ([], ("text", "label"), {}, ["no rows"]),
         ([(f"t{i}", "only") for i in range(9)], ("text", "label"), {}, ["1 class", "'only'", "at least two"]),
-        (sixty(), ("text", "label"), {"train": 50, "test": 20}, ["data.train = 50", "60 distinct"]),
+        (sixty(), ("text", "label"), {"train": 50, "test": 20}, ["train = 50 and test = 20", "60 distinct"]),
         ([*sixty(), ("x", "")], ("text", "label"), {}, ["no label in row 61"]),
     ],
 )
@@ -151,7 +151,7 @@ def test_unreadable_sources_are_refused_in_one_sentence(tmp_path):
         "ragged.csv": "Line 3 of .* has 3 cells but the header has 2",
         "half.jsonl": "Line 2",
         "not.parquet": "cannot be read as PARQUET",
-        "t.xlsx": "the files read are",
+        "t.xlsx": "supported are",
         "": "is a folder",
     }.items():
         with pytest.raises(DataError, match=word) as caught:
@@ -160,7 +160,7 @@ def test_unreadable_sources_are_refused_in_one_sentence(tmp_path):
 
 
 def test_a_hub_id_without_a_network_is_refused_at_once():
-    with pytest.raises(DataError, match=r"'org/nothing' is no file here, and the Hub was not asked"):
+    with pytest.raises(DataError, match=r"no local data file 'org/nothing', and the Hub was not contacted"):
         load_corpus("org/nothing")
 
 
@@ -172,20 +172,20 @@ def test_a_hub_data_set_is_read_with_its_own_split_and_label_names(tmp_path, mon
     def split(texts, labels):
         return datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
 
-    made = datasets.DatasetDict(
+    splits = datasets.DatasetDict(
         {
             "train": split([f"t{i}" for i in range(40)] + ["shared"], [i % 2 for i in range(41)]),
             "test": split([f"s{i}" for i in range(20)] + ["shared"], [i % 2 for i in range(21)]),
             "unsupervised": split([f"u{i}" for i in range(30)], [-1] * 30),
         }
     )
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: made)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: splits)
     corpus = load_corpus("org/reviews", train=20, test=21)
     assert corpus.label_names == ("neg", "pos")
     assert set(corpus.test.texts) == {*(f"s{i}" for i in range(20)), "shared"}
     assert all(text.startswith("t") for text in corpus.train.texts)
     assert {f"u{i}" for i in range(30)} <= set(corpus.unseen.texts)
-    with pytest.raises(DataError, match=r"data.test = 22, but org/reviews has 21"):
+    with pytest.raises(DataError, match=r"test = 22, but org/reviews has 21"):
         load_corpus("org/reviews", test=22)
 
 
@@ -228,7 +228,7 @@ def test_spellings_of_one_table_give_one_corpus(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_unusual_texts_come_through_as_they_are(tmp_path, ending):
+def test_unusual_texts_are_not_changed(tmp_path, ending):
     odd = [
         "NA",
         "null",
@@ -252,7 +252,7 @@ def test_unusual_texts_come_through_as_they_are(tmp_path, ending):
 
 
 @pytest.mark.parametrize("separator", [",", "\t"])
-def test_a_lone_quotation_mark_never_swallows_the_rows_after_it(tmp_path, separator):
+def test_a_lone_quotation_mark_never_joins_the_rows_after_it(tmp_path, separator):
     body = ("text,label\n" + BODY + '"an open quote,a\n' + BODY.replace("t", "u") + '"again" here,b\n').replace(
         ",", separator
     )
@@ -276,7 +276,11 @@ def test_a_lone_quotation_mark_never_swallows_the_rows_after_it(tmp_path, separa
         ("deep.jsonl", "[" * 100_000, "Line 1 .* cannot be read as JSON"),
         ("nested.jsonl", '{"text": {"a": 1}, "label": "a"}', "dict instead of text in row 1"),
         ("blank.csv", "text,label\n ,a\n ,b\n", "no text: all 2 rows of 'text' are blank"),
-        ("each_its_own.csv", "text,label\n" + "".join(f"t{i},c{i}\n" for i in range(40)), "class 'c.*' of 40 has none"),
+        (
+            "each_its_own.csv",
+            "text,label\n" + "".join(f"t{i},c{i}\n" for i in range(40)),
+            r"none is of the class 'c.*' \(one of 40\)",
+        ),
         ("utf16.csv", ("text,label\n" + BODY).encode("utf-16"), "not UTF-8"),
         ("header.csv", "text,label\n", "no rows"),
     ],
@@ -330,7 +334,7 @@ def test_a_class_of_one_text_is_trained_on_wherever_there_is_room(tmp_path, seed
     assert "lonely" in corpus.train.texts and len(corpus.train) == 12 and len(corpus.test) == 40
 
 
-def test_a_test_split_without_labels_gives_way_to_the_validation_split(tmp_path, monkeypatch):
+def test_a_test_split_without_labels_is_replaced_by_the_validation_split(tmp_path, monkeypatch):
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
@@ -339,14 +343,14 @@ def test_a_test_split_without_labels_gives_way_to_the_validation_split(tmp_path,
         rows = {"text": [f"{letter}{i}" for i in range(n)], "label": labels}
         return datasets.Dataset.from_dict(rows, features=features)
 
-    made = datasets.DatasetDict(
+    splits = datasets.DatasetDict(
         {
             "train": split("t", 40, [0, 1] * 20),
             "validation": split("v", 10, [0, 1] * 5),
             "test": split("s", 9, [-1] * 9),
         }
     )
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: made)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: splits)
     corpus = load_corpus("org/benchmark", train=20)
     assert set(corpus.test.texts) == {f"v{i}" for i in range(10)}
     assert {f"s{i}" for i in range(9)} <= set(corpus.unseen.texts)
@@ -360,19 +364,19 @@ def three(tmp_path):
 
 
 def test_an_ood_set_is_numbered_as_the_corpus_and_leaves_out_what_it_trains_or_tests_on(three, tmp_path):
-    own = [*three.train.texts[:4], *three.test.texts[:3], *three.unseen.texts[:2]]
-    rows = [(f"other {i}", ("pos", "neg")[i % 2]) for i in range(50)] + [(text, "pos") for text in own]
+    in_corpus = [*three.train.texts[:4], *three.test.texts[:3], *three.unseen.texts[:2]]
+    rows = [(f"other {i}", ("pos", "neg")[i % 2]) for i in range(50)] + [(text, "pos") for text in in_corpus]
     rows += [("other 1", "neg"), (" ", "neg")]
     ood = load_ood("reviews", write(tmp_path / "o.csv", rows), three)
     assert (ood.name, ood.classes) == ("reviews", (0, 2))
     named = dict(rows[:50])
     for text, number in zip(ood.examples.texts, ood.examples.labels, strict=True):
         assert three.label_names[number] == named.get(text, "pos")
-    # What the corpus neither trains nor tests on may stay: fine-tuning doesn't see it.
+    # Examples that the corpus neither trains nor tests on are kept: fine-tuning does not see them.
     assert set(ood.examples.texts) == {*named, *three.unseen.texts[:2]}
     assert not {*three.train.ids, *three.test.ids} & set(ood.examples.ids)
-    assert any(note.startswith("7 texts") and "trains or tests on" in note for note in ood.notes)
-    assert any("1 repetitions" in note for note in ood.notes) and any("1 rows without" in note for note in ood.notes)
+    assert any(note.startswith("7 examples") and "trains or tests on" in note for note in ood.notes)
+    assert any("1 duplicates" in note for note in ood.notes) and any("1 rows without" in note for note in ood.notes)
 
 
 def test_a_sample_of_an_ood_set_is_seeded_and_keeps_class_shares(three, tmp_path):
@@ -386,18 +390,19 @@ def test_a_sample_of_an_ood_set_is_seeded_and_keeps_class_shares(three, tmp_path
     assert load_ood("o", path, three, rows=2).classes == (0, 2)
 
 
-def test_pairs_go_with_pairs(three, tmp_path):
+def test_pairs_are_compared_with_pairs_only(three, tmp_path):
     rows = [(f"question {i}", f"answer {i}", ("yes", "no")[i % 2]) for i in range(60)]
     path = write(tmp_path / "pairs.csv", rows, ("q", "a", "label"))
-    corpus = load_corpus(path, text=("q", "a"), train=30, test=20)
-    # The second text is part of what is the same: these share the question alone.
+    corpus = load_corpus(DataSource(path, text=("q", "a")), train=30, test=20)
+    # Both texts identify an example: these share only the question.
     others = [(q, a + "!", label) for q, a, label in rows]
-    ood = load_ood("p", write(tmp_path / "o.csv", [*others, rows[0]], ("q", "a", "label")), corpus, text=("q", "a"))
+    source = write(tmp_path / "o.csv", [*others, rows[0]], ("q", "a", "label"))
+    ood = load_ood("p", DataSource(source, text=("q", "a")), corpus)
     assert ood.examples.pairs is not None and len(ood.examples) >= 60 and ood.classes == (0, 1)
-    with pytest.raises(DataError, match=r"'p' .* has 2 text columns but .* has 1; name as many"):
-        load_ood("p", path, three, text=("q", "a"))
+    with pytest.raises(DataError, match=r"'p' .* has 2 text columns but .* has 1; set text to as many"):
+        load_ood("p", DataSource(path, text=("q", "a")), three)
     with pytest.raises(DataError, match=r"'p' .* has 1 text column but .* has 2"):
-        load_ood("p", path, corpus, text="q")
+        load_ood("p", DataSource(path, text="q"), corpus)
 
 
 @pytest.mark.parametrize(
@@ -406,9 +411,9 @@ def test_pairs_go_with_pairs(three, tmp_path):
         ([("x", "pos"), ("y", "joy"), ("z", "anger")], {}, ["'anger' and 1 more", "neg, neutral, pos", "rename"]),
         ([("x", 0), ("y", 1)], {}, ["'0' and 1 more"]),
         ([("x", "pos"), ("y", "pos")], {}, ["1 class ('pos')", "at least two"]),
-        ([("x", "pos"), ("y", "pos"), ("text 0", "neg")], {}, ["'o'", "1 class ('pos')", "2 texts"]),
-        ([("x", "pos"), ("y", "neg")], {"rows": 3}, ["3 rows", "'o'", "has 2 distinct", "ask for 1 to 2"]),
-        ([("x", "pos"), ("y", "neg")], {"rows": 1}, ["1 class", "1 texts taken"]),
+        ([("x", "pos"), ("y", "pos"), ("text 0", "neg")], {}, ["'o'", "1 class ('pos')", "2 examples"]),
+        ([("x", "pos"), ("y", "neg")], {"rows": 3}, ["rows = 3", "'o'", "has 2 distinct", "use 1 to 2"]),
+        ([("x", "pos"), ("y", "neg")], {"rows": 1}, ["1 class", "its 1 examples"]),
         ([("x", "pos"), ("y", "")], {}, ["no label in row 2"]),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from layerprobe import Run, Study, pipeline, sufficiency
 from layerprobe.adaptation import parse_method
 from layerprobe.artifacts import Artifact
-from layerprobe.stages.depth import CONCLUSION, conclude, correct, family_of, power_note, prices
+from layerprobe.stages.depth import CONCLUSION, conclude, family_of, power_note, prices
 
 pytestmark = pytest.mark.numerical
 
@@ -132,7 +132,7 @@ def test_the_tables_hold_what_the_test_texts_say(done, tmp_path):
 
 def test_predictions_without_a_split_are_all_of_the_test_texts():
     older = predictions("head", 0, [1]).drop(columns="split")
-    assert len(correct(older)) == 600 and correct(older).correct.sum() == 599
+    assert sufficiency.correctness(older).correct.sum() == 599 and len(older) == 600
 
 
 def test_drift_falls_back_to_the_cosine_and_then_to_nothing():

@@ -1,4 +1,4 @@
-"""Encoders: six families numbered alike, checkpoints matched with their base, and mistakes named."""
+"""Encoders: six families numbered in the same way, checkpoints matched with their base, and user errors named."""
 
 import contextlib
 import json
@@ -9,10 +9,11 @@ import pytest
 import torch
 from tiny import make_encoder
 
-from layerprobe import encoder as module
+from layerprobe import checkpoints
 from layerprobe.data import Examples
 from layerprobe.encoder import collate, load_classifier, load_encoder, tokenize
 from layerprobe.errors import EncoderError
+from layerprobe.families import FAMILIES as TABLE
 from layerprobe.layers import blocks, edited, forward
 
 pytestmark = pytest.mark.numerical
@@ -44,7 +45,7 @@ def test_layers_are_the_blocks_own_outputs(family):
     assert torch.allclose(last, reported[-1], atol=1e-6)
 
 
-def test_a_written_layer_changes_all_above_it_and_none_below(family):
+def test_an_edited_layer_changes_all_above_it_and_none_below(family):
     model = family.classifier(["no", "yes"], seed=0)
     inputs = collate(family, tokenize(family, texts("w1 w2 w3 good"), 32), [0])
     with torch.no_grad():
@@ -55,7 +56,7 @@ def test_a_written_layer_changes_all_above_it_and_none_below(family):
     assert not torch.allclose(before[2], after[2], atol=1e-3)
 
 
-def test_same_seed_same_head_and_the_global_generator_is_left_alone(tiny_encoder):
+def test_same_seed_same_head_and_the_global_generator_is_not_changed(tiny_encoder):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -68,28 +69,28 @@ def test_same_seed_same_head_and_the_global_generator_is_left_alone(tiny_encoder
 
 
 def test_wrongly_numbered_layers_are_refused(tiny_bert, monkeypatch):
-    real = module.forward
+    real = checkpoints.forward
 
     def shifted(model, inputs):
         layers, logits = real(model, inputs)
         return (layers[1], layers[1], *layers[2:]), logits
 
-    monkeypatch.setattr(module, "forward", shifted)
-    with pytest.raises(EncoderError, match=r"Hidden state 0 .* can't be numbered"):
+    monkeypatch.setattr(checkpoints, "forward", shifted)
+    with pytest.raises(EncoderError, match=r"Hidden state 0 .* cannot be numbered"):
         load_encoder(str(tiny_bert))
 
 
-def test_deaf_layers_are_refused(tmp_path, monkeypatch):
+def test_layers_without_effect_are_refused(tmp_path, monkeypatch):
     folder = make_encoder(tmp_path / "bert")
-    real = module._load
+    real = checkpoints.Checkpoint.classifier
 
-    def deaf(*args, **kwargs):
-        model, missing = real(*args, **kwargs)
+    def without_weights(self, **config):
+        model, missing = real(self, **config)
         torch.nn.init.zeros_(model.classifier.weight)
         return model, missing
 
-    monkeypatch.setattr(module, "_load", deaf)
-    with pytest.raises(EncoderError, match=r"Noise written at layer 0 .* leaves its logits"):
+    monkeypatch.setattr(checkpoints.Checkpoint, "classifier", without_weights)
+    with pytest.raises(EncoderError, match=r"Noise added to layer 0 .* does not change its logits"):
         load_encoder(str(folder))
 
 
@@ -114,21 +115,21 @@ def test_bad_models_are_refused_in_one_sentence(tiny_bert, tmp_path):
     deeper = altered(tiny_bert, tmp_path / "deeper", num_hidden_layers=3)
     mistyped = altered(tiny_bert, tmp_path / "mistyped", hidden_dropout_prob="much")
     for name, word in {
-        corrupt: "are damaged",
+        corrupt: "weights of .* cannot be loaded .*; if they are damaged, copy or download them again",
         pickled: "a pickle, which is never loaded",
         untokenized: "no tokenizer vocabulary",
         decoder: "gpt2 model, not an encoder",
-        tmp_path / "bare": "holds no config.json",
+        tmp_path / "bare": "has no config.json",
         tmp_path / "nowhere": "no model folder",
-        deeper: "lacks weights of its own body",
-        mistyped: "config.json of .* cannot be used",
-        spoilt(tiny_bert, tmp_path / "spoilt"): r"hold NaN or infinite values \(bert\.encoder\.layer\.1",
+        deeper: "lacks weights of its body",
+        mistyped: "config.json of .* cannot be loaded",
+        spoilt(tiny_bert, tmp_path / "spoilt"): r"contain NaN or infinite values \(bert\.encoder\.layer\.1",
         weights: "is a file",
     }.items():
         with pytest.raises(EncoderError, match=word) as caught:
             load_encoder(str(name))
         assert "\n" not in str(caught.value)
-    with pytest.raises(EncoderError, match=r"'org/nothing' is no folder here, and the Hub was not asked"):
+    with pytest.raises(EncoderError, match=r"no local model 'org/nothing', and the Hub was not contacted"):
         load_encoder("org/nothing")
 
 
@@ -145,7 +146,7 @@ def spoilt(source, target):
 
 
 def retokenized(target, change):
-    """A checkpoint whose tokenizer was changed after it was made."""
+    """A checkpoint whose tokenizer was changed after it was saved."""
     make_encoder(target, labels=["a", "b"])
     path = target / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -187,10 +188,10 @@ def test_checkpoints_must_be_adaptations_of_the_base(tiny_bert, tiny_encoder, tm
         make_encoder(tmp_path / "deep", n_layers=3, labels=["a", "b"]): "3 blocks of width 32",
         tiny_bert: "no trained classification head",
         tmp_path / "none": "no checkpoint folder",
-        spoilt(tuned, tmp_path / "spoilt"): "hold NaN or infinite values",
-        retokenized(tmp_path / "swapped", swap_two_tokens): r"token 'bad' is number \d+, not number \d+",
+        spoilt(tuned, tmp_path / "spoilt"): "contain NaN or infinite values",
+        retokenized(tmp_path / "swapped", swap_two_tokens): r"token 'bad' has number \d+ instead of \d+",
         retokenized(tmp_path / "lost", lose_a_token): "token 'good' is missing",
-        retokenized(tmp_path / "cased", keep_case): "splits texts otherwise",
+        retokenized(tmp_path / "cased", keep_case): "they differ in case, accents",
     }.items():
         with pytest.raises(EncoderError, match=word):
             load_classifier(folder, tiny_encoder)
@@ -205,3 +206,29 @@ def test_long_and_odd_texts_are_cut_and_kept(tiny_encoder):
 def test_the_bundled_encoder_is_numbered_from_its_embeddings():
     encoder = load_encoder("bundled:minilm-l6")
     assert (encoder.family, encoder.n_layers, encoder.width, encoder.pooler) == ("bert", 6, 384, "pretrained")
+
+
+def test_each_row_of_the_family_table_describes_its_models(family):
+    """Against the models themselves; the roles of matrices are tested with the comparison of weights."""
+    row, model = TABLE[family.family], family.classifier(["no", "yes"], seed=0)
+    body, stack = model.base_model, blocks(model)
+    assert row.shared_blocks == (len({id(block) for block in stack}) < len(stack))
+    names = {
+        name.rpartition(".")[2] for name, module in stack[0].named_modules() if isinstance(module, torch.nn.Linear)
+    }
+    assert row.lora_targets and set(row.lora_targets) <= names
+    assert row.segments == (getattr(body.config, "type_vocab_size", 1) > 1)
+    assert row.final_norm == next((name for name, _ in body.named_children() if "final" in name), None)
+    assert (row.head_pooling is not None) == hasattr(body.config, "classifier_pooling")
+    pooler = getattr(body, "pooler", None)
+    assert (row.pooler_activation is not None) == isinstance(pooler, torch.nn.Linear)
+    if row.pooler_activation is not None:
+        rows = torch.randn(2, 3, family.width)
+        assert torch.equal(row.pooler_activation(pooler(rows[:, 0])), body.pooler_activation(pooler(rows[:, 0])))
+    # The longest input that the position table allows is accepted.
+    ids = torch.full((1, family.max_positions), 7)
+    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_the_table_covers_the_tested_families():
+    assert set(TABLE) == set(FAMILIES)

@@ -1,4 +1,6 @@
-"""Layers replaced, skipped and given: what a pass computes afterwards is what the blocks above would."""
+"""Layers edited, skipped and given: the pass continues as the blocks above would from these values."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ from test_encoder import FAMILIES, texts
 from tiny import make_encoder
 
 from layerprobe.encoder import collate, load_encoder, tokenize
-from layerprobe.layers import blocks, edited, forward, resumed, skipping
+from layerprobe.errors import EncoderError
+from layerprobe.layers import blocks, edited, forward, refuse_autocast, resumed, skipping
 
 pytestmark = pytest.mark.numerical
 
@@ -21,15 +24,15 @@ def passed(request, tmp_path_factory):
 
 
 @torch.no_grad()
-def test_a_pass_resumed_at_any_layer_ends_as_the_whole_one(passed):
+def test_a_pass_resumed_at_any_layer_ends_as_the_complete_one(passed):
     model, inputs = passed
     layers, logits = forward(model, inputs)
     for layer, value in enumerate(layers):
         with resumed(model, layer, lambda value=value: value):
-            again, found = forward(model, inputs)
-        assert torch.equal(found, logits)
+            again, result = forward(model, inputs)
+        assert torch.equal(result, logits)
         assert all(torch.equal(a, b) for a, b in zip(layers[layer:], again[layer:], strict=True))
-    assert torch.equal(model(**inputs).logits, logits)  # nothing is left behind
+    assert torch.equal(model(**inputs).logits, logits)  # no hook remains
 
 
 @torch.no_grad()
@@ -49,24 +52,24 @@ def test_the_blocks_below_a_given_layer_are_not_computed(passed):
     for handle in handles:
         handle.remove()
     steps = -np.diff(counts)
-    assert (steps == steps[0]).all() and steps[0] >= 3  # each block that is given costs as much less
+    assert (steps == steps[0]).all() and steps[0] >= 3  # each block that is not computed saves the same
 
 
 @torch.no_grad()
-def test_replacing_a_layer_by_itself_changes_nothing_and_by_another_text_does(passed):
+def test_replacing_a_layer_by_itself_changes_nothing_and_by_another_example_does(passed):
     model, inputs = passed
     layers, logits = forward(model, inputs)
     with edited(model, {i: lambda value: value.clone() for i in range(4)}):
         assert torch.equal(model(**inputs).logits, logits)
     for layer in range(4):
         with edited(model, {layer: lambda value: value.flip(0)}):
-            other, found = forward(model, inputs)
-        assert not torch.allclose(found, logits)
+            other, result = forward(model, inputs)
+        assert not torch.allclose(result, logits)
         assert all(torch.equal(a, b) for a, b in zip(layers[:layer], other[:layer], strict=True))
 
 
 @torch.no_grad()
-def test_a_skipped_block_passes_on_what_it_is_given(passed):
+def test_a_skipped_block_returns_its_input(passed):
     model, inputs = passed
     layers, _ = forward(model, inputs)
     with skipping(model, [2]):
@@ -77,8 +80,25 @@ def test_a_skipped_block_passes_on_what_it_is_given(passed):
         assert all(torch.equal(value, layers[0]) for value in forward(model, inputs)[0])
 
 
-def test_shared_blocks_stand_in_the_list_as_often_as_they_are_run(passed):
+def test_shared_blocks_are_listed_once_per_run(passed):
     model, _ = passed
     stack = blocks(model)
     assert len(stack) == 3
     assert len({id(block) for block in stack}) == (1 if model.config.model_type == "albert" else 3)
+
+
+def test_any_part_under_autocast_is_refused_and_no_hook_stays(passed):
+    model, inputs = passed
+    with refuse_autocast(model, "cpu"):
+        forward(model, inputs)
+    stack = blocks(model)
+    real, stack[-1].forward = stack[-1].forward, torch.autocast("cpu", dtype=torch.bfloat16)(stack[-1].forward)
+    try:
+        with pytest.raises(EncoderError, match="mixed precision, not float32"), refuse_autocast(model, "cpu"):
+            forward(model, inputs)
+    finally:
+        stack[-1].forward = real
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    half = copy.deepcopy(model).bfloat16()
+    with pytest.raises(EncoderError, match=r"torch\.bfloat16, not float32"), refuse_autocast(half, "cpu"):
+        pass

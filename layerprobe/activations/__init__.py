@@ -1,20 +1,20 @@
-"""Activations of an encoder: captured in one pass over the texts, stored as memory-mapped rows."""
+"""Activations of an encoder: captured in one pass over the examples, stored as memory-mapped rows."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.activations._store import ActivationStore, estimate_bytes, paired, twin
+from layerprobe.activations._store import ActivationStore, check_paired, content_digests, estimate_bytes
 
 if TYPE_CHECKING:
-    from layerprobe.activations._capture import capture
+    from layerprobe.activations._capture import CaptureConfig, capture
 
-__all__ = ["ActivationStore", "capture", "estimate_bytes", "paired", "twin"]
+__all__ = ["ActivationStore", "CaptureConfig", "capture", "check_paired", "content_digests", "estimate_bytes"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "capture":
-        from layerprobe.activations._capture import capture
+    if name in ("CaptureConfig", "capture"):  # these load torch
+        from layerprobe.activations import _capture
 
-        return capture
+        return getattr(_capture, name)
     raise AttributeError(f"module 'layerprobe.activations' has no attribute {name!r}")

@@ -1,24 +1,45 @@
-"""Forward passes over texts, every layer's rows streamed to disk."""
+"""Forward passes over examples, with the rows of every layer written to disk batch by batch."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from layerprobe.activations._store import ROWS, ActivationStore, clear, finish, matrix_file
+from layerprobe.activations._store import ROWS, ActivationStore, matrix_file
 from layerprobe.data import Examples
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
-from layerprobe.errors import EncoderError, StorageError, StudyError
-from layerprobe.layers import blocks, forward
+from layerprobe.errors import ArgumentError, EncoderError, StorageError
+from layerprobe.files import is_disk_full
+from layerprobe.layers import blocks, forward, refuse_autocast
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """Which rows are stored, and how."""
+
+    max_length: int = 128
+    """Longest input, in tokens."""
+    layers: Sequence[int] | None = None
+    """Layers to store; by default all, 0 to L."""
+    token_examples: int | None = None
+    """Store the tokens of only this many examples, the first ones; by default of all."""
+    token_rows: int | None = None
+    """Store the tokens of as many complete examples, the first ones, as have at most this many tokens."""
+    pooled: bool = True
+    """Whether to store the mean and the first token of all examples."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of stored token rows; pooled vectors are always float32."""
+    batch_size: int = 32
+    """Examples per batch."""
 
 
 def capture(
@@ -26,243 +47,166 @@ def capture(
     encoder: Encoder,
     examples: Examples,
     folder: str | Path,
+    config: CaptureConfig | None = None,
     *,
-    max_length: int = 128,
-    layers: Sequence[int] | None = None,
-    token_examples: int | None = None,
-    token_rows: int | None = None,
-    pooled: bool = True,
-    dtype: Literal["float32", "float16"] = "float32",
-    batch_size: int = 32,
     device: str = "cpu",
-    reference: ActivationStore | None = None,
     progress: bool = True,
 ) -> ActivationStore:
-    """Run a model over texts once and store what every layer puts out.
+    """Run a model over examples once and store the output of every layer.
 
-    Rows go to disk batch by batch; memory holds one batch. Padding is never stored and never averaged over. To compare
-    two models, capture both with the same arguments: padding alone moves float32 activations by 2e-7.
+    Rows are written batch by batch; memory holds one batch. Padding is neither stored nor averaged. To compare two
+    models, capture both with equal arguments: padding alone changes float32 activations by 2e-7.
 
     Args:
-        model: a classifier on the encoder's architecture, freshly loaded, in float32 and eval mode.
-        encoder: gives the tokenizer and the layers' numbers.
-        examples: texts to run over.
+        model: a classifier of the encoder's architecture, freshly loaded, in float32 and eval mode.
+        encoder: its tokenizer and layer numbering.
+        examples: the examples.
         folder: a new or empty folder for the store.
-        max_length: word pieces kept of a text.
-        layers: layers to store; by default all, 0 to L.
-        token_examples: store the tokens of only the first so many examples; by default of all.
-        token_rows: store the tokens of whole examples until the next would pass this many rows.
-        pooled: whether to store mean and first-token vectors of all examples.
-        dtype: type of stored token rows; pooled vectors are always float32.
-        batch_size: texts in a batch.
+        config: which rows are stored; by default all of them.
         device: where to compute.
-        reference: an earlier store; matrices that turn out identical to its own become one file with them.
-        progress: whether to draw a progress bar on stderr.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        StudyError: if there is nothing to capture, a layer does not exist, or a value overflows float16.
-        EncoderError: if the model is in training mode or computes under autocast.
-        StorageError: if the disk is full or the folder holds something.
+        ArgumentError: if there is nothing to capture, a layer does not exist, or a value overflows float16.
+        EncoderError: if the model is in training mode or does not compute in float32.
+        StorageError: if the disk is full or the folder is not empty.
     """
-    folder = Path(folder)
+    config, folder = config or CaptureConfig(), Path(folder)
     if model.training:
-        raise EncoderError(
-            "The model is in training mode, so dropout would be in its activations; call model.eval() first."
-        )
+        raise EncoderError("The model is in training mode, so dropout would change its activations; call model.eval().")
     n_layers = len(blocks(model))
-    chosen = tuple(range(n_layers + 1)) if layers is None else tuple(sorted(set(layers)))
-    if not chosen or chosen[0] < 0 or chosen[-1] > n_layers:
-        raise StudyError(f"Layers {list(chosen)} were asked for; {encoder.name} has 0 (embeddings) to {n_layers}.")
+    layers = tuple(range(n_layers + 1)) if config.layers is None else tuple(sorted(set(config.layers)))
+    if not layers or layers[0] < 0 or layers[-1] > n_layers:
+        raise ArgumentError(
+            f"{{layers}} is {list(layers)}, but the layers of {encoder.name} are 0 (embeddings) to {n_layers}.",
+            "layers",
+        )
     if not len(examples):
-        raise StudyError("There is no text to capture activations on; give at least one example.")
+        raise ArgumentError("{examples} is empty; capture at least one example.", "examples")
     if folder.exists() and any(folder.iterdir()):
         raise StorageError(f"{folder} is not empty; give a new folder for the activations.")
-    encodings = tokenize(encoder, examples, max_length)
-    with_tokens = _with_tokens([len(e["input_ids"]) for e in encodings], token_examples, token_rows)
-    if not pooled:  # nothing is wanted of the others
-        encodings = encodings[:with_tokens]
-        examples = examples.take(range(with_tokens))
+    encodings = tokenize(encoder, examples, config.max_length)
+    lengths = [len(encoding["input_ids"]) for encoding in encodings]
+    with_tokens = len(lengths) if config.token_examples is None else min(config.token_examples, len(lengths))
+    if config.token_rows is not None:
+        with_tokens = int(np.searchsorted(np.cumsum(lengths[:with_tokens]), config.token_rows, side="right"))
+    if not config.pooled:  # the other examples are not needed
+        examples, encodings, lengths = examples.take(range(with_tokens)), encodings[:with_tokens], lengths[:with_tokens]
         if not encodings:
-            raise StudyError(f"token_rows = {token_rows} is less than the first text's tokens; ask for more rows.")
-    existed = folder.exists()
+            raise ArgumentError(
+                f"{{token_rows}} is {config.token_rows}, less than the tokens of the first example; raise it.",
+                "token_rows",
+            )
+    model.to(device)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writer = _Writer(folder, chosen, encoder.width, encodings, with_tokens, pooled, dtype)
-        _run(model.to(device), encoder, encodings, writer, batch_size, device, progress)
-        hashes = writer.close(encoder, encodings)
+        writer = _Writer(folder, layers, encoder.width, lengths, with_tokens, config)
+        batches = length_sorted_batches(lengths, config.batch_size)
+        with torch.inference_mode(), refuse_autocast(model, device):
+            for indices in tqdm(batches, desc="capturing", unit="batch", leave=False, disable=not progress, delay=1):
+                inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
+                writer.add(indices, forward(model, inputs)[0], inputs["attention_mask"].bool())
+        checksums = writer.close(encoder, encodings)
         record = {
-            "layers": list(chosen),
+            "layers": list(layers),
             "width": encoder.width,
             "n_rows": writer.n_rows,
-            "dtype": dtype,
-            "max_length": max_length,
-            "batch_size": batch_size,
+            "dtype": config.dtype,
+            "max_length": config.max_length,
+            "batch_size": config.batch_size,
             "example_ids": list(examples.ids),
         }
-        return finish(folder, record, reference, hashes)
-    except OSError as error:
-        clear(folder)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ActivationStore.seal(folder, record, checksums)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if is_disk_full(error):
             raise StorageError(
-                f"The disk is full: the activations in {folder} could not be written, and the part that was is removed; "
+                f"The disk is full: the activations in {folder} could not be written and were removed; "
                 "free some space or store fewer examples, and capture again."
             ) from error
         raise
-    except BaseException:
-        clear(folder)
-        if existed:
-            folder.mkdir(exist_ok=True)
-        raise
-
-
-def _with_tokens(lengths: Sequence[int], token_examples: int | None, token_rows: int | None) -> int:
-    """How many examples, from the first on, have their tokens stored."""
-    number = len(lengths) if token_examples is None else min(token_examples, len(lengths))
-    if token_rows is not None:
-        number = int(np.searchsorted(np.cumsum(lengths[:number]), token_rows, side="right"))
-    return number
-
-
-@torch.inference_mode()
-def _run(
-    model: nn.Module,
-    encoder: Encoder,
-    encodings: list[dict[str, list[int]]],
-    writer: _Writer,
-    batch_size: int,
-    device: str,
-    progress: bool,
-) -> None:
-    mixed: set[bool] = set()
-    # Under autocast the norms still give float32, so the outputs' type alone would not tell.
-    handle = blocks(model)[0].register_forward_pre_hook(
-        lambda module, args: mixed.add(True) if torch.is_autocast_enabled(torch.device(device).type) else None
-    )
-    try:
-        _capture_batches(model, encoder, encodings, writer, batch_size, device, progress, mixed)
-    finally:
-        handle.remove()
-
-
-def _capture_batches(
-    model: nn.Module,
-    encoder: Encoder,
-    encodings: list[dict[str, list[int]]],
-    writer: _Writer,
-    batch_size: int,
-    device: str,
-    progress: bool,
-    mixed: set[bool],
-) -> None:
-    batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], batch_size)
-    for indices in tqdm(batches, desc="capturing", unit="batch", leave=False, disable=not progress, delay=1):
-        inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
-        layers, _ = forward(model, inputs)
-        if layers[-1].dtype != torch.float32 or mixed:
-            raise EncoderError(
-                f"The model computes in {'mixed precision' if mixed else layers[-1].dtype}, not float32, as one does that "
-                "has been through mixed-precision training; save it and load it afresh."
-            )
-        writer.add(indices, layers, inputs["attention_mask"].bool())
 
 
 class _Writer:
-    """Memory-mapped matrices, filled batch by batch."""
+    """The matrices of a store, filled batch by batch."""
 
     def __init__(
         self,
         folder: Path,
-        layers: tuple[int, ...],
+        layers: Sequence[int],
         width: int,
-        encodings: list[dict[str, list[int]]],
+        lengths: Sequence[int],
         with_tokens: int,
-        pooled: bool,
-        dtype: str,
+        config: CaptureConfig,
     ) -> None:
-        self.folder, self.layers, self.with_tokens, self.dtype = folder, layers, with_tokens, np.dtype(dtype)
-        self.n_rows = sum(len(e["input_ids"]) for e in encodings[:with_tokens])
+        self.folder, self.with_tokens, self.dtype = folder, with_tokens, np.dtype(config.dtype)
+        self.n_rows = sum(lengths[:with_tokens])
         self.order: list[int] = []
-
-        def matrix(unit: str, layer: int, rows: int, kind: Any) -> np.memmap:
-            path = folder / matrix_file(unit, layer)
-            return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(rows, width))
-
-        rows = (self.n_rows, width)
-        self.tokens = {layer: _RowFile(folder / matrix_file("token", layer), rows, self.dtype) for layer in layers}
+        self.tokens = {
+            layer: _RowFile(folder / matrix_file("token", layer), (self.n_rows, width), self.dtype) for layer in layers
+        }
         self.pooled = {
-            (unit, layer): matrix(unit, layer, len(encodings), np.float32)
+            (unit, layer): np.lib.format.open_memmap(
+                folder / matrix_file(unit, layer), mode="w+", dtype=np.float32, shape=(len(lengths), width)
+            )
             for unit in ("mean", "cls")
             for layer in layers
-            if pooled
+            if config.pooled
         }
 
     def add(self, indices: np.ndarray, layers: tuple[Tensor, ...], mask: Tensor) -> None:
-        wanted = np.flatnonzero(indices < self.with_tokens)
-        self.order.extend(int(i) for i in indices[wanted])
-        kept = mask.clone()
-        kept[np.flatnonzero(indices >= self.with_tokens)] = False
-        flat = kept.flatten().nonzero().squeeze(1)
+        stored = indices < self.with_tokens
+        self.order.extend(int(i) for i in indices[stored])
+        kept = (mask & torch.from_numpy(stored).to(mask.device)[:, None]).flatten().nonzero().squeeze(1)
         weights = mask.to(layers[0].dtype)
         counts = weights.sum(1, keepdim=True)
-        for layer in self.layers:
+        for layer, file in self.tokens.items():
             value = layers[layer]
-            if len(flat):
-                rows = value.reshape(-1, value.shape[-1]).index_select(0, flat).cpu().numpy()
-                self.tokens[layer].append(self._stored(rows, layer))
+            if len(kept):
+                rows = value.reshape(-1, value.shape[-1]).index_select(0, kept).cpu().numpy()
+                file.write(np.ascontiguousarray(self._converted(rows, layer)).data)
             if self.pooled:
                 mean = torch.einsum("btd,bt->bd", value, weights) / counts
                 self.pooled["mean", layer][indices] = mean.cpu().numpy()
                 self.pooled["cls", layer][indices] = value[:, 0].cpu().numpy()
 
-    def _stored(self, rows: np.ndarray, layer: int) -> np.ndarray:
-        if self.dtype == rows.dtype:
-            return rows
-        if np.abs(rows).max() > np.finfo(self.dtype).max:
-            raise StudyError(
-                f"A value of layer {layer} ({np.abs(rows).max():.3g}) overflows {self.dtype}; "
-                'store with activations.dtype = "float32".'
+    def _converted(self, rows: np.ndarray, layer: int) -> np.ndarray:
+        if self.dtype != rows.dtype and (largest := np.abs(rows).max()) > np.finfo(self.dtype).max:
+            raise ArgumentError(
+                f"A value of layer {layer} ({largest:.3g}) overflows {self.dtype}; set {{dtype}} to float32.", "dtype"
             )
-        return rows.astype(self.dtype)
+        return rows.astype(self.dtype, copy=False)
 
-    def close(self, encoder: Encoder, encodings: list[dict[str, list[int]]]) -> dict[str, str]:
-        """Write what each row is; the checksums of the files whose content went through here."""
+    def close(self, encoder: Encoder, encodings: Sequence[Mapping[str, list[int]]]) -> dict[str, str]:
+        """Write what each row is; returns the checksums of the files that were hashed while they were written."""
         import pandas as pd
 
-        for file in self.tokens.values():
-            file.close()
-        lengths = [len(encodings[i]["input_ids"]) for i in self.order]
-        ids = [token for i in self.order for token in encodings[i]["input_ids"]]
-        special = [flag for i in self.order for flag in encodings[i]["special_tokens_mask"]]
+        ordered = [encodings[i] for i in self.order]
+        lengths = [len(encoding["input_ids"]) for encoding in ordered]
+        ids = [token for encoding in ordered for token in encoding["input_ids"]]
         rows = {
             "example": np.repeat(np.array(self.order, dtype=np.int32), lengths),
-            "token_index": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths] or [np.zeros(0, np.int32)]),
+            "token_index": np.array([index for length in lengths for index in range(length)], dtype=np.int32),
             "token": np.array(encoder.tokenizer.convert_ids_to_tokens(ids), dtype=object),
-            "special": np.array(special, dtype=bool),
+            "special": np.array([flag for e in ordered for flag in e["special_tokens_mask"]], dtype=bool),
         }
         pd.DataFrame(rows).to_parquet(self.folder / ROWS, index=False)
-        return {file.path.name: file.sum.hexdigest() for file in self.tokens.values()}
+        return {file.path.name: file.close() for file in self.tokens.values()}
 
 
 class _RowFile:
-    """An `.npy` file of known shape, appended to row by row and hashed on the way.
-
-    Appending costs half of what filling a memory map does, whose pages are each faulted in and then flushed.
-    """
+    """An `.npy` file of known shape, appended to and hashed row by row: faster than a memory map, whose pages fault."""
 
     def __init__(self, path: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
-        self.path, self.sum = path, hashlib.sha256()
-        self.file = path.open("wb")
-        header = io.BytesIO()
+        self.path, self._sum, self._file = path, hashlib.sha256(), path.open("wb")
         description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, description)
-        self._write(header.getvalue())
+        np.lib.format.write_array_header_1_0(self, description)
 
-    def append(self, rows: np.ndarray) -> None:
-        self._write(np.ascontiguousarray(rows).data)
+    def write(self, content: bytes | memoryview) -> None:
+        self._file.write(content)
+        self._sum.update(content)
 
-    def _write(self, content: bytes | memoryview) -> None:
-        self.file.write(content)
-        self.sum.update(content)
-
-    def close(self) -> None:
-        self.file.close()
+    def close(self) -> str:
+        """sha256 of the content."""
+        self._file.close()
+        return self._sum.hexdigest()

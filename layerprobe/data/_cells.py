@@ -1,8 +1,9 @@
-"""Cells of a table as texts and class numbers, or a sentence on the cell that is neither."""
+"""Cells of a table as texts and class numbers, with errors that name the rows that are neither."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,109 +15,65 @@ if TYPE_CHECKING:
 
 
 def check_columns(frame: pd.DataFrame, source: str, texts: tuple[str, ...], label: str) -> None:
-    """Refuse a table that lacks a column that is asked for."""
+    """Refuse a table that lacks a column of the text or label."""
     for role, column in (*(("text", t) for t in texts), ("label", label)):
         if column not in frame.columns:
-            there = ", ".join(map(str, frame.columns))
+            columns = ", ".join(map(str, frame.columns))
             raise DataError(
-                f"{source} has no column {column!r}; its columns are {there}; set data.{role} to one of them."
+                f"{source} has no column {column!r}; its columns are {columns}; set {{{role}}} to one of them.", role
             )
 
 
-def _rows(numbers: Any) -> str:
-    numbers = [int(n) + 1 for n in numbers]
-    return f"row{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:5]))}" + (
-        f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
-    )
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float | np.floating) and bool(value != value))
-
-
 def read_texts(column: pd.Series, source: str, name: str) -> list[str]:
-    """A column's texts; refuses cells that are no text, or none that a tokenizer or a file could take."""
+    """A column's texts; refuses cells that are not text, and characters that tokenizers or files cannot represent."""
     values = list(column)
-    bad = [i for i, value in enumerate(values) if not isinstance(value, str)]
-    if bad:
-        kind = "nothing" if _missing(values[bad[0]]) else type(values[bad[0]]).__name__
-        raise DataError(
-            f"Column {name!r} of {source} holds {kind} instead of text in {_rows(bad)}; correct these rows or leave them out."
-        )
+    invalid = [i for i, value in enumerate(values) if not isinstance(value, str)]
+    if invalid:
+        value = values[invalid[0]]
+        kind = "nothing" if _is_missing(value) else type(value).__name__
+        _refuse(f"Column {name!r} of {source} has {kind} instead of text", invalid)
     texts = [str(value) for value in values]
     _check_characters(texts, source, name)
     return texts
 
 
-def _check_characters(values: list[Any], source: str, name: str) -> None:
-    for what, is_there in (("a NUL character", _has_nul), ("half a character (a lone surrogate)", _has_surrogate)):
-        bad = [i for i, value in enumerate(values) if isinstance(value, str) and is_there(value)]
-        if bad:
-            raise DataError(
-                f"Column {name!r} of {source} holds {what} in {_rows(bad)}; correct these rows or leave them out."
-            )
-
-
-def _has_nul(text: str) -> bool:
-    return "\x00" in text
-
-
-def _has_surrogate(text: str) -> bool:
-    return not text.isascii() and re.search("[\ud800-\udfff]", text) is not None
-
-
 def read_labels(column: pd.Series, source: str, name: str) -> tuple[np.ndarray, list[str]]:
-    """Class numbers of a column (-1 where a Hub set tells none) and the classes' names.
+    """Class numbers of a column (-1 where a Hub data set gives no label) and the names of the classes.
 
-    Words are numbered in sorted order, whole numbers in theirs; blanks around a word are no part of it.
+    Words are numbered in sorted order, whole numbers in theirs; surrounding blanks are stripped.
     """
     values = [value.strip() if isinstance(value, str) else value for value in column]
-    empty = [i for i, v in enumerate(values) if _missing(v) or (isinstance(v, str) and not v)]
+    empty = [i for i, value in enumerate(values) if _is_missing(value) or (isinstance(value, str) and not value)]
     if empty:
-        raise DataError(
-            f"Column {name!r} of {source} has no label in {_rows(empty)}; label these rows or leave them out."
-        )
+        _refuse(f"Column {name!r} of {source} has no label", empty)
     _check_characters(values, source, name)
-    kinds_of = [_kind(value) for value in values]
-    unknown = np.array([k == "whole numbers" and v == -1 for v, k in zip(values, kinds_of, strict=True)], dtype=bool)
-    kinds = {kind for kind, skip in zip(kinds_of, unknown, strict=True) if not skip}
-    if len(kinds) > 1:
-        examples = {kind: values[kinds_of.index(kind)] for kind in sorted(kinds)}
-        shown = " and ".join(f"{kind} ({value!r})" for kind, value in examples.items())
-        raise DataError(f"Column {name!r} of {source} mixes {shown}; give all labels in one way.")
-    kind = next(iter(kinds), "text")
+    kinds = [_kind(value) for value in values]
+    known = [not (kind == "whole numbers" and value == -1) for value, kind in zip(values, kinds, strict=True)]
+    mixed = sorted({kind for kind, is_known in zip(kinds, known, strict=True) if is_known})
+    if len(mixed) > 1:
+        shown = " and ".join(f"{kind} ({values[kinds.index(kind)]!r})" for kind in mixed)
+        raise DataError(f"Column {name!r} of {source} mixes {shown}; write all labels in one way.")
+    kind = mixed[0] if mixed else "text"
     if kind not in ("text", "whole numbers", "true/false"):
-        raise DataError(f"Column {name!r} of {source} holds {kind}; labels are words or whole numbers, one a class.")
-    strings = [str(v) if kind != "whole numbers" else str(int(v)) for v in values]
-    known = {s for s, skip in zip(strings, unknown, strict=True) if not skip}
-    if known and all(re.fullmatch("-?[0-9]+", s) for s in known):
-        names = sorted(known, key=lambda s: (int(s), s))
-    else:
-        names = sorted(known)
-    numbers = {s: i for i, s in enumerate(names)}
-    labels = [-1 if skip else numbers[s] for s, skip in zip(strings, unknown, strict=True)]
+        raise DataError(
+            f"Column {name!r} of {source} has {kind}; labels are words or whole numbers, one for each class."
+        )
+    strings = [str(int(value)) if kind == "whole numbers" else str(value) for value in values]
+    names = sorted({string for string, is_known in zip(strings, known, strict=True) if is_known})
+    if all(re.fullmatch("-?[0-9]+", string) for string in names):
+        names.sort(key=int)
+    numbers = {string: i for i, string in enumerate(names)}
+    labels = [numbers[string] if is_known else -1 for string, is_known in zip(strings, known, strict=True)]
     return np.array(labels, dtype=np.int64), names
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, bool | np.bool_):
-        return "true/false"
-    if isinstance(value, int | np.integer) or (isinstance(value, float) and value.is_integer()):
-        return "whole numbers"
-    if isinstance(value, float | np.floating):
-        return "fractions"
-    return type(value).__name__
-
-
-def distinct(
-    columns: list[list[str]], given_test: np.ndarray | None, labels: np.ndarray
+def first_occurrences(
+    columns: Sequence[list[str]], is_test: np.ndarray | None, labels: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
-    """Positions of the first of each text, a test split's own before all others; blank texts are left out."""
-    order = np.arange(len(labels))
-    if given_test is not None:
-        order = np.concatenate([order[given_test], order[~given_test]])
+    """Positions of the first row of each text, those of a test split first, without blank texts; and notes on the rest."""
+    order: Iterable[int] = range(len(labels))
+    if is_test is not None:
+        order = np.concatenate([np.flatnonzero(is_test), np.flatnonzero(~is_test)])
     first: dict[tuple[str, ...], int] = {}
     blank = conflicting = duplicates = 0
     for i in order:
@@ -132,16 +89,42 @@ def distinct(
     if blank:
         notes.append(f"{blank:,} rows without text were left out.")
     if duplicates:
-        also = f" ({conflicting:,} of them under another label)" if conflicting else ""
-        notes.append(
-            f"{duplicates:,} repetitions of an earlier text were left out{also}; the first one's label was kept."
-        )
+        also = f" ({conflicting:,} of them with another label)" if conflicting else ""
+        notes.append(f"{duplicates:,} duplicates of earlier examples were left out{also}; the first label was kept.")
     return np.array(sorted(first.values()), dtype=np.int64), notes
 
 
-def used(labels: np.ndarray, names: list[str], kept: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Labels numbered anew without the classes that no kept text has."""
-    present = set(labels[kept].tolist())
-    used = [number for number in range(len(names)) if number in present]
-    new = {old: number for number, old in enumerate(used)}
-    return np.array([new.get(int(label), -1) for label in labels], dtype=np.int64), [names[old] for old in used]
+def drop_unused_classes(labels: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Labels and names of the classes that occur, renumbered; unknown labels stay -1."""
+    used = np.unique(labels[labels >= 0])
+    return np.where(labels >= 0, np.searchsorted(used, labels), -1), [names[number] for number in used]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool | np.bool_):
+        return "true/false"
+    if isinstance(value, int | np.integer) or (isinstance(value, float) and value.is_integer()):
+        return "whole numbers"
+    if isinstance(value, float | np.floating):
+        return "fractions"
+    return type(value).__name__
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+
+
+def _check_characters(values: list[Any], source: str, name: str) -> None:
+    for character, pattern in (("a NUL character", "\x00"), ("half a character (a lone surrogate)", "[\ud800-\udfff]")):
+        search = re.compile(pattern).search
+        invalid = [i for i, value in enumerate(values) if isinstance(value, str) and search(value)]
+        if invalid:
+            _refuse(f"Column {name!r} of {source} has {character}", invalid)
+
+
+def _refuse(problem: str, rows: list[int]) -> None:
+    numbers = ", ".join(str(i + 1) for i in rows[:5])
+    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    raise DataError(f"{problem} in row{'s' * (len(rows) > 1)} {numbers}{more}; correct these rows or leave them out.")

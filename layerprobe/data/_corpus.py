@@ -1,23 +1,22 @@
-"""A data set, split once so that nothing in the test set was trained on."""
+"""A data set, split once so that no test example is trained on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 import numpy as np
 
 from layerprobe.data._examples import Examples, read_examples
-from layerprobe.data._sources import Columns
+from layerprobe.data._sources import DataSource
 from layerprobe.errors import DataError
+from layerprobe.files import digest
 
 DEFAULT_TRAIN, DEFAULT_TEST = 2000, 500
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A data set, split. No text stands in two of its parts."""
+    """A data set, split. No text is in two of its parts."""
 
     name: str
     label_names: tuple[str, ...]
@@ -25,7 +24,7 @@ class Corpus:
     train: Examples
     test: Examples
     unseen: Examples
-    """What is left of the source: texts that fine-tuning never sees. Their labels may be -1 (unknown)."""
+    """The rest of the source: examples that fine-tuning never sees. Their labels may be -1 (unknown)."""
     fingerprint: str
     """sha256 over the ids and labels of the whole source, in its order."""
     revision: str | None
@@ -34,85 +33,72 @@ class Corpus:
 
 
 def load_corpus(
-    source: str,
-    *,
-    text: Columns = None,
-    label: str | None = None,
-    config: str | None = None,
-    revision: str | None = None,
-    train: int | None = None,
-    test: int | None = None,
-    seed: int = 0,
+    source: str | DataSource, *, train: int | None = None, test: int | None = None, seed: int = 0
 ) -> Corpus:
-    """Read labelled texts and split them by seed, stratified by label, without duplicates.
+    """Read labelled examples and split them by seed, stratified by label, without duplicates.
 
     Args:
-        source: `bundled:tweets`, `bundled:bbc-news`, a CSV, TSV, JSONL or Parquet file, or a `datasets` Hub id.
-        text: column of the text, or two columns for pairs; by default the bundled set's own, else `text`.
-        label: column of the label; by default the bundled set's own, else `label`. String labels are numbered in
-            sorted order, whole numbers in theirs.
-        config: configuration of a Hub data set.
-        revision: branch, tag or commit of a Hub data set.
-        train: training texts; by default 2,000, or 80% of what there is if less.
-        test: test texts; by default 500, or 20% of what there is if less.
-        seed: decides the split.
+        source: `bundled:tweets`, `bundled:bbc-news`, a CSV, TSV, JSONL or Parquet file, or a `datasets` Hub id; as a
+            `DataSource` to choose its columns, configuration or revision. Labels that are words are numbered in sorted
+            order, whole numbers in theirs. A test (else validation) split of a Hub data set with labels is kept as such.
+        train: training examples; by default 2,000, or 80% of the examples if that is less.
+        test: test examples; by default 500, or 20% of the examples if that is less.
+        seed: seed of the split.
 
     Raises:
-        DataError: naming what is missing, empty, mixed, or fewer than asked for.
+        DataError: if something is missing, empty or mixed, or there are fewer examples than requested.
     """
-    source_has = read_examples(source, text, label, config, revision)
-    examples, names = source_has.examples, source_has.label_names
-    known, is_test = examples.labels >= 0, source_has.is_test
+    source = DataSource(source) if isinstance(source, str) else source
+    rows = read_examples(source)
+    examples, names, known = rows.examples, rows.label_names, rows.examples.labels >= 0
     rng = np.random.default_rng(seed)
-    if is_test is None:
+    if rows.is_test is None:
         pool = np.flatnonzero(known)
-        n_train, n_test = _sizes(source, len(pool), len(pool), train, test, split=False)
-        part = stratified(examples.labels, pool, n_test, rng, spare=1)
-        chosen = stratified(examples.labels, np.setdiff1d(pool, part), n_train, rng, least=1)
+        n_train, n_test = _sizes(source.name, len(pool), train, test)
+        tested = stratified(examples.labels, pool, n_test, rng, spare=1)
+        pool = np.setdiff1d(pool, tested)
     else:
-        pool, test_pool = np.flatnonzero(known & ~is_test), np.flatnonzero(known & is_test)
-        n_train, n_test = _sizes(source, len(pool), len(test_pool), train, test, split=True)
-        part = stratified(examples.labels, test_pool, n_test, rng)
-        chosen = stratified(examples.labels, pool, n_train, rng, least=1)
-    left = rng.permutation(np.setdiff1d(np.arange(len(examples)), np.concatenate([part, chosen])))
-    missing = [name for number, name in enumerate(names) if number not in examples.labels[chosen]]
-    if missing:
+        pool, test_pool = np.flatnonzero(known & ~rows.is_test), np.flatnonzero(known & rows.is_test)
+        for name, requested, split in (("train", train, pool), ("test", test, test_pool)):
+            if requested is not None and requested > len(split):
+                raise DataError(
+                    f"{{{name}}} = {requested:,}, but {source.name} has {len(split):,} distinct labelled examples in "
+                    "that split.",
+                    name,
+                )
+        n_train, n_test = train or min(DEFAULT_TRAIN, len(pool)), test or min(DEFAULT_TEST, len(test_pool))
+        tested = stratified(examples.labels, test_pool, n_test, rng)
+    trained = stratified(examples.labels, pool, n_train, rng, least=1)
+    unseen = rng.permutation(np.setdiff1d(np.arange(len(examples)), np.concatenate([tested, trained])))
+    absent = [name for number, name in enumerate(names) if number not in examples.labels[trained]]
+    if absent:
         raise DataError(
-            f"With {n_train} training texts of {source}, the class {missing[0]!r} of {len(names)} has none; "
-            "ask for more with data.train, or leave it out."
+            f"Of {n_train} training examples of {source.name}, none is of the class {absent[0]!r} (one of {len(names)}); "
+            "raise {train}, or leave the class out.",
+            "train",
         )
-    content = json.dumps([list(examples.ids), examples.labels.tolist(), list(names)])
     return Corpus(
-        name=source,
+        name=source.name,
         label_names=names,
-        train=examples.take(chosen),
-        test=examples.take(part),
-        unseen=examples.take(left),
-        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
-        revision=source_has.commit,
-        notes=source_has.notes,
+        train=examples.take(trained),
+        test=examples.take(tested),
+        unseen=examples.take(unseen),
+        fingerprint=digest([list(examples.ids), examples.labels.tolist(), list(names)]),
+        revision=rows.commit,
+        notes=rows.notes,
     )
 
 
-def _sizes(
-    source: str, n_train_pool: int, n_test_pool: int, train: int | None, test: int | None, *, split: bool
-) -> tuple[int, int]:
-    """How many texts to train and test on; `split` tells that the source has a test split of its own."""
-    if split:
-        for key, asked, there in (("train", train, n_train_pool), ("test", test, n_test_pool)):
-            if asked is not None and asked > there:
-                raise DataError(
-                    f"data.{key} = {asked:,}, but {source} has {there:,} distinct labelled texts in that split."
-                )
-        return train or min(DEFAULT_TRAIN, n_train_pool), test or min(DEFAULT_TEST, n_test_pool)
-    there = n_train_pool
-    n_test = test or min(DEFAULT_TEST, max(1, there // 5), *([there - train] if train and there > train else []))
-    n_train = train or min(DEFAULT_TRAIN, there - n_test)
-    if n_train + n_test > there or n_train < 1:
-        wanted = ", ".join(f"data.{k} = {v:,}" for k, v in (("train", train), ("test", test)) if v) or "a split"
+def _sizes(source: str, n: int, train: int | None, test: int | None) -> tuple[int, int]:
+    """How many of `n` examples to train and test on."""
+    n_test = test or min(DEFAULT_TEST, max(1, n // 5), *([n - train] if train and n > train else []))
+    n_train = train or min(DEFAULT_TRAIN, n - n_test)
+    if n_train + n_test > n or n_train < 1:
+        requested = {name: size for name, size in (("train", train), ("test", test)) if size}
+        sizes = " and ".join(f"{{{name}}} = {size:,}" for name, size in requested.items()) or "a split"
         raise DataError(
-            f"{wanted} was asked for, but {source} has {there:,} distinct labelled texts in all; "
-            "ask for fewer (train and test share no text)."
+            f"{source} has {n:,} distinct labelled examples, too few for {sizes} (train and test share no example).",
+            *requested,
         )
     return n_train, n_test
 
@@ -122,7 +108,7 @@ def stratified(
 ) -> np.ndarray:
     """`size` positions of the pool with its class shares (largest remainders), in seeded order.
 
-    Where it can be had, a class gets at least `least` of them, and `spare` of its texts stay in the pool.
+    Where possible, a class gets at least `least` of them, and `spare` of its examples stay in the pool.
     """
     shuffled = rng.permutation(pool)
     classes, counts = np.unique(labels[shuffled], return_counts=True)

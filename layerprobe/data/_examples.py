@@ -1,4 +1,4 @@
-"""Labelled texts in a fixed order, as a source gives them: numbered, named, each once."""
+"""Labelled examples in a fixed order: identified by their texts, each listed once."""
 
 from __future__ import annotations
 
@@ -8,81 +8,81 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layerprobe.data._cells import check_columns, distinct, read_labels, read_texts, used
-from layerprobe.data._sources import Columns, read_rows
+from layerprobe.data._cells import check_columns, drop_unused_classes, first_occurrences, read_labels, read_texts
+from layerprobe.data._sources import DataSource, read_rows
 from layerprobe.errors import DataError
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled texts in a fixed order."""
+    """Labelled texts, or pairs of texts, in a fixed order."""
 
     ids: tuple[str, ...]
     """Stable ids: the first 16 hex digits of the sha256 of the text, or of both texts of a pair."""
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
-    """Second text of each example, where the task is about pairs."""
+    """Second text of each example, if the task is about pairs."""
     labels: np.ndarray
-    """int64, one class number an example."""
+    """int64, one class number per example."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, indices: Sequence[int] | range | np.ndarray) -> Examples:
         """The examples at these positions, in this order."""
-        chosen = [int(i) for i in indices]
+        positions = [int(i) for i in indices]
         return Examples(
-            tuple(self.ids[i] for i in chosen),
-            tuple(self.texts[i] for i in chosen),
-            None if self.pairs is None else tuple(self.pairs[i] for i in chosen),
-            self.labels[chosen] if chosen else np.zeros(0, dtype=np.int64),
+            tuple(self.ids[i] for i in positions),
+            tuple(self.texts[i] for i in positions),
+            None if self.pairs is None else tuple(self.pairs[i] for i in positions),
+            self.labels[positions] if positions else np.zeros(0, dtype=np.int64),
         )
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """All of a source's distinct texts."""
+    """The distinct examples of a source."""
 
     examples: Examples
     """Their labels may be -1 (unknown)."""
     label_names: tuple[str, ...]
-    """Names of the classes that some text has, in the order of their numbers."""
+    """Names of the classes that occur, in the order of their numbers."""
     is_test: np.ndarray | None
-    """Which examples are of the source's own test split, where it has one."""
+    """Which examples are in the test split of the source, if it has one."""
     commit: str | None
     notes: tuple[str, ...]
     """What was left out, in words."""
 
 
-def read_examples(source: str, text: Columns, label: str | None, config: str | None, revision: str | None) -> Labelled:
-    """Read a source's texts and labels.
+def read_examples(source: DataSource) -> Labelled:
+    """Read the texts and labels of a source.
 
     Raises:
-        DataError: naming what is missing, empty or mixed, or the one class that there is.
+        DataError: if something is missing, empty or mixed, or there is only one class.
     """
-    rows = read_rows(source, text, label, config, revision)
-    check_columns(rows.frame, source, rows.texts, rows.label)
-    labels, names = read_labels(rows.frame[rows.label], source, rows.label)
-    columns = [read_texts(rows.frame[column], source, column) for column in rows.texts]
-    kept, dropped = distinct(columns, rows.is_test, labels)
+    rows = read_rows(source)
+    check_columns(rows.frame, source.name, rows.texts, rows.label)
+    labels, names = read_labels(rows.frame[rows.label], source.name, rows.label)
+    columns = [read_texts(rows.frame[column], source.name, column) for column in rows.texts]
+    kept, notes = first_occurrences(columns, rows.is_test, labels)
     if not len(kept):
-        raise DataError(f"{source} has no text: all {len(labels):,} rows of {rows.texts[0]!r} are blank.")
-    labels, names = used(labels, names, kept)
-    columns = [[column[i] for i in kept] for column in columns]
+        raise DataError(f"{source.name} has no text: all {len(labels):,} rows of {rows.texts[0]!r} are blank.")
+    labels, names = drop_unused_classes(labels[kept], names)
     if len(names) < 2:
         only = f" ({names[0]!r})" if names else ""
         raise DataError(
-            f"{source} has {len(names)} class{'' if names else 'es'}{only} in column {rows.label!r}; "
+            f"{source.name} has {len(names)} class{'' if names else 'es'}{only} in column {rows.label!r}; "
             "a classifier needs at least two."
         )
+    columns = [[column[i] for i in kept] for column in columns]
     examples = Examples(
-        ids=tuple(_example_id([column[i] for column in columns]) for i in range(len(kept))),
+        ids=tuple(_example_id(texts) for texts in zip(*columns, strict=True)),
         texts=tuple(columns[0]),
         pairs=tuple(columns[1]) if len(columns) == 2 else None,
-        labels=labels[kept],
+        labels=labels,
     )
     is_test = None if rows.is_test is None else rows.is_test[kept]
-    return Labelled(examples, tuple(names), is_test, rows.commit, (*rows.notes, *dropped))
+    return Labelled(examples, tuple(names), is_test, rows.commit, (*rows.notes, *notes))
 
 
 def _example_id(texts: Sequence[str]) -> str:

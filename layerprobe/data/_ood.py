@@ -1,28 +1,27 @@
-"""Labelled texts from outside a corpus' domain, under the corpus' own labels or some of them."""
+"""Labelled examples from outside the domain of a corpus, with all or some of its labels."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from layerprobe.data._corpus import Corpus, stratified
 from layerprobe.data._examples import Examples, read_examples
-from layerprobe.data._sources import Columns
+from layerprobe.data._sources import DataSource
 from layerprobe.errors import DataError
+from layerprobe.files import digest
 
 
 @dataclass(frozen=True)
 class OodSet:
-    """Texts of another domain that the corpus' classifiers can be tested on."""
+    """Examples of another domain on which the classifiers of a corpus can be tested."""
 
     name: str
     examples: Examples
-    """Labels are numbered as the corpus numbers them."""
+    """Their labels are numbered as in the corpus."""
     classes: tuple[int, ...]
-    """The corpus' class numbers that these texts have, ascending: a classifier chooses among them alone."""
+    """Class numbers that occur, ascending: a classifier chooses among these only."""
     fingerprint: str
     """sha256 over the ids and labels of the examples, in their order."""
     revision: str | None
@@ -30,75 +29,62 @@ class OodSet:
     """What was left out, in words."""
 
 
-def load_ood(
-    name: str,
-    source: str,
-    corpus: Corpus,
-    *,
-    text: Columns = None,
-    label: str | None = None,
-    config: str | None = None,
-    revision: str | None = None,
-    rows: int | None = None,
-    seed: int = 0,
-) -> OodSet:
-    """Read labelled texts from outside a corpus' domain; those that it trains or tests on are left out.
+def load_ood(name: str, source: str | DataSource, corpus: Corpus, *, rows: int | None = None, seed: int = 0) -> OodSet:
+    """Read labelled examples from outside the domain of a corpus, without those that it trains or tests on.
 
     Args:
-        name: what the set is called.
-        source: as in `load_corpus`. Of a Hub data set with a labelled test split (else validation), that split is taken.
+        name: name of the set.
+        source: as in `load_corpus`. If a Hub data set has a test split with labels (else validation), that split is used.
         corpus: the data set that classifiers are trained on; labels are matched by name.
-        text: column of the text, or two columns where the corpus has pairs; by default as in `load_corpus`.
-        label: column of the label; by default as in `load_corpus`.
-        config: configuration of a Hub data set.
-        revision: branch, tag or commit of a Hub data set.
-        rows: texts to take, stratified by label; by default all.
-        seed: decides which.
+        rows: number of examples to draw, stratified by label; by default all.
+        seed: seed of the draw.
 
     Raises:
-        DataError: naming the label that the corpus does not have or the one class there is, or what else does not fit.
+        DataError: if a label is not one of the corpus, there is only one class, or the source cannot be used otherwise.
     """
-    found = read_examples(source, text, label, config, revision)
-    examples, own = found.examples, corpus.train.pairs is not None
-    if (examples.pairs is not None) != own:
+    source = DataSource(source) if isinstance(source, str) else source
+    table = read_examples(source)
+    examples, title = table.examples, f"The out-of-domain set {name!r} ({source.name})"
+    n_columns, expected = (1 + (part.pairs is not None) for part in (examples, corpus.train))
+    if n_columns != expected:
         raise DataError(
-            f"The out-of-domain set {name!r} ({source}) has {1 + (not own)} text column{'' if own else 's'} but "
-            f"{corpus.name} has {1 + own}; name as many with its text."
+            f"{title} has {n_columns} text column{'s' * (n_columns > 1)} but {corpus.name} has {expected}; "
+            "set {text} to as many columns.",
+            "text",
         )
-    strange = [label_name for label_name in found.label_names if label_name not in corpus.label_names]
-    if strange:
-        also = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+    unknown = [label for label in table.label_names if label not in corpus.label_names]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise DataError(
-            f"The out-of-domain set {name!r} ({source}) has the label {strange[0]!r}{also}, which {corpus.name} does not "
-            f"have; its labels are {', '.join(corpus.label_names)}: rename or leave out these rows."
+            f"{title} has the label {unknown[0]!r}{more}, but the labels of {corpus.name} are "
+            f"{', '.join(corpus.label_names)}; rename or leave out these rows."
         )
-    numbers = np.array([corpus.label_names.index(label_name) for label_name in found.label_names], dtype=np.int64)
-    notes = list(found.notes)
+    numbers = np.array([corpus.label_names.index(label) for label in table.label_names], dtype=np.int64)
+    notes = list(table.notes)
     usable = examples.labels >= 0
-    if found.is_test is not None:
-        usable &= found.is_test
-        notes.append(f"Of {source}, its own test split alone was taken.")
-    known = {*corpus.train.ids, *corpus.test.ids}
-    seen = np.array([example_id in known for example_id in examples.ids], dtype=bool) & usable
-    if seen.any():
-        notes.append(f"{seen.sum():,} texts that {corpus.name} trains or tests on were left out.")
-    pool = np.flatnonzero(usable & ~seen)
+    if table.is_test is not None:
+        usable &= table.is_test
+        notes.append(f"Only the test split of {source.name} was used.")
+    in_corpus = usable & np.isin(examples.ids, [*corpus.train.ids, *corpus.test.ids])
+    if in_corpus.any():
+        notes.append(f"{in_corpus.sum():,} examples that {corpus.name} trains or tests on were left out.")
+    pool = np.flatnonzero(usable & ~in_corpus)
     if rows is not None and not 1 <= rows <= len(pool):
         raise DataError(
-            f"{rows:,} rows of the out-of-domain set {name!r} were asked for, but {source} has {len(pool):,} distinct "
-            f"labelled texts that {corpus.name} does not train or test on; ask for 1 to {len(pool):,}."
+            f"{{rows}} = {rows:,} for the out-of-domain set {name!r}, but {source.name} has {len(pool):,} distinct "
+            f"labelled examples that {corpus.name} does not train or test on; use 1 to {len(pool):,}.",
+            "rows",
         )
     if rows is not None:
         pool = np.sort(stratified(examples.labels, pool, rows, np.random.default_rng(seed), least=1))
-    taken = examples.take(pool)
-    taken = replace(taken, labels=numbers[taken.labels])
-    classes = tuple(int(number) for number in np.unique(taken.labels))
+    sample = examples.take(pool)
+    sample = replace(sample, labels=numbers[sample.labels])
+    classes = tuple(int(number) for number in np.unique(sample.labels))
     if len(classes) < 2:
         only = f" ({corpus.label_names[classes[0]]!r})" if classes else ""
         raise DataError(
-            f"The out-of-domain set {name!r} ({source}) has {len(classes)} class{'' if classes else 'es'}{only} in the "
-            f"{len(taken):,} texts taken of it; a comparison needs at least two."
+            f"{title} has {len(classes)} class{'' if classes else 'es'}{only} in its {len(sample):,} examples; "
+            "a comparison needs at least two."
         )
-    content = json.dumps([list(taken.ids), taken.labels.tolist()])
-    fingerprint = hashlib.sha256(content.encode()).hexdigest()
-    return OodSet(name, taken, classes, fingerprint, found.commit, tuple(notes))
+    fingerprint = digest([list(sample.ids), sample.labels.tolist()])
+    return OodSet(name, sample, classes, fingerprint, table.commit, tuple(notes))

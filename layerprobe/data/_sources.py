@@ -1,29 +1,43 @@
-"""Where labelled rows come from: what is bundled, a local file, or the Hub."""
+"""Where labelled rows come from: a bundled set, a local file, or the Hub."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerprobe.data._files import READERS, read_file
+from layerprobe import hub
+from layerprobe.data._files import read_file
 from layerprobe.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CONFIDENCE = 0.6
-"""Share of annotators' trust from which a bundled tweet's label is kept."""
+"""Lowest confidence of the annotators at which the label of a bundled tweet is kept."""
 
-Columns = str | tuple[str, str] | None
+
+@dataclass(frozen=True)
+class DataSource:
+    """A table of labelled examples, and its columns."""
+
+    name: str
+    """`bundled:tweets`, `bundled:bbc-news`, a CSV, TSV, JSONL or Parquet file, or a `datasets` Hub id."""
+    text: str | tuple[str, str] | None = None
+    """Column of the text, or two columns for pairs; by default that of the bundled set, else `text`."""
+    label: str | None = None
+    """Column of the label; by default that of the bundled set, else `label`."""
+    config: str | None = None
+    """Configuration of a Hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A source's rows, before any of them is looked at."""
+    """The rows of a source, as they were read."""
 
     frame: pd.DataFrame
     texts: tuple[str, ...]
@@ -31,34 +45,37 @@ class Rows:
     label: str
     """Column of the label."""
     is_test: np.ndarray | None = None
-    """Which rows are the source's own test split, where it has one."""
+    """Which rows are in the test split of the source, if it has one."""
     commit: str | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_rows(source: str, text: Columns, label: str | None, config: str | None, revision: str | None) -> Rows:
+def read_rows(source: DataSource) -> Rows:
     """Rows of a source.
 
     Raises:
-        DataError: if it cannot be found or read.
+        DataError: if it does not exist or cannot be read.
     """
-    texts = (text,) if isinstance(text, str) else text
-    if source.startswith("bundled:"):
-        frame, notes, own = _bundled(source.removeprefix("bundled:"))
-        return Rows(frame, texts or own[:1], label or own[1], notes=notes)
-    texts, label = texts or ("text",), label or "label"
-    path = Path(source).expanduser()
+    name = source.name
+    if name.startswith("bundled:"):
+        return _read_bundled(source, name.removeprefix("bundled:"))
+    path = Path(name).expanduser()
     if path.is_dir():
-        raise DataError(f"The data source {source} is a folder; name a CSV, TSV, JSONL or Parquet file.")
+        raise DataError(f"The data source {name} is a folder; give a CSV, TSV, JSONL or Parquet file.")
     if path.is_file():
-        return Rows(read_file(path, source), texts, label)
-    if path.suffix.lower() in (*READERS, ".txt") or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise DataError(f"There is no data file {source}; check the path (it is relative to the study's folder).")
-    frame, is_test, commit = _hub(source, label, config, revision)
-    return Rows(frame, texts, label, is_test, commit)
+        return Rows(read_file(path, name), *_columns(source))
+    if not hub.is_hub_id(name):
+        raise DataError(f"There is no data file {name}; check the path.")
+    return _read_hub(source)
 
 
-def _bundled(name: str) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, str]]:
+def _columns(source: DataSource, text: str = "text", label: str = "label") -> tuple[tuple[str, ...], str]:
+    """Columns of the text and of the label, with these defaults."""
+    texts = source.text or text
+    return (texts,) if isinstance(texts, str) else texts, source.label or label
+
+
+def _read_bundled(source: DataSource, name: str) -> Rows:
     import pandas as pd
 
     from layerprobe.bundled import data_files
@@ -67,68 +84,54 @@ def _bundled(name: str) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, str]]
     if name == "tweets":
         frame = pd.read_csv(files[0], encoding="latin-1", dtype=str, keep_default_na=False)
         trusted = pd.to_numeric(frame["confidence"], errors="coerce") >= CONFIDENCE
-        note = f"{(~trusted).sum():,} tweets whose label has a confidence below {CONFIDENCE} or none were left out."
-        return frame[trusted].reset_index(drop=True), (note,), ("text", "sentiment")
-    # One article is not UTF-8; latin-1 reads any byte, so nothing is lost.
+        note = f"{(~trusted).sum():,} tweets were left out because the confidence in their label is below {CONFIDENCE} or missing."
+        return Rows(frame[trusted].reset_index(drop=True), *_columns(source, label="sentiment"), notes=(note,))
     rows = [(path.parent.name, _decode(path.read_bytes())) for path in files]
-    return pd.DataFrame(rows, columns=["topic", "text"]), (), ("text", "topic")
+    return Rows(pd.DataFrame(rows, columns=["topic", "text"]), *_columns(source, label="topic"))
 
 
 def _decode(content: bytes) -> str:
     try:
         return content.decode("utf-8")
-    except UnicodeDecodeError:
+    except UnicodeDecodeError:  # one article; latin-1 decodes any byte
         return content.decode("latin-1")
 
 
-def _hub(
-    source: str, label: str, config: str | None, revision: str | None
-) -> tuple[pd.DataFrame, np.ndarray | None, str | None]:
-    import pandas as pd
-
-    offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
-    way = (
-        "the Hub was not asked, since HF_HUB_OFFLINE is set"
-        if offline
-        else "the Hub does not have it or is out of reach"
-    )
-    unreachable = DataError(
-        f"The data source {source!r} is no file here, and {way}; check the id and the network, or give a local file."
-    )
+def _read_hub(source: DataSource) -> Rows:
     import datasets
+    import pandas as pd
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    commit = None
+    commit, offline, (texts, label) = None, hub.is_offline(), _columns(source)
+    unreachable = DataError(hub.unreachable("data file", source.name))
     if not offline:
-        try:  # one short question first: the loader itself would retry for minutes
-            commit = HfApi().dataset_info(source, revision=revision, timeout=10).sha
+        try:  # one short request first: the loader would retry for minutes
+            commit = HfApi().dataset_info(source.name, revision=source.revision, timeout=10).sha
         except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
             raise unreachable from error
     try:
-        splits = datasets.load_dataset(source, config, revision=commit or revision)
+        splits = datasets.load_dataset(source.name, source.config, revision=commit or source.revision)
     except (OSError, ValueError, RuntimeError) as error:
-        raise (
-            unreachable
-            if offline
-            else DataError(f"The Hub data set {source!r} cannot be loaded ({' '.join(str(error).split())[:200]}).")
-        ) from error
-    # Benchmarks keep the labels of their test split to themselves (-1): then the validation split is the test.
+        if offline:
+            raise unreachable from error
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"The Hub data set {source.name!r} cannot be loaded ({reason}).") from error
+    # Benchmarks publish their test split without labels (-1): then the validation split takes its place.
     labelled = [name for name, split in splits.items() if label in split.column_names and _any_label(split, label)]
     test = next((name for name in ("test", "validation") if name in labelled), None)
     frames, is_test = [], []
     for name, split in splits.items():
         if name == "validation" and test == "test":
             continue
-        named = {
-            column: feature for column, feature in split.features.items() if isinstance(feature, datasets.ClassLabel)
-        }
         frame = split.to_pandas().astype(object)
-        for column, feature in named.items():
-            frame[column] = [feature.int2str(int(v)) if v is not None and v >= 0 else -1 for v in frame[column]]
+        for column, feature in split.features.items():
+            if isinstance(feature, datasets.ClassLabel):
+                frame[column] = [feature.int2str(int(v)) if v is not None and v >= 0 else -1 for v in frame[column]]
         frames.append(frame)
         is_test.append(np.full(len(frame), name == test))
-    return pd.concat(frames, ignore_index=True), np.concatenate(is_test) if test else None, commit
+    in_test = np.concatenate(is_test) if test else None
+    return Rows(pd.concat(frames, ignore_index=True), texts, label, in_test, commit)
 
 
 def _any_label(split: Any, label: str) -> bool:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from layerprobe.encoder import Encoder
+from layerprobe.encoder import Encoder, head_parameter_names
 from layerprobe.errors import EncoderError, MeasureError
-from layerprobe.internals._places import POOLER, places
+from layerprobe.families import FAMILIES
+from layerprobe.layers import blocks
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ROLES = (
-    (r"attention\.(self\.)?query|attention\.q_lin", "query"),
-    (r"attention\.(self\.)?key|attention\.k_lin", "key"),
-    (r"attention\.(self\.)?value|attention\.v_lin", "value"),
-    (r"attn\.Wqkv", "query_key_value"),
-    (r"attention\.(output\.)?dense|attention\.out_lin|attn\.Wo", "attention_output"),
-    (r"intermediate\.dense|ffn\.lin1|ffn", "feed_forward_in"),
-    (r"mlp\.Wi", "feed_forward_in_gate"),
-    (r"output\.dense|ffn\.lin2|ffn_output|mlp\.Wo", "feed_forward_out"),
-)
+POOLER = -1
+"""Stands for a pretrained pooler, which is part of the body above layer L."""
 RANK = 1e-6
-"""Singular values below this share of the largest are rounding, of float32 weights, and have no direction of their own."""
+"""Singular values below this share of the largest are rounding errors of float32 weights, without a direction."""
 
 
 def compare_weights(
@@ -39,33 +30,33 @@ def compare_weights(
     *,
     k: int = 10,
     threshold: float = 0.5,
+    device: str = "cpu",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Compare every weight matrix of the body with base's; the head has no base and is left out.
+    """Compare every weight matrix of the body with that of base; the head has no counterpart in base and is left out.
 
-    A matrix W is taken as the map from what goes in to what comes out, so that its left singular vectors are
-    directions of the output. (Linear maps are stored so; an embedding table, stored tokens x width, is turned.) Sums are
-    in float64. An intruder dimension (Shuttleworth et al. 2024) is one of the adapted matrix' top k left singular vectors
-    whose largest absolute cosine to any of base's is below the threshold. Vectors whose singular value is below
-    1e-6 of the largest are not counted on either side. Where base's singular values lie close together, a small change
-    already mixes their vectors: read the count beside `relative_change`.
+    A matrix maps inputs to outputs, so that its left singular vectors are directions of the output; embedding tables,
+    stored as tokens x width, are transposed. An intruder dimension (Shuttleworth et al. 2024) is one of the top k left
+    singular vectors of the adapted matrix whose largest absolute cosine with those of base is below the threshold.
+    Vectors with a singular value below 1e-6 of the largest are ignored on both sides. Where singular values of base are
+    nearly equal, a small change already mixes their vectors: interpret the count together with `relative_change`.
 
     Args:
-        base: the pretrained body under any head.
+        base: the pretrained body with any head.
         adapted: the adapted classifier.
-        encoder: whose numbering and pooler decide what is body.
-        k: how many of the adapted matrix' top singular vectors are looked at.
-        threshold: cosine in (0, 1] below which one is new.
-        progress: whether to draw a bar on stderr.
+        encoder: the encoder that base was loaded from.
+        k: number of top singular vectors of the adapted matrix that are examined.
+        threshold: cosine in (0, 1] below which a vector is an intruder.
+        device: where to compute, in float64 (on the CPU for `mps`, which has no float64).
+        progress: whether to show a progress bar on stderr.
 
     Returns:
-        One row a matrix: `parameter` (its name), `layer` (0 embeddings, i block i; of a shared block the first; L for a
-        pretrained pooler), `shared_by` (how many blocks use it: 1, or ALBERT's many), `role` (`embeddings`, `query`, `key`,
-        `value`, `attention_output`, `feed_forward_in`, `feed_forward_out`, `pooler`, `other`; ModernBERT's fused
-        `query_key_value` and `feed_forward_in_gate`), `rows` and `columns` as stored, `relative_change` |dW|_F / |W|_F (NaN where W is zero),
-        `stable_rank_base`, `stable_rank_adapted`, `stable_rank_change` (|.|_F^2 / |.|_2^2; NaN of a zero matrix),
-        `intruder_dimensions`, `k` (how many were looked at: fewer in a matrix of lower rank).
-        `attrs["left_out"]` lists (parameter, why) of the matrices that can't be compared.
+        One row per matrix: `parameter` (its name), `layer` (0 embeddings, i block i, the first of a shared block; L for a
+        pretrained pooler), `shared_by` (number of layers that use it: 1, or all of ALBERT's), `role` (`embeddings`,
+        `pooler`, `other`, or a role in `layerprobe.families.FAMILIES`), `rows` and `columns` as stored, `relative_change`
+        |dW|_F / |W|_F (NaN if W is zero), `stable_rank_base`, `stable_rank_adapted`, `stable_rank_change`
+        (|.|_F^2 / |.|_2^2; NaN for a zero matrix), `intruder_dimensions`, `k` (number of vectors examined: fewer in a
+        matrix of lower rank). `attrs["left_out"]` lists (parameter, reason) of the matrices that cannot be compared.
 
     Raises:
         MeasureError: if k or threshold is out of range.
@@ -74,34 +65,33 @@ def compare_weights(
     import pandas as pd
 
     if k < 1:
-        raise MeasureError(f"k is {k}; look at 1 singular vector or more, usually 10.")
+        raise MeasureError(f"{{k}} is {k}; examine at least 1 singular vector, usually 10.", "k")
     if not 0 < threshold <= 1:
-        raise MeasureError(
-            f"The threshold for intruder dimensions is {threshold}; it is a cosine in (0, 1], usually 0.5."
-        )
+        raise MeasureError(f"{{threshold}} is {threshold}; it is a cosine in (0, 1], usually 0.5.", "threshold")
     before, after = dict(base.named_parameters()), dict(adapted.named_parameters())
-    where = {name: layers for name, layers in places(adapted, encoder).items() if after[name].dim() == 2}
-    missing = [name for name in where if name not in before]
+    matrices = {name: layers for name, layers in parameter_layers(adapted, encoder).items() if after[name].dim() == 2}
+    missing = [name for name in matrices if name not in before]
     if missing:
         raise EncoderError(f"Base has no weight {missing[0]}; give the model that the adapted one was fine-tuned from.")
+    device = "cpu" if device == "mps" else device
     rows, left_out = [], []
-    for name, layers in tqdm(where.items(), desc="comparing weights", leave=False, disable=not progress, delay=1):
-        if before[name].shape != after[name].shape:
-            shapes = [" x ".join(map(str, side[name].shape)) for side in (before, after)]
-            left_out.append((name, f"it is {shapes[0]} in base but {shapes[1]} in the adapted model"))
+    for name, layers in tqdm(matrices.items(), desc="comparing weights", leave=False, disable=not progress, delay=1):
+        shapes = [" x ".join(map(str, side[name].shape)) for side in (before, after)]
+        if shapes[0] != shapes[1]:
+            left_out.append((name, f"its shape is {shapes[0]} in base but {shapes[1]} in the adapted model"))
             continue
-        one, other = _matrix(before[name], name), _matrix(after[name], name)
-        table_of_rows = isinstance(adapted.get_submodule(name.rpartition(".")[0]), nn.Embedding)
-        change = _change(*((one.T, other.T) if table_of_rows else (one, other)), k, threshold)
+        pair = [_matrix(side[name], name, device) for side in (before, after)]
+        if isinstance(adapted.get_submodule(name.rpartition(".")[0]), nn.Embedding):
+            pair = [matrix.T for matrix in pair]
         rows.append(
             {
                 "parameter": name,
                 "layer": encoder.n_layers if layers == (POOLER,) else layers[0],
                 "shared_by": len(layers),
-                "role": _role(name, layers),
-                "rows": one.shape[0],
-                "columns": one.shape[1],
-                **vars(change),
+                "role": _role(name, layers, encoder),
+                "rows": after[name].shape[0],
+                "columns": after[name].shape[1],
+                **_change(pair[0], pair[1], k, threshold),
             }
         )
     table = pd.DataFrame(rows)
@@ -109,85 +99,87 @@ def compare_weights(
     return table
 
 
-@dataclass(frozen=True)
-class _Change:
-    """One matrix beside base's; the fields are the table's columns."""
+def parameter_layers(model: nn.Module, encoder: Encoder) -> dict[str, tuple[int, ...]]:
+    """The layers that each parameter of the body contributes to, by its name; those of the head are left out.
 
-    relative_change: float
-    stable_rank_base: float
-    stable_rank_adapted: float
-    stable_rank_change: float
-    intruder_dimensions: int
-    k: int
+    `(0,)` for the embeddings, with the projection to the width of the blocks that ELECTRA and ALBERT have; `(i,)` for
+    block i; `(1, ..., L)` for a block that all layers share; `(POOLER,)` for a pretrained pooler.
+    """
+    head, body = head_parameter_names(model, encoder), f"{model.base_model_prefix}."
+    layers: dict[int, tuple[int, ...]] = {}
+    for layer, block in enumerate(blocks(model), 1):
+        for parameter in block.parameters():
+            layers[id(parameter)] = (*layers.get(id(parameter), ()), layer)
+    return {
+        name: (POOLER,) if name.startswith(f"{body}pooler.") else layers.get(id(parameter), (0,))
+        for name, parameter in model.named_parameters()
+        if name not in head
+    }
 
 
 def _change(
-    base: Float[np.ndarray, "out in"], adapted: Float[np.ndarray, "out in"], k: int, threshold: float
-) -> _Change:
-    if np.array_equal(base, adapted):
-        values = _squared_singular_values(base)
-        rank = _stable_rank(base, values)
-        return _Change(0.0, rank, rank, float("nan"), 0, min(k, _rank(values)))
-    values, directions = _left_singular(base)
-    tuned, top = _left_singular(adapted, most=k)
-    nearest = np.abs(directions.T @ top).max(axis=0, initial=0.0)
-    norm = float(np.linalg.norm(base))
-    moved = adapted - base
-    return _Change(
-        relative_change=float(np.linalg.norm(moved)) / norm if norm else float("nan"),
-        stable_rank_base=_stable_rank(base, values),
-        stable_rank_adapted=_stable_rank(adapted, tuned),
-        stable_rank_change=_stable_rank(moved, _squared_singular_values(moved)),
-        intruder_dimensions=int((nearest < threshold).sum()),
-        k=top.shape[1],
-    )
+    base: Float[Tensor, "out in"], adapted: Float[Tensor, "out in"], k: int, threshold: float
+) -> dict[str, float]:
+    """Comparison of one matrix with that of base, as columns of the table."""
+    change, norm = adapted - base, float(torch.linalg.norm(base))
+    if torch.equal(base, adapted):  # vectors take longest, and are not needed
+        values = adapted_values = _squared_singular_values(base)
+        n_top, intruders = min(k, _rank(values)), 0
+    else:
+        values, directions = _left_singular(base)
+        adapted_values, top = _left_singular(adapted, most=k)
+        # All of them if base is zero.
+        n_top, intruders = top.shape[1], int(((directions.T @ top).abs() < threshold).all(dim=0).sum())
+    return {
+        "relative_change": float(torch.linalg.norm(change)) / norm if norm else float("nan"),
+        "stable_rank_base": _stable_rank(base, values),
+        "stable_rank_adapted": _stable_rank(adapted, adapted_values),
+        "stable_rank_change": _stable_rank(change, _squared_singular_values(change)),
+        "intruder_dimensions": intruders,
+        "k": n_top,
+    }
+
+
+def _gram(matrix: Float[Tensor, "out in"]) -> Float[Tensor, "side side"]:
+    """Gram matrix of the shorter side: several times faster than an SVD, and in float64 as exact as float32 weights are."""
+    return matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
+
+
+def _squared_singular_values(matrix: Float[Tensor, "out in"]) -> Float[Tensor, " values"]:
+    """In descending order."""
+    return torch.linalg.eigvalsh(_gram(matrix)).flip(0).clamp_min(0.0)
 
 
 def _left_singular(
-    matrix: Float[np.ndarray, "out in"], most: int | None = None
-) -> tuple[Float[np.ndarray, " values"], Float[np.ndarray, "out kept"]]:
-    """Squared singular values, largest first, and the left singular vectors of those that are not rounding.
-
-    By the Gram matrix of the shorter side: several times quicker than an SVD, and in float64 as exact as float32 weights
-    are. In float32 it would not be.
-    """
-    from scipy.linalg import eigh
-
-    tall = matrix.shape[0] > matrix.shape[1]
-    size = min(matrix.shape)
-    first = 0 if most is None else max(0, size - most)
-    values, vectors = eigh(matrix.T @ matrix if tall else matrix @ matrix.T, subset_by_index=[first, size - 1])
-    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
-    kept = _rank(values)
-    if not tall:
-        return values, vectors[:, :kept]
-    return values, matrix @ vectors[:, :kept] / np.sqrt(values[:kept])
+    matrix: Float[Tensor, "out in"], most: int | None = None
+) -> tuple[Float[Tensor, " values"], Float[Tensor, "out kept"]]:
+    """Squared singular values in descending order, and the top left singular vectors that are not rounding errors."""
+    values, vectors = torch.linalg.eigh(_gram(matrix))
+    values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
+    vectors = vectors[:, : _rank(values)][:, :most]
+    if matrix.shape[0] > matrix.shape[1]:
+        vectors = matrix @ vectors / values[: vectors.shape[1]].sqrt()
+    return values, vectors
 
 
-def _squared_singular_values(matrix: Float[np.ndarray, "out in"]) -> Float[np.ndarray, " values"]:
-    gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
-    return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
-
-
-def _rank(values: Float[np.ndarray, " values"]) -> int:
-    """How many of these squared singular values, largest first, are not rounding."""
+def _rank(values: Float[Tensor, " values"]) -> int:
+    """How many of these squared singular values are not rounding errors."""
     return int((values > RANK**2 * values[0]).sum())
 
 
-def _stable_rank(matrix: Float[np.ndarray, "out in"], values: Float[np.ndarray, " values"]) -> float:
-    return float(np.square(matrix).sum() / values[0]) if values[0] > 0 else float("nan")
+def _stable_rank(matrix: Float[Tensor, "out in"], values: Float[Tensor, " values"]) -> float:
+    return float(matrix.square().sum() / values[0]) if values[0] > 0 else float("nan")
 
 
-def _matrix(parameter: nn.Parameter, name: str) -> Float[np.ndarray, "rows columns"]:
-    value = parameter.detach().cpu().double().numpy()
-    if not np.isfinite(value).all():
-        raise EncoderError(f"The weight {name} holds values that are not finite; its training has diverged.")
+def _matrix(parameter: nn.Parameter, name: str, device: str) -> Float[Tensor, "rows columns"]:
+    value = parameter.detach().to(device, torch.float64)
+    if not torch.isfinite(value).all():
+        raise EncoderError(f"The weight {name} has values that are not finite; its training has diverged.")
     return value
 
 
-def _role(name: str, layers: tuple[int, ...]) -> str:
-    if layers == (0,):
-        return "embeddings"
-    if layers == (POOLER,):
-        return "pooler"
-    return next((role for pattern, role in _ROLES if re.search(rf"\.({pattern})\.weight$", name)), "other")
+def _role(name: str, layers: tuple[int, ...], encoder: Encoder) -> str:
+    if layers in ((0,), (POOLER,)):
+        return "embeddings" if layers == (0,) else "pooler"
+    roles: Any = FAMILIES[encoder.family].matrices
+    return next((role for path, role in roles.items() if name.endswith(f".{path}.weight")), "other")

@@ -17,7 +17,6 @@ from layerprobe.report._depth_words import after_on_test, prices, recommendation
 from layerprobe.report._findings import REFERENCES, drift_of, methods, unit_of
 from layerprobe.report._page import downloads, rendered
 from layerprobe.runs import PAGE, Run
-from layerprobe.sufficiency import depths_of
 from layerprobe.sufficiency import differences as paired_differences
 
 RECORD = "compare.json"
@@ -272,7 +271,8 @@ def _answers(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
 def _about(label: str, run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """What one run asked, used and concluded."""
     record, concluded = run.record, run.record.get("sufficiency")
-    depths = depths_of([name for name in ((concluded or {}).get("smallest"),) if name])
+    tested = tables.get("sufficiency")
+    depths = [] if tested is None or not concluded else tested[tested.method == concluded["smallest"]].depth.dropna()
     n_layers = record["encoder"]["n_layers"]
     return {
         "label": label,
@@ -285,7 +285,7 @@ def _about(label: str, run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str
         "findings": [finding["text"] for finding in record.get("findings", ())],
         "concluded": concluded,
         "recommendation": recommendation(tables, concluded) if concluded else "",
-        "share": next((f"{100 * k / n_layers:.0f}% of the blocks" for k in depths.values()), ""),
+        "share": next((f"{100 * k / n_layers:.0f}% of the blocks" for k in depths), ""),
         "folder": str(run.folder),
     }
 

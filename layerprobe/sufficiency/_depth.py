@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -11,31 +11,33 @@ import pandas as pd
 from jaxtyping import Float
 
 from layerprobe.errors import MeasureError
-from layerprobe.sufficiency._power import check_alpha, check_margin, needed_of
+from layerprobe.sufficiency._power import POWER, check_level, required_for
 from layerprobe.sufficiency._results import paired
 from layerprobe.sufficiency._score import bound, lower_bound, noninferiority_p, tally
 from layerprobe.sufficiency._spread import simultaneous, spread
 
-POWER = 0.8
-
 
 @dataclass(frozen=True)
 class Sufficiency:
-    """What the test examples say about how deep adaptation must go.
+    """What the test examples show about the depth of adaptation that is needed.
 
     Attributes:
-        smallest: the shallowest depth shown to be sufficient; None if none was.
-        undecided: the depth at which the sequence stopped because the examples can't tell; None if it ended or stopped
+        reference: the method that the others were compared with.
+        margin: the largest loss of accuracy that counts as none.
+        alpha: one-sided level of the tests.
+        smallest: the smallest depth shown to be sufficient; None if there is none.
+        undecided: the depth at which the sequence stopped because there were too few examples; None if it ended or stopped
             at an inferior depth.
         needed: test examples that could decide about `undecided`; None if there is none, or no number would do.
         sentence: the conclusion in words.
         n: test examples.
         seeds: number of seeds.
-        conditional_on_seeds: whether all this speaks of these seeds only.
-        table: one row a method: `method`, `depth` (missing outside the sequence), `family` (sequence or holm), `outcome`
+        conditional_on_seeds: whether the conclusion holds for these seeds only.
+        table: one row per method: `method`, `depth` (missing outside the sequence), `family` (sequence or holm), `outcome`
             (sufficient, inferior, undecided or not tested), `difference`, `lower` (one-sided 1 - alpha bound of this test),
             `upper` (simultaneous bound over all methods), `p`, `p_adjusted` (sequence: the largest p so far; Holm: its
-            adjusted p), `disagreement`, `n`, `needed`, `needed_at_observed` (as in `needed_from`).
+            adjusted p), `disagreement`, `n`, `needed` and `needed_at_observed` (test examples that could decide with 80%
+            power if the true difference is 0, or the observed one).
     """
 
     reference: str
@@ -51,18 +53,6 @@ class Sufficiency:
     table: pd.DataFrame = field(repr=False, compare=False)
 
 
-def depths_of(methods: Iterable[str]) -> dict[str, int]:
-    """The depth of each method that has one by its name: head is 0, top:k is k; all others are left out."""
-    found = {}
-    for method in methods:
-        kind, _, k = method.partition(":")
-        if method == "head":
-            found[method] = 0
-        elif kind == "top" and k.isdecimal():
-            found[method] = int(k)
-    return found
-
-
 def smallest_sufficient_depth(
     results: pd.DataFrame,
     depths: Mapping[str, int],
@@ -73,81 +63,83 @@ def smallest_sufficient_depth(
 ) -> Sufficiency:
     """Test each depth for non-inferiority to the reference, from the deepest to the shallowest, up to the first failure.
 
-    Each is tested at one-sided alpha by the score test of the paired difference (Tango 1998; its variance under the null does not
-    vanish when the methods agree everywhere); because the order is fixed
-    beforehand and stops, the chance that any depth is falsely called sufficient is at most alpha without a correction
-    (Maurer, Hothorn and Lehmacher 1995). Methods without a depth are a family of their own, tested by Holm's procedure at alpha.
-    Outcomes:
+    Each is tested at one-sided alpha by the score test of the paired difference (Tango 1998), whose variance under the
+    null does not vanish when the methods always agree. Because the order is fixed in advance and stops, the probability
+    that any depth is falsely called sufficient is at most alpha without a correction (Maurer, Hothorn and Lehmacher 1995).
+    Methods without a depth are a family of their own, tested by Holm's procedure at alpha. Outcomes:
 
-    * sufficient: p is at most alpha, and so it was at every deeper depth (Holm: the adjusted p is at most alpha).
+    * sufficient: p is at most alpha, as at every deeper depth (Holm: the adjusted p is at most alpha).
     * inferior: the upper end of a score interval that holds for all methods at once (two-sided 1 - alpha, max-T) is below
-      -margin. This doesn't depend on the sequence, and never meets sufficient.
-    * undecided: tested, and neither of these: the examples can't tell.
-    * not tested: the sequence stopped at a deeper depth. Nothing is said about this one, whatever its p.
+      -margin. This does not depend on the sequence, and excludes sufficient.
+    * undecided: tested, and neither of these: there are too few examples.
+    * not tested: the sequence stopped at a deeper depth. Nothing is concluded about this one, whatever its p.
 
     Args:
         results: method, seed, example_id, correct; all methods on the same examples and seeds.
-        depths: the methods of the sequence with their depths (`depths_of` reads them from the names).
-        margin: the loss of accuracy that is still called sufficient.
+        depths: the methods of the sequence, with the number of top blocks that each trains.
+        reference: the method that the others are compared with.
+        margin: the largest loss of accuracy that counts as none.
+        alpha: one-sided level of the tests.
 
     Raises:
-        MeasureError: if the table cannot be joined, two depths are equal, a method with a depth is absent or is the reference,
-            or a number is out of its range.
+        MeasureError: if the methods cannot be paired, two depths are equal, a method with a depth is absent or is the
+            reference, or a number is out of range.
     """
-    check_margin(margin)
-    check_alpha(alpha)
+    check_level(margin, alpha)
     joined = paired(results, reference)
     sequence = _sequence(depths, joined.methods, reference)
-    known, counts = spread(joined.gaps), tally(joined.gaps)
-    df = np.full(len(joined.methods), np.inf) if known.conditional_on_seeds else known.df
-    p = noninferiority_p(counts, margin, known.seed_variance, df)
-    # A method without spread has no correlation to others; its own term only makes the interval wider.
-    reach = simultaneous(known, alpha=alpha, draws=10_000, seed=0)
-    upper = -bound(counts[:, ::-1], reach, known.seed_variance)
-    needed, observed = needed_of(joined, margin=margin, power=POWER, alpha=alpha)
-    ordered = np.array([name in depths for name in joined.methods])
+    moments, counts = spread(joined.gaps), tally(joined.gaps)
+    df = np.full(len(joined.methods), np.inf) if moments.conditional_on_seeds else moments.df
+    p = noninferiority_p(counts, margin, moments.seed_variance, df)
+    # A method without variance is uncorrelated with the others, which only makes the interval wider.
+    upper = -bound(counts[:, ::-1], simultaneous(moments, alpha=alpha), moments.seed_variance)
+    in_order = np.array([name in depths for name in joined.methods])
     adjusted = np.empty(len(p))
-    adjusted[sequence] = in_sequence(p[sequence])
-    adjusted[~ordered] = holm(p[~ordered])
+    adjusted[sequence], adjusted[~in_order] = in_sequence(p[sequence]), holm(p[~in_order])
     outcome = np.where(upper < -margin, "inferior", "undecided").astype(object)
-    # What comes after the first failure was not tested.
-    stopped = np.array(sequence, dtype=int)[np.flatnonzero(adjusted[sequence] > alpha)[1:]]
-    outcome[[i for i in stopped if outcome[i] == "undecided"]] = "not tested"
+    after_failure = np.array(sequence, dtype=int)[np.flatnonzero(adjusted[sequence] > alpha)[1:]]
+    outcome[[i for i in after_failure if outcome[i] == "undecided"]] = "not tested"
     outcome[adjusted <= alpha] = "sufficient"
+    needed, at_observed = required_for(joined, moments, margin, alpha)
     table = pd.DataFrame(
         {
             "method": joined.methods,
             "depth": pd.array([depths.get(name) for name in joined.methods], dtype="Int64"),
-            "family": np.where(ordered, "sequence", "holm"),
+            "family": np.where(in_order, "sequence", "holm"),
             "outcome": outcome,
-            "difference": known.mean,
-            "lower": lower_bound(counts, alpha, known.seed_variance, df),
+            "difference": moments.mean,
+            "lower": lower_bound(counts, alpha, moments.seed_variance, df),
             "upper": upper,
             "p": p,
             "p_adjusted": adjusted,
-            "disagreement": np.abs(joined.gaps).mean(axis=(1, 2)),
+            "disagreement": joined.disagreement,
             "n": joined.n,
             "needed": needed,
-            "needed_at_observed": observed,
+            "needed_at_observed": at_observed,
         }
     )
-    passed = [i for i in sequence if outcome[i] == "sufficient"]
-    stop = sequence[len(passed)] if len(passed) < len(sequence) else None
-    undecided = stop if stop is not None and outcome[stop] == "undecided" else None
-    result = Sufficiency(
+    n_passed = int((outcome[sequence] == "sufficient").sum())  # these come first
+    last, failed = ([table.iloc[i] for i in part] for part in (sequence[:n_passed][-1:], sequence[n_passed:][:1]))
+    undecided = next((row for row in failed if row["outcome"] == "undecided"), None)
+    examples = f"{joined.n:,} test examples, {len(joined.seeds)} seed{'s' * (len(joined.seeds) > 1)}"
+    facts = f"one-sided {100 * (1 - alpha):.3g}%; margin {margin:.3g}; {examples}"
+    sentences = [f"No depth below {reference} was tested"]
+    if sequence:
+        sentences = [_passed(last, reference, facts), *(_failed(row, n_passed) for row in failed)]
+        sentences += ["This holds for the seeds that were run, not for seeds in general"] * moments.conditional_on_seeds
+    return Sufficiency(
         reference=reference,
         margin=margin,
         alpha=alpha,
-        smallest=joined.methods[passed[-1]] if passed else None,
-        undecided=None if undecided is None else joined.methods[undecided],
-        needed=None if undecided is None else _needed(table.iloc[undecided]),
-        sentence="",
+        smallest=last[0]["method"] if last else None,
+        undecided=None if undecided is None else undecided["method"],
+        needed=None if undecided is None else _needed(undecided),
+        sentence=". ".join(sentences) + ".",
         n=joined.n,
         seeds=len(joined.seeds),
-        conditional_on_seeds=known.conditional_on_seeds,
+        conditional_on_seeds=moments.conditional_on_seeds,
         table=table,
     )
-    return replace(result, sentence=_sentence(result, None if stop is None else joined.methods[stop]))
 
 
 def in_sequence(p: Float[np.ndarray, "*studies tests"]) -> Float[np.ndarray, "*studies tests"]:
@@ -156,7 +148,7 @@ def in_sequence(p: Float[np.ndarray, "*studies tests"]) -> Float[np.ndarray, "*s
 
 
 def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
-    """Adjusted p of Holm (1979): the smallest times their number, the next times one less, never falling."""
+    """Adjusted p of Holm (1979): the smallest times the number of tests, the next times one less, never decreasing."""
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -164,72 +156,53 @@ def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
 
 
 def _sequence(depths: Mapping[str, int], methods: tuple[str, ...], reference: str) -> list[int]:
-    """Where the methods of the sequence stand among all, the deepest first."""
+    """Positions of the methods with a depth, the deepest first."""
     for name in depths:
-        if name == reference or name not in methods:
-            why = "the reference" if name == reference else "not among the results"
+        if name not in methods:
+            reason = "the reference" if name == reference else "not in {results}"
             raise MeasureError(
-                f"The depths name {name!r}, which is {why}; depths may be given for {', '.join(methods)}."
+                f"{{depths}} names {name!r}, which is {reason}; the methods are {', '.join(methods)}.",
+                "depths",
+                "results",
             )
     names = sorted(depths, key=lambda name: -depths[name])
     for one, other in pairwise(names):
         if depths[one] == depths[other]:
             raise MeasureError(
-                f"The methods {one!r} and {other!r} both have depth {depths[one]}; a fixed sequence needs different depths, "
-                "and methods without one are tested outside it."
+                f"{{depths}} has {one!r} and {other!r} both at {depths[one]}; a fixed sequence needs different depths, "
+                "and methods without one are tested outside it.",
+                "depths",
             )
     return [methods.index(name) for name in names]
 
 
 def _needed(row: pd.Series) -> int | None:
-    """Examples that could decide: if the truth is no difference, or else, where so many were had, if it is the one seen."""
-    for wanted in (row["needed"], row["needed_at_observed"]):
-        if not pd.isna(wanted) and wanted > row["n"]:
-            return int(wanted)
-    return None
+    """Examples that could decide: if the true difference is 0, or else, if there were that many, if it is the observed one."""
+    numbers = (row["needed"], row["needed_at_observed"])
+    return next((int(number) for number in numbers if not pd.isna(number) and number > row["n"]), None)
 
 
-def _sentence(found: Sufficiency, stop: str | None) -> str:
-    rows = found.table.set_index("method")
-    level = f"one-sided {100 * (1 - found.alpha):.3g}%"
-    scope = f"{found.n:,} test examples, {found.seeds} seed{'s' * (found.seeds > 1)}"
-    margin, reference = f"{found.margin:.3g}", found.reference
-    if not (rows["family"] == "sequence").any():
-        return f"No depth short of {reference} was tested."
-    if found.smallest is not None:
-        row = rows.loc[found.smallest]
-        parts = [
-            f"{found.smallest} is the smallest depth shown to be sufficient: its accuracy differs from {reference}'s by "
-            f"{row['difference']:+.4f} and is at most {max(0.0, -row['lower']):.4f} lower ({level}; margin {margin}; {scope})"
-        ]
-    else:
-        parts = [f"No depth short of {reference} was shown to be sufficient at the margin {margin} ({level}; {scope})"]
-    if stop is not None:
-        row = rows.loc[stop]
-        which = f"{stop}, the {'first' if found.smallest is None else 'next'} to be tested,"
-        if row["outcome"] == "inferior":
-            parts.append(
-                f"{which} is inferior: {row['difference']:+.4f}, and at least {-row['upper']:.4f} lower "
-                "(simultaneous over all methods)"
-            )
-        elif found.needed is None:
-            parts.append(
-                f"{which} is undecided ({row['difference']:+.4f}): the difference lies so near the margin, or varies "
-                "so much between seeds, that more test examples alone may not tell"
-            )
-        else:
-            about = f"about {_round(found.needed):,} test examples could decide with {100 * POWER:.0f}% power"
-            if found.needed == row["needed"]:
-                about += ", if there is no true difference"
-            else:
-                about += ", if the true difference is the one seen"
-            parts.append(f"{which} is undecided ({row['difference']:+.4f}): {about}")
-    if found.conditional_on_seeds:
-        parts.append("All this speaks of the seeds that were run, not of others")
-    return ". ".join(parts) + "."
+def _passed(last: list[pd.Series], reference: str, facts: str) -> str:
+    if not last:
+        return f"No depth below {reference} was shown to be sufficient ({facts})"
+    (row,) = last
+    return (
+        f"{row['method']} is the smallest depth shown to be sufficient: its accuracy differs from that of {reference} by "
+        f"{row['difference']:+.4f} and is at most {max(0.0, -row['lower']):.4f} lower ({facts})"
+    )
 
 
-def _round(number: int) -> int:
-    """Two significant digits, upwards: more would claim too much of an estimate."""
-    unit = 10 ** max(0, len(str(number)) - 2)
-    return -(-number // unit) * unit
+def _failed(row: pd.Series, n_passed: int) -> str:
+    method, needed = f"{row['method']}, the {'next' if n_passed else 'first'} depth tested,", _needed(row)
+    if row["outcome"] == "inferior":
+        bounds = f"{row['difference']:+.4f}, and at least {-row['upper']:.4f} lower (simultaneous over all methods)"
+        return f"{method} is inferior: {bounds}"
+    method += f" is undecided ({row['difference']:+.4f}):"
+    if needed is None:
+        return (
+            f"{method} the difference is so close to the margin, or varies so much between seeds, that more test examples "
+            "alone may not be enough"
+        )
+    unit = 10 ** max(0, len(str(needed)) - 2)  # two significant digits, rounded up
+    condition = "there is no true difference" if needed == row["needed"] else "the true difference is the observed one"
+    return f"{method} about {-(-needed // unit) * unit:,} test examples could decide with {100 * POWER:.0f}% power, if {condition}"

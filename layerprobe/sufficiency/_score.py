@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -9,7 +11,7 @@ STEPS = 50
 
 
 def tally(gaps: Float[np.ndarray, "methods examples seeds"]) -> Float[np.ndarray, "methods values"]:
-    """How many examples have each mean difference over the m seeds: -1, -1 + 1/m, ..., 1."""
+    """Number of examples with each mean difference over the m seeds: -1, -1 + 1/m, ..., 1."""
     m = gaps.shape[2]
     sums = np.rint(gaps.sum(axis=2)).astype(int) + m
     return np.stack([np.bincount(row, minlength=2 * m + 1) for row in sums]).astype(float)
@@ -18,29 +20,29 @@ def tally(gaps: Float[np.ndarray, "methods examples seeds"]) -> Float[np.ndarray
 def null_variance(
     counts: Float[np.ndarray, "*tests values"], mean: Float[np.ndarray, "*#tests"]
 ) -> Float[np.ndarray, "*tests"]:
-    """Variance of one example's difference under the likeliest distribution on [-1, 1] that has the given mean.
+    """Variance of one example's difference under the most likely distribution on [-1, 1] with the given mean.
 
-    That distribution weighs the observed values by 1 / (1 + l (x - mean)) and, where they lie too far on one side, puts
-    what is missing at the far end, -1 or 1: so it has spread even if all examples agree. With one seed this is the
-    restricted maximum likelihood of Tango (1998) and Liu et al. (2002); for more values it is empirical likelihood
+    That distribution weights the observed values by 1 / (1 + l (x - mean)) and, where they are too far on one side, puts
+    the missing weight on the far end, -1 or 1: so it has spread even if all examples agree. With one seed this is the
+    restricted maximum likelihood of Tango (1998) and Liu et al. (2002); with more values it is empirical likelihood
     (Owen 1988) on a bounded range.
     """
     values = np.linspace(-1, 1, counts.shape[-1])
     shares = counts / counts.sum(axis=-1, keepdims=True)
     mean = np.broadcast_to(mean, counts.shape[:-1])
-    # Mirrored so that the observed mean is at or above the given one, and the weight may have to go to -1.
+    # Mirrored so that the observed mean is at or above the given one, and missing weight belongs at -1.
     flip = (shares @ values < mean)[..., None]
     shares = np.where(flip, shares[..., ::-1], shares)
     mean = np.where(flip[..., 0], -mean, mean)
     off = values - mean[..., None]
-    # l = f / (1 + mean), f in [0, 1): sum of shares * off / (1 + l off) falls in f, and its root is sought by halving.
+    # l = f / (1 + mean), f in [0, 1): the sum of shares * off / (1 + l off) decreases in f, and its root is wanted.
     scaled = off / np.maximum(1 + mean[..., None], np.finfo(float).tiny)
-    low, high = np.zeros(mean.shape), np.ones(mean.shape)
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        above = (shares * off / (1 + middle[..., None] * scaled)).sum(axis=-1) > 0
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    weights = shares / (1 + low[..., None] * scaled)
+    f = _bisect(
+        lambda f: (shares * off / (1 + f[..., None] * scaled)).sum(axis=-1) > 0,
+        np.zeros(mean.shape),
+        np.ones(mean.shape),
+    )
+    weights = shares / (1 + f[..., None] * scaled)
     weights[..., 0] += np.maximum(0.0, 1 - weights.sum(axis=-1))
     return (weights * off**2).sum(axis=-1)
 
@@ -51,9 +53,9 @@ def statistic(
     seed_variance: float | Float[np.ndarray, "*#tests"] = 0.0,
 ) -> Float[np.ndarray, "*tests"]:
     """(observed mean - given mean) / its standard error under the given mean; 0 where both are 0."""
-    n = counts.sum(axis=-1)
-    observed = counts @ np.linspace(-1, 1, counts.shape[-1]) / n
-    error = np.sqrt(null_variance(counts, np.asarray(mean, dtype=float)) / n + seed_variance)
+    observed = _mean(counts)
+    variance = null_variance(counts, np.asarray(mean, dtype=float)) / counts.sum(axis=-1)
+    error = np.sqrt(variance + seed_variance)
     return np.divide(observed - mean, error, out=np.zeros_like(observed), where=error > 0)
 
 
@@ -65,13 +67,13 @@ def noninferiority_p(
 ) -> Float[np.ndarray, "*tests"]:
     """One-sided p of "the mean difference is -margin or less".
 
-    Where no example went against the method, p is at least (1 - margin)^n, the largest chance of that when the mean is
-    -margin: the normal approximation alone would be too sure from 268 to 298 examples (margin .01, 5%).
+    If no example is right under the reference alone, p is at least (1 - margin)^n, the largest probability of that when
+    the mean is -margin: the normal approximation alone would reject too early, from 268 to 298 examples (margin .01, 5%).
     """
     from scipy.stats import t
 
     p = t.sf(statistic(counts, -margin, seed_variance), df)
-    return np.where(_unharmed(counts), np.maximum(p, (1 - margin) ** counts.sum(axis=-1)), p)
+    return np.where(_none_lost(counts), np.maximum(p, (1 - margin) ** counts.sum(axis=-1)), p)
 
 
 def lower_bound(
@@ -83,8 +85,8 @@ def lower_bound(
     """One-sided 1 - alpha lower bound of the mean: minus the margin at which `noninferiority_p` is alpha."""
     from scipy.stats import t
 
-    found = bound(counts, t.isf(alpha, df), seed_variance)
-    return np.where(_unharmed(counts), np.minimum(found, alpha ** (1 / counts.sum(axis=-1)) - 1), found)
+    low = bound(counts, t.isf(alpha, df), seed_variance)
+    return np.where(_none_lost(counts), np.minimum(low, alpha ** (1 / counts.sum(axis=-1)) - 1), low)
 
 
 def bound(
@@ -92,14 +94,25 @@ def bound(
     reach: float | Float[np.ndarray, "*#tests"],
     seed_variance: float | Float[np.ndarray, "*#tests"] = 0.0,
 ) -> Float[np.ndarray, "*tests"]:
-    """The mean below the observed one at which the statistic equals `reach`. With reversed counts: minus the upper bound."""
-    low, high = np.full(counts.shape[:-1], -1.0), counts @ np.linspace(-1, 1, counts.shape[-1]) / counts.sum(axis=-1)
+    """The mean below the observed one at which the statistic is `reach`. With reversed counts: minus the upper bound."""
+    lowest = np.full(counts.shape[:-1], -1.0)
+    return _bisect(lambda mean: statistic(counts, mean, seed_variance) > reach, lowest, _mean(counts))
+
+
+def _bisect(
+    is_below: Callable[[np.ndarray], np.ndarray], low: Float[np.ndarray, "*tests"], high: Float[np.ndarray, "*tests"]
+) -> Float[np.ndarray, "*tests"]:
+    """Where `is_below` turns false between low and high, or the end at which it would."""
     for _ in range(STEPS):
         middle = (low + high) / 2
-        far = statistic(counts, middle, seed_variance) > reach
-        low, high = np.where(far, middle, low), np.where(far, high, middle)
+        below = is_below(middle)
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
     return low
 
 
-def _unharmed(counts: Float[np.ndarray, "*tests values"]) -> Bool[np.ndarray, "*tests"]:
+def _mean(counts: Float[np.ndarray, "*tests values"]) -> Float[np.ndarray, "*tests"]:
+    return counts @ np.linspace(-1, 1, counts.shape[-1]) / counts.sum(axis=-1)
+
+
+def _none_lost(counts: Float[np.ndarray, "*tests values"]) -> Bool[np.ndarray, "*tests"]:
     return counts[..., : counts.shape[-1] // 2].sum(axis=-1) == 0

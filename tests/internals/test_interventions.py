@@ -1,4 +1,4 @@
-"""Interventions: each row beside a model that was really altered, in every family, and nothing left altered."""
+"""Interventions: each row equals that of a model that was really altered, in every family, and nothing stays altered."""
 
 import copy
 
@@ -10,7 +10,7 @@ from tiny import WORDS, make_encoder
 
 from layerprobe.data import Examples
 from layerprobe.encoder import collate, head_parameter_names, load_encoder, tokenize
-from layerprobe.errors import DataError, EncoderError
+from layerprobe.errors import ArgumentError, EncoderError
 from layerprobe.internals import _interventions as module
 from layerprobe.internals import interventions
 from layerprobe.layers import blocks, edited, forward, skipping
@@ -26,19 +26,25 @@ def some_texts(n=12):
     return Examples(tuple(map(str, range(n))), words, None, rng.integers(0, 3, size=n))
 
 
-def disturbed(model, chosen, seed=1):
-    """A copy with noise in the weights whose names are chosen."""
+def disturbed(model, selected, seed=1):
+    """A copy with noise added to the weights whose names are selected."""
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if chosen(name):
+            if selected(name):
                 value.add_(0.2 * torch.randn(value.shape, generator=generator))
     return model
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """So that the examples fill several batches."""
+    monkeypatch.setattr(module, "BATCH_SIZE", 5)
+
+
 def run(base, adapted, encoder, examples, **options):
-    table = interventions(base, adapted, encoder, examples, max_length=32, batch_size=5, progress=False, **options)
+    table = interventions(base, adapted, encoder, examples, max_length=32, progress=False, **options)
     return table.set_index(["kind", "layer"])
 
 
@@ -52,7 +58,7 @@ def family(request, tmp_path_factory):
 
 @torch.no_grad()
 def by_hand(model, encoder, examples, edits=None):
-    """Accuracy and loss, a text at a time; `edits` maps the text's inputs to a context."""
+    """Accuracy and loss, one example at a time; `edits` maps its inputs to a context."""
     right, losses = [], []
     for i, encoding in enumerate(tokenize(encoder, examples, 32)):
         inputs = collate(encoder, [encoding], [0])
@@ -94,14 +100,14 @@ def test_each_row_is_that_of_a_model_altered_by_hand(family):
         taken.base_model.pooler.load_state_dict(base.base_model.pooler.state_dict())
         assert list(table.loc[("pooler", 3), VALUES]) == by_hand(taken, encoder, examples)
     for layer in (0, 1, 2):
-        gone = range(layer + 1, 4)
-        found = by_hand(adapted, encoder, examples, lambda inputs, gone=gone: skipping(adapted, gone))
-        assert list(table.loc[("skipped", layer), VALUES]) == found
+        skipped = range(layer + 1, 4)
+        expected = by_hand(adapted, encoder, examples, lambda inputs, skipped=skipped: skipping(adapted, skipped))
+        assert list(table.loc[("skipped", layer), VALUES]) == expected
     for layer in (0, 1, 2, 3):
 
         def given(inputs, layer=layer):
             value = forward(base, inputs)[0][layer]
-            return edited(adapted, {layer: lambda own: value})
+            return edited(adapted, {layer: lambda _: value})
 
         assert list(table.loc[("stitched", layer), VALUES]) == by_hand(adapted, encoder, examples, given)
 
@@ -111,10 +117,12 @@ def test_each_row_is_that_of_a_model_altered_by_hand(family):
     assert [(layer, kind) for layer, kind, why in table.attrs["left_out"]] == (
         [(layer, "weights") for layer in (1, 2, 3)] if shared else []
     )
-    assert table["loss"].nunique() >= len(table) - 1  # only stitched at 0 repeats a row, or the rows above say little
+    assert (
+        table["loss"].nunique() >= len(table) - 1
+    )  # only stitched at 0 repeats a row; otherwise the comparisons above are weak
 
 
-def test_a_head_only_model_is_untouched_by_what_is_bases(family, monkeypatch):
+def test_base_weights_do_not_change_a_model_with_only_a_new_head(family, monkeypatch):
     encoder, base, examples = family
     head = head_parameter_names(base, encoder)
     adapted = disturbed(base, lambda name: name in head)
@@ -129,7 +137,7 @@ def test_a_head_only_model_is_untouched_by_what_is_bases(family, monkeypatch):
         assert table.loc["skipped", "loss"].nunique() == 3
 
 
-def test_rows_that_need_no_pass_are_those_that_a_pass_gives(family, monkeypatch):
+def test_rows_without_a_pass_equal_those_of_a_pass(family, monkeypatch):
     encoder, base, examples = family
     top = {id(p) for p in blocks(base)[2].parameters()}
     names = {name for name, p in base.named_parameters() if id(p) in top}
@@ -143,23 +151,23 @@ def test_rows_that_need_no_pass_are_those_that_a_pass_gives(family, monkeypatch)
         assert same[("weights", 2)] and same[("stitched", 2)]
 
 
-def test_both_models_are_left_as_they_were(family):
+def test_both_models_are_unchanged_afterwards(family):
     encoder, base, examples = family
     adapted = disturbed(base, lambda name: True)
     models = [base, adapted]
     weights = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
     modules = [list(model.named_modules()) for model in models]
     run(base, adapted, encoder, examples)
-    for model, values, own in zip(models, weights, modules, strict=True):
-        assert list(model.named_modules()) == own
+    for model, values, before in zip(models, weights, modules, strict=True):
+        assert list(model.named_modules()) == before
         assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
         assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
 
 
-def test_models_are_left_whole_when_a_pass_fails(tiny_encoder, monkeypatch):
+def test_models_are_restored_when_a_pass_fails(tiny_encoder, monkeypatch):
     base = tiny_encoder.classifier(["a", "b", "c"], seed=0)
     adapted = disturbed(base, lambda name: True)
-    own = list(adapted.named_modules())
+    before = list(adapted.named_modules())
 
     def fail(*args):
         raise RuntimeError("no memory")
@@ -168,7 +176,7 @@ def test_models_are_left_whole_when_a_pass_fails(tiny_encoder, monkeypatch):
     monkeypatch.setattr(module, "forward", lambda model, inputs: forward(adapted, inputs))
     with pytest.raises(RuntimeError, match="no memory"):
         run(base, adapted, tiny_encoder, some_texts(4))
-    assert list(adapted.named_modules()) == own
+    assert list(adapted.named_modules()) == before
 
 
 def test_a_new_pooler_belongs_to_the_head(tmp_path, tiny_bert):
@@ -220,12 +228,26 @@ def test_differences_are_paired_with_the_untouched_model(tiny_encoder):
 def test_bad_input_is_named(tiny_encoder, tmp_path):
     base = tiny_encoder.classifier(["a", "b"], seed=0)
     three = some_texts()
-    with pytest.raises(DataError, match="The texts have label 2 but the adapted model's outputs are 0 to 1"):
+    with pytest.raises(ArgumentError, match="have the label 2 but the outputs of the adapted model are 0 to 1"):
         run(base, base, tiny_encoder, three)
-    with pytest.raises(DataError, match="got no text"):
+    with pytest.raises(ArgumentError, match="examples is empty"):
         run(base, base, tiny_encoder, three.take([]))
     deeper = load_encoder(str(make_encoder(tmp_path / "deep", n_layers=3))).classifier(["a", "b", "c"], seed=0)
-    with pytest.raises(
-        EncoderError, match="Base is a bert of 2 blocks, width 32 but the adapted model a bert of 3 blocks"
-    ):
+    with pytest.raises(EncoderError, match="base is a bert of 2 blocks, width 32 but adapted a bert of 3 blocks"):
         run(base, deeper, tiny_encoder, three)
+
+
+def test_passes_run_on_the_device(tiny_encoder, monkeypatch):
+    """`meta` stands in for an accelerator: everything that a pass takes is there."""
+    seen = []
+
+    def passed(base, adapted, inputs, *rest):
+        seen.extend(value.device.type for value in (*base.parameters(), *adapted.parameters(), *inputs.values()))
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(module, "_unchanged", lambda *models: frozenset())
+    monkeypatch.setattr(module, "_logits", passed)
+    models = [tiny_encoder.classifier(["a", "b", "c"], seed=0) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="seen"):
+        run(*models, tiny_encoder, some_texts(), device="meta")
+    assert set(seen) == {"meta"}

@@ -1,4 +1,4 @@
-"""Probes: a planted label is found, one that isn't there isn't, and every column agrees with another solver."""
+"""Probes: planted labels are detected, absent ones are not, and every column agrees with another solver."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ COLUMNS = [
 
 
 def planted(n=300, width=12, signal=1.5, seed=0, classes=3):
-    """Vectors of noise, with each class's own direction added, in float32 and far from the origin."""
+    """Vectors of noise with a direction added for each class, in float32 and far from the origin."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n) % classes)
     means = signal * np.eye(classes, width)
@@ -70,10 +70,10 @@ def slow(train, labels, test, test_labels, seed):
     rng = np.random.default_rng(seed)
     on_train, on_test = [], []
     for _ in range(CONTROLS):
-        own, own_test = rng.permutation(labels), rng.permutation(test_labels)
-        control = fit(x, own, penalty)
-        on_train.append(control.score(x, own))
-        on_test.append(control.predict(x_test) == own_test)
+        shuffled, shuffled_test = rng.permutation(labels), rng.permutation(test_labels)
+        control = fit(x, shuffled, penalty)
+        on_train.append(control.score(x, shuffled))
+        on_test.append(control.predict(x_test) == shuffled_test)
     above = right - np.mean(on_test, axis=0)
     reach = 1.959964 * np.sqrt(above.var(ddof=1) / len(above))
     wilson = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
@@ -97,15 +97,15 @@ def slow(train, labels, test, test_labels, seed):
 @pytest.mark.parametrize(("classes", "signal"), [(2, 1.0), (3, 1.5), (3, 0.0)])
 def test_every_column_agrees_with_a_slow_twin(classes, signal):
     train, test = planted(signal=signal, classes=classes), planted(n=120, seed=1, signal=signal, classes=classes)
-    found, expected = probe(train, test, seed=3), slow(*(a.astype(float) for a in train[:1]), train[1], *test, seed=3)
-    assert list(found.index) == COLUMNS
+    row, expected = probe(train, test, seed=3), slow(*(a.astype(float) for a in train[:1]), train[1], *test, seed=3)
+    assert list(row.index) == COLUMNS
     for column, value in expected.items():
-        # An answer on the border may fall to either side: one text of 120, in one of five draws of the control.
+        # A prediction on the border may fall on either side: one example of 120, in one of five draws of the control.
         slack = 2e-3 if "control" in column or "selectivity" in column else 1e-4
-        assert found[column] == pytest.approx(value, abs=slack), column
+        assert row[column] == pytest.approx(value, abs=slack), column
 
 
-def test_a_planted_label_is_read_where_it_is_linear_and_nowhere_else():
+def test_a_planted_label_is_detected_only_where_it_is_linear():
     (there, labels), (there_test, test_labels) = (
         planted(signal=4.0, classes=2),
         planted(n=200, seed=1, signal=4.0, classes=2),
@@ -114,7 +114,7 @@ def test_a_planted_label_is_read_where_it_is_linear_and_nowhere_else():
     noise, noise_test = rng.normal(size=there.shape), rng.normal(size=there_test.shape)
 
     def folded(labels, seed):
-        """The label is whether two features have one sign: there, but on no side of any plane."""
+        """The label is whether two features have the same sign: present, but not linearly separable."""
         rows = np.random.default_rng(seed).normal(size=(len(labels), 12))
         rows[:, 0] = np.abs(rows[:, 0]) * np.where(labels == 1, 1, -1) * np.sign(rows[:, 1])
         return rows
@@ -135,14 +135,14 @@ def test_a_planted_label_is_read_where_it_is_linear_and_nowhere_else():
     assert table.loc[1, "selectivity_low"] > 0.35
 
 
-def test_the_control_is_at_chance_on_test_whatever_the_layer_holds():
+def test_the_control_is_at_chance_on_test_for_any_layer():
     rows = [probe(planted(n=150, seed=s), planted(n=150, seed=100 + s), seed=s) for s in range(6)]
     control = np.array([row.control_accuracy for row in rows])
-    assert control.mean() == pytest.approx(1 / 3, abs=0.035)  # 4,500 answers, fits shared: about 3 standard errors
+    assert control.mean() == pytest.approx(1 / 3, abs=0.035)  # 4,500 predictions, shared fits: about 3 standard errors
     assert all(row.accuracy > 0.55 for row in rows)
 
 
-def test_what_a_probe_can_learn_by_heart_shows_on_its_training_texts():
+def test_what_a_probe_can_memorise_shows_on_its_training_examples():
     def wide(seed, width):
         rng = np.random.default_rng(seed)
         labels = rng.permutation(np.arange(80) % 2)
@@ -151,11 +151,11 @@ def test_what_a_probe_can_learn_by_heart_shows_on_its_training_texts():
     narrow = probe(wide(0, 1), wide(1, 1))
     broad = probe(wide(0, 200), wide(1, 200))
     assert narrow.control_train_accuracy < 0.65 and narrow.train_accuracy > 0.9
-    assert broad.control_train_accuracy == broad.train_accuracy == 1  # it has learned both by heart
+    assert broad.control_train_accuracy == broad.train_accuracy == 1  # it has memorised both
     assert broad.control_accuracy < 0.65 and broad.selectivity_low > 0
 
 
-def test_equal_vectors_are_probed_alike_and_scale_and_place_do_not_matter():
+def test_equal_vectors_give_equal_rows_and_scale_and_origin_do_not_matter():
     train, test = planted(), planted(n=100, seed=1)
     rows, held = train[0].astype(float), test[0].astype(float)
     layers = {0: rows, 1: rows.copy(), 2: 1000 * rows - 7}
@@ -165,7 +165,7 @@ def test_equal_vectors_are_probed_alike_and_scale_and_place_do_not_matter():
     assert np.allclose(values[0], values[2], atol=1e-5)
 
 
-def test_rounding_in_a_constant_layer_is_not_read():
+def test_rounding_errors_of_a_constant_layer_are_ignored():
     labels, test_labels = np.arange(90) % 3 % 2, np.arange(60) % 3 % 2  # two thirds are class 0
 
     def constant(labels):
@@ -181,15 +181,15 @@ def test_bad_input_is_named():
     broken = x.copy()
     broken[3, 2] = np.nan
     cases = [
-        (({0: x}, y, {1: x}, y), r"training vectors of layers \[0\] and test vectors of layers \[1\]"),
+        (({0: x}, y, {1: x}, y), r"train has the layers \[0\] and test \[1\]"),
         (({}, y, {}, y), "at least one layer"),
-        (({2: x}, y[:-1], {2: x}, y), "Layer 2 has 30 training vectors but there are 29 training labels"),
-        (({2: x}, y, {2: x[:5]}, y), "Layer 2 has 5 test vectors but there are 30 test labels"),
-        (({4: broken}, y, {4: x}, y), "Layer 4's training vectors hold values that are not finite"),
-        (({0: x}, y, {0: x}, np.full(30, 7)), "class 7, which no training text has"),
-        (({0: x}, np.zeros(30, int), {0: x}, y), "hold 1 class"),
-        (({0: x}, np.where(np.arange(30) == 4, 9, y), {0: x}, y), "Class 9 has 1 training text"),
-        (({0: x}, y, {0: x[:1]}, y[:1]), "got 1 test texts"),
+        (({2: x}, y[:-1], {2: x}, y), "train has 30 vectors of layer 2 but train_labels 29 labels"),
+        (({2: x}, y, {2: x[:5]}, y), "test has 5 vectors of layer 2 but test_labels 30 labels"),
+        (({4: broken}, y, {4: x}, y), "train has values at layer 4 that are not finite"),
+        (({0: x}, y, {0: x}, np.full(30, 7)), "class 7, which is not in train_labels"),
+        (({0: x}, np.zeros(30, int), {0: x}, y), "30 of class 0 and 1 classes"),
+        (({0: x}, np.where(np.arange(30) == 4, 9, y), {0: x}, y), "1 of class 9 and 4 classes"),
+        (({0: x}, y, {0: x[:1]}, y[:1]), "test has 1 examples"),
     ]
     for arguments, words in cases:
         with pytest.raises(MeasureError, match=words) as caught:

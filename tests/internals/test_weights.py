@@ -1,4 +1,4 @@
-"""Weights: each column beside its definition by numpy's SVD, planted intruders, and every family's matrices named."""
+"""Weights: each column equals its definition by numpy's SVD, planted intruders are detected, and all matrices have roles."""
 
 import copy
 
@@ -70,7 +70,7 @@ def test_every_matrix_of_every_family_agrees_with_numpy(encoder):
         stored = "embeddings." in row.parameter
         for column, value in slow(*((one.T, other.T) if stored else (one, other))).items():
             assert getattr(row, column) == pytest.approx(value, rel=1e-6), (row.parameter, column)
-    assert 0 < table["intruder_dimensions"].sum() < table["k"].sum()  # else the comparison above says little
+    assert 0 < table["intruder_dimensions"].sum() < table["k"].sum()  # otherwise the comparison above is weak
 
 
 def test_every_matrix_has_its_layer_and_role(encoder):
@@ -98,53 +98,65 @@ def test_an_unchanged_model_has_no_change_at_all(encoder):
     assert (table.stable_rank_base == table.stable_rank_adapted).all()
     touched = noisy(adapted)
     different = compare_weights(base, touched, encoder, progress=False)
-    assert np.allclose(different.stable_rank_base, table.stable_rank_base, rtol=1e-9)  # the two ways agree
+    assert np.allclose(different.stable_rank_base, table.stable_rank_base, rtol=1e-9)  # with and without vectors
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (80, 40), (40, 80)])
-def test_a_planted_intruder_is_found_and_a_small_rotation_is_not(shape):
+def test_a_planted_intruder_is_detected_and_a_small_rotation_is_not(shape):
     rng = np.random.default_rng(0)
     out, into = shape
     u, _ = np.linalg.qr(rng.normal(size=(out, min(shape))))
     v, _ = np.linalg.qr(rng.normal(size=(into, min(shape))))
     base = (u * 0.9 ** np.arange(min(shape))) @ v.T
+
+    def change(base, adapted, threshold=0.5):
+        return _change(torch.from_numpy(base), torch.from_numpy(adapted), 10, threshold)
+
     mixed = u[:, :20].sum(axis=1) / np.sqrt(20)  # cosine .22 to each of twenty of base's vectors
     intruding = base + 10 * np.outer(mixed, rng.normal(size=into) / np.sqrt(into))
-    found = _change(base, intruding, 10, 0.5)
-    assert found.intruder_dimensions == 1
-    assert found.stable_rank_change == pytest.approx(1)
+    row = change(base, intruding)
+    assert row["intruder_dimensions"] == 1
+    assert row["stable_rank_change"] == pytest.approx(1)
     turn = rng.normal(size=(out, out))
     rotation = np.linalg.qr(np.eye(out) + 1e-3 * (turn - turn.T))[0]
-    assert _change(base, rotation @ base, 10, 0.5).intruder_dimensions == 0
-    assert _change(base, 2 * base, 10, 0.99).intruder_dimensions == 0
-    assert _change(base, 2 * base, 10, 0.99).relative_change == pytest.approx(1)
-    # A new direction is one although base has no strength left to compare it with.
-    assert _change(np.zeros(shape), base, 10, 0.5).intruder_dimensions == 10
+    assert change(base, rotation @ base)["intruder_dimensions"] == 0
+    assert change(base, 2 * base, 0.99)["intruder_dimensions"] == 0
+    assert change(base, 2 * base, 0.99)["relative_change"] == pytest.approx(1)
+    # All directions are new if base is zero.
+    assert change(np.zeros(shape), base)["intruder_dimensions"] == 10
 
 
-def test_directions_of_no_strength_are_not_counted():
-    base = np.diag([3.0, 2.0, 1.0, 0.0, 0.0])
-    adapted = base.copy()
-    adapted[4, 4] = 2.5  # along a vector that base's SVD gives, but base puts nothing there
-    found = _change(base, adapted, 10, 0.5)
-    assert (found.intruder_dimensions, found.k) == (1, 4)
+def test_directions_with_a_singular_value_of_zero_are_not_counted():
+    base = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0, 0.0], dtype=torch.float64))
+    adapted = base.clone()
+    adapted[4, 4] = 2.5  # along a singular vector of base whose singular value is 0
+    row = _change(base, adapted, 10, 0.5)
+    assert (row["intruder_dimensions"], row["k"]) == (1, 4)
 
 
 def test_what_cannot_be_compared_is_named(tiny_encoder, tmp_path):
     base, adapted = (tiny_encoder.classifier(["a", "b"], seed=0) for _ in range(2))
-    with pytest.raises(MeasureError, match="k is 0; look at 1"):
+    with pytest.raises(MeasureError, match="k is 0; examine at least 1"):
         compare_weights(base, adapted, tiny_encoder, k=0)
-    with pytest.raises(MeasureError, match=r"is 1.5; it is a cosine in \(0, 1\]"):
+    with pytest.raises(MeasureError, match=r"threshold is 1.5; it is a cosine in \(0, 1\]"):
         compare_weights(base, adapted, tiny_encoder, threshold=1.5)
     adapted.resize_token_embeddings(200)
     table = compare_weights(base, adapted, tiny_encoder, progress=False)
     word = "bert.embeddings.word_embeddings.weight"
-    assert table.attrs["left_out"] == [(word, "it is 144 x 32 in base but 200 x 32 in the adapted model")]
+    assert table.attrs["left_out"] == [(word, "its shape is 144 x 32 in base but 200 x 32 in the adapted model")]
     assert word not in set(table.parameter)
     with torch.no_grad():
         adapted.bert.encoder.layer[1].output.dense.weight[0, 0] = float("inf")
-    with pytest.raises(EncoderError, match=r"layer\.1\.output\.dense\.weight holds values that are not finite"):
+    with pytest.raises(EncoderError, match=r"layer\.1\.output\.dense\.weight has values that are not finite"):
         compare_weights(base, adapted, tiny_encoder, progress=False)
     deeper = load_encoder(str(make_encoder(tmp_path / "deep", n_layers=3)))
     with pytest.raises(EncoderError, match=r"Base has no weight bert\.encoder\.layer\.2"):
         compare_weights(base, deeper.classifier(["a", "b"], seed=0), deeper, progress=False)
+
+
+def test_matrices_are_compared_on_the_device(tiny_encoder):
+    """`meta` stands in for an accelerator: it has no values, so reading one fails."""
+    model = tiny_encoder.classifier(["a", "b"], seed=0)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        compare_weights(model, model, tiny_encoder, device="meta", progress=False)
+    assert {str(parameter.device) for parameter in model.parameters()} == {"cpu"}

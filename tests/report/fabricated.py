@@ -98,9 +98,9 @@ def depth_study(methods=METHODS, seeds=(0, 1, 2), n=4000, n_layers=6, margin=0.0
     others = [method for method in methods if method != reference]
     if not others:
         return tables, None
-    found = sufficiency.smallest_sufficient_depth(
-        results, sufficiency.depths_of(others), reference=reference, margin=margin
-    )
+    depths = {name: int(name.removeprefix("top:")) for name in others if name.startswith("top:")}
+    depths |= {"head": 0} if "head" in others else {}
+    found = sufficiency.smallest_sufficient_depth(results, depths, reference=reference, margin=margin)
     tables["differences"] = sufficiency.differences(results, reference=reference)
     tables["seed_differences"] = sufficiency.seed_differences(results, reference=reference)
     tables["sufficiency"] = found.table.assign(reference=reference, margin=margin)

@@ -52,11 +52,11 @@ def test_without_margin_it_is_mcnemars():
 )
 @pytest.mark.parametrize("mean", [-0.05, 0.1])
 def test_three_seeds_maximise_the_likelihood_under_the_mean(counts, mean):
-    """A general optimiser over all distributions on the seven values finds the same variance."""
+    """A general optimiser over all distributions on the seven values gives the same variance."""
     counts = np.array(counts, dtype=float)
     values = np.linspace(-1, 1, 7)
     seen = counts > 0
-    found = min(
+    best = min(
         (
             minimize(
                 lambda w: -(counts[seen] * np.log(np.maximum(w[seen], 1e-300))).sum(),
@@ -73,7 +73,7 @@ def test_three_seeds_maximise_the_likelihood_under_the_mean(counts, mean):
         ),
         key=lambda result: result.fun,
     )
-    variance = found.x @ (values - mean) ** 2
+    variance = best.x @ (values - mean) ** 2
     assert null_variance(counts[None], np.array([mean]))[0] == pytest.approx(variance, rel=2e-3)
 
 
@@ -93,7 +93,7 @@ def test_level_by_enumeration_of_every_table():
 
 
 def test_level_holds_at_every_disagreement_and_walds_does_not():
-    """Exact chances at margin .01: the score test stays within .3 points of 5%, the plain test reaches twice that."""
+    """Exact probabilities at margin .01: the score test stays within .3 points of 5%, the plain test reaches twice that."""
     for n in (299, 466, 500, 1000):
         score = max(bench.exact_size(n, d) for d in (0.01, 0.011, 0.015, 0.03, 0.06, 0.12))
         wald = max(bench.exact_size(n, d, test=bench.wald_p) for d in (0.01, 0.011, 0.015, 0.03))
@@ -101,11 +101,11 @@ def test_level_holds_at_every_disagreement_and_walds_does_not():
         assert wald > 0.07
 
 
-def test_no_disagreement_among_few_texts_shows_nothing():
+def test_no_disagreement_among_few_examples_shows_nothing():
     counts = np.array([[0.0, 20.0, 0.0]])
     assert noninferiority_p(counts, 0.01)[0] == pytest.approx(0.99**20)
     assert bench.wald_p(counts, 0.01)[0] == 0
-    # The exact chance of losing none of n: 298 texts are too few, 299 enough.
+    # The exact probability of losing none of n: 298 examples are too few, 299 enough.
     assert noninferiority_p(np.array([[0.0, 298.0, 0.0]]), 0.01)[0] > 0.05
     assert noninferiority_p(np.array([[0.0, 299.0, 0.0]]), 0.01)[0] <= 0.05
 
@@ -160,7 +160,7 @@ def test_planted_gaps_are_exact(make, disagreement):
 
 
 def most(share: float, studies: int) -> float:
-    """So large a share comes once in 10,000 seeds if the true one is `share`."""
+    """The share that is exceeded once in 10,000 seeds if the true one is `share`."""
     return float(binom.isf(1e-4, studies, share)) / studies
 
 
@@ -168,9 +168,9 @@ def test_no_depth_is_called_sufficient_too_often():
     """5,000 studies each; the same limits are broken by testing without order, and by the plain test at a small disagreement."""
     studies = 5000
     for n in (500, 2000, 8000):
-        found = bench.declared(bench.exchangeable(0.01, 0.12), n, studies, seed=n)
-        assert found["sequence"] <= most(0.05, studies)
-        assert found["unordered"] > 0.15
+        rates = bench.declared(bench.exchangeable(0.01, 0.12), n, studies, seed=n)
+        assert rates["sequence"] <= most(0.05, studies)
+        assert rates["unordered"] > 0.15
     for n in (2000, 8000):
         assert bench.declared(bench.exchangeable(0.02, 0.12), n, studies, seed=n)["sequence"] <= most(0.01, studies)
     few = bench.declared(bench.chain(0.01, 0.012), 500, studies, seed=1)
@@ -179,12 +179,12 @@ def test_no_depth_is_called_sufficient_too_often():
 
 
 def test_power_is_what_the_number_of_examples_was_chosen_for():
-    """At the number of texts that `required_examples` names, the first depth passes in 80% of studies without a gap."""
+    """With the number of examples that `required_examples` names, the first depth passes in 80% of studies without a gap."""
     from layerprobe.sufficiency import required_examples
 
     n = required_examples(0.12, 0.01)
-    found = bench.declared(bench.exchangeable(0.0, 0.12), n, 5000, seed=0)
-    assert found["sequence"] == pytest.approx(0.80, abs=0.02)
+    rates = bench.declared(bench.exchangeable(0.0, 0.12), n, 5000, seed=0)
+    assert rates["sequence"] == pytest.approx(0.80, abs=0.02)
 
 
 def test_the_public_function_concludes_the_same_from_whole_tables():

@@ -1,0 +1,246 @@
+"""A model's configuration, weights and tokenizer, read from a folder or the Hub and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from layerprobe import hub
+from layerprobe.errors import EncoderError
+from layerprobe.families import FAMILIES
+from layerprobe.files import checksum
+from layerprobe.layers import blocks, edited, forward
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
+_PROBE = "It's 1984: Äpfel und ÉTÉ, naïve WORDS; don't! 東京"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model is read from."""
+
+    name: str
+    """As the user wrote it."""
+    folder: str
+    """Local folder, or Hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    trust_remote_code: bool = False
+
+    @classmethod
+    def locate(cls, name: str, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+        """A bundled model, a local folder or a Hub id.
+
+        Raises:
+            EncoderError: if the name is that of a missing folder, a file or an unknown bundled model.
+        """
+        path = Path(name).expanduser()
+        if name.startswith("bundled:"):
+            from layerprobe.bundled import model_folder
+
+            folder = str(model_folder(name.removeprefix("bundled:")))
+        elif path.is_dir():
+            folder = str(path.resolve())
+        elif path.exists():
+            raise EncoderError(
+                f"The model {name} is a file; give the folder that contains config.json and model.safetensors."
+            )
+        elif hub.is_hub_id(name):
+            folder = name
+        else:
+            raise EncoderError(f"There is no model folder {name}; give a folder, a Hub id or bundled:minilm-l6.")
+        return cls(name, folder, revision, trust_remote_code)
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.folder).is_dir()
+
+    def config(self) -> PretrainedConfig:
+        """The configuration. It is read first: if it cannot be reached, nothing else is tried.
+
+        Raises:
+            EncoderError: if it cannot be read or is not that of an encoder of a known family.
+        """
+        from transformers import AutoConfig
+
+        if self.is_local and not (Path(self.folder) / "config.json").is_file():
+            raise EncoderError(f"{self.name} has no config.json; give a folder that `save_pretrained` wrote.")
+        try:
+            config = self._load(AutoConfig, "config.json", "correct it")
+        except EncoderError as error:
+            if self.is_local:
+                raise
+            raise EncoderError(hub.unreachable("model", self.name)) from error
+        if config.model_type not in FAMILIES or getattr(config, "is_decoder", False):
+            raise EncoderError(
+                f"{self.name} is a {config.model_type} model, not an encoder of a supported family; "
+                f"the families are {', '.join(FAMILIES)}."
+            )
+        return config
+
+    def classifier(self, **config: Any) -> tuple[PreTrainedModel, list[str]]:
+        """A classifier in float32 and eval mode, and the names of the weights that the checkpoint lacks.
+
+        Raises:
+            EncoderError: if the weights are missing, pickled, damaged or not finite.
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        if self.is_local and not list(Path(self.folder).glob("*.safetensors")):
+            if list(Path(self.folder).glob("*.bin")):
+                raise EncoderError(
+                    f"The weights of {self.name} are a pickle, which is never loaded; convert them to safetensors."
+                )
+            raise EncoderError(f"{self.name} has no safetensors weights; save the model again.")
+        options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
+        hint = "if they are damaged, copy or download them again"
+        model, info = self._load(AutoModelForSequenceClassification, "weights", hint, **options)
+        invalid = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
+        if invalid:
+            raise EncoderError(
+                f"The weights of {self.name} contain NaN or infinite values ({invalid[0]} and {len(invalid) - 1} more); "
+                "use a checkpoint from before training diverged."
+            )
+        return model.eval(), sorted(info["missing_keys"])
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            EncoderError: if it cannot be loaded.
+        """
+        from transformers import AutoTokenizer
+
+        return self._load(AutoTokenizer, "tokenizer", "save it in the model's folder")
+
+    def has_tokenizer(self) -> bool:
+        """Whether a local folder contains a tokenizer."""
+        return any((Path(self.folder) / name).is_file() for name in _VOCABULARIES)
+
+    def fingerprint(self) -> str:
+        """sha256 over the names and contents of the configuration, weights and tokenizer; of a Hub model, its commit."""
+        if not self.is_local:
+            return f"hub:{self.folder}@{self.revision}"
+        folder, total = Path(self.folder), hashlib.sha256()
+        paths = [folder / name for name in ("config.json", *_VOCABULARIES, "tokenizer_config.json")]
+        for path in [*paths, *sorted(folder.glob("*.safetensors"))]:
+            if path.is_file():
+                total.update(json.dumps([path.name, checksum(path)]).encode())
+        return total.hexdigest()
+
+    def _load(self, kind: Any, part: str, hint: str, **options: Any) -> Any:
+        from huggingface_hub.errors import StrictDataclassError
+        from safetensors import SafetensorError
+
+        options |= {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        unusable = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+        try:
+            with quiet():
+                return kind.from_pretrained(self.folder, **options)
+        except (*unusable, StrictDataclassError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise EncoderError(f"The {part} of {self.name} cannot be loaded ({reason}); {hint}.") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress transformers' reports on new heads, and its progress bars."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str) -> None:
+    """Refuse a tokenizer without a vocabulary or padding token, or with more tokens than the model embeds."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Without a vocabulary, transformers makes an empty tokenizer that maps every word to the unknown token.
+        raise EncoderError(f"{name} has no tokenizer vocabulary; save its tokenizer in the model's folder.")
+    if tokenizer.pad_token_id is None:
+        raise EncoderError(f"The tokenizer of {name} has no padding token; set `pad_token` and save it again.")
+    if len(tokenizer) > vocab_size:
+        raise EncoderError(
+            f"The tokenizer of {name} has {len(tokenizer)} tokens but the model embeds {vocab_size}; "
+            "save the tokenizer that the model was trained with."
+        )
+
+
+def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase, names: str) -> None:
+    """Refuse a checkpoint whose tokenizer gives other tokens than that of its base.
+
+    Args:
+        names: what the two belong to, in words.
+    """
+    theirs, expected = tokenizer.get_vocab(), base.get_vocab()
+    token = next((token for token, number in sorted(expected.items()) if theirs.get(token) != number), None)
+    difference = None
+    if token is not None:
+        number = f"has number {theirs[token]}" if token in theirs else "is missing"
+        difference = f"the token {token!r} {number} instead of {expected[token]}"
+    elif tokenizer(_PROBE)["input_ids"] != base(_PROBE)["input_ids"]:
+        difference = "they differ in case, accents or special tokens"
+    if difference is not None:
+        raise EncoderError(
+            f"The tokenizers of {names} are not the same: {difference}; give the base model that it was fine-tuned from "
+            "as {encoder}.",
+            "encoder",
+        )
+
+
+@torch.no_grad()
+def check_numbering(model: PreTrainedModel, name: str, pad: int) -> None:
+    """Refuse a model whose hidden states are not its blocks' outputs, or whose layers do not affect its logits."""
+    generator = torch.Generator().manual_seed(0)
+    low, high = min(10, model.config.vocab_size - 1), model.config.vocab_size
+    ids = torch.randint(low, high, (2, 7), generator=generator)
+    ids[ids == pad] = low if low != pad else low + 1
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    layers, logits = forward(model, inputs)
+    n_layers = len(blocks(model))
+    reported = model(**inputs, output_hidden_states=True).hidden_states
+    if len(layers) != n_layers + 1 or len(reported) != len(layers):
+        raise EncoderError(
+            f"{name} has {n_layers} blocks but reports {len(reported)} hidden states; its layers cannot be numbered."
+        )
+    norm = FAMILIES[model.config.model_type].final_norm
+    last = model.base_model.get_submodule(norm)(layers[-1]) if norm else layers[-1]
+    for layer, (value, expected) in enumerate(zip((*layers[:-1], last), reported, strict=True)):
+        if not torch.allclose(value, expected, atol=1e-5, rtol=1e-4):
+            raise EncoderError(
+                f"Hidden state {layer} of {name} is not the output of its block {layer}; its layers cannot be numbered."
+            )
+    for layer in range(len(layers)):
+        if torch.equal(_logits_with_noise(model, inputs, layer, generator), logits):
+            raise EncoderError(
+                f"Noise added to layer {layer} of {name} does not change its logits; its layers cannot be numbered."
+            )
+
+
+def _logits_with_noise(
+    model: nn.Module, inputs: Mapping[str, Tensor], layer: int, generator: torch.Generator
+) -> Tensor:
+    """Logits with noise of the layer's own standard deviation added to one layer."""
+
+    def noisy(value: Tensor) -> Tensor:
+        return value + value.std() * torch.randn(value.shape, generator=generator)
+
+    with edited(model, {layer: noisy}):
+        return model(**inputs).logits
