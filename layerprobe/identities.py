@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.artifacts import checksum
 from layerprobe.study import Study
 from layerprobe.task import Identity, Parents
 
 if TYPE_CHECKING:
-    from layerprobe.adaptation import Method
+    from layerprobe.adaptation import AdaptConfig, Method
     from layerprobe.data import Corpus, OodSet
     from layerprobe.encoder import Encoder
 
@@ -27,6 +25,8 @@ class Identities:
     ood: tuple[OodSet, ...]
     if TYPE_CHECKING:
 
+        @property
+        def adapt_config(self) -> AdaptConfig: ...
         @property
         def train_layers(self) -> tuple[int, ...]: ...
         @property
@@ -49,21 +49,7 @@ class Identities:
             "encoder": self.encoder.fingerprint,
             **self._texts,
         }
-        from layerprobe.adaptation import method_rate
-
-        if method.kind == "checkpoint":
-            assert method.path is not None
-            folder = Path(method.path).expanduser()
-            identity["checkpoint"] = {p.name: checksum(p) for p in sorted(folder.glob("*")) if p.is_file()}
-        else:
-            asked = self.study.adaptation
-            used = ["pooling"]
-            if method.kind in ("head", "lp-ft"):
-                used.append("head_learning_rate")
-            if method.kind != "head":
-                used += ["epochs", "batch_size", "search", "checkpoints"]
-                identity["rate"] = method_rate(method, asked.learning_rate, asked.learning_rates)
-            identity |= {key: getattr(asked, key) for key in used} | {"precision": self.precision}
+        identity |= method.identity(self.adapt_config)
         return lambda done: identity
 
     def capture_identity(self, done: Parents) -> dict[str, Any]:

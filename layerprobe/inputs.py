@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from layerprobe.errors import StudyError
 from layerprobe.identities import Identities
@@ -15,7 +15,7 @@ from layerprobe.tasks import seeds_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from layerprobe.adaptation import Method
+    from layerprobe.adaptation import AdaptConfig, Method
     from layerprobe.data import Corpus, Examples, OodSet
     from layerprobe.encoder import Encoder
 
@@ -32,7 +32,6 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
     """
     from layerprobe.adaptation import (
         check_learning_rates,
-        check_method,
         expand_methods,
         parse_method,
         precision,
@@ -91,7 +90,7 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
         )
     methods = expand_methods(study.adaptation.methods, encoder.n_layers)
     for one in methods:
-        check_method(one, encoder)
+        one.check(encoder)
     check_learning_rates(study.adaptation.learning_rates, methods)
     for layer in study.sae.layers or ():
         if not 0 <= layer <= encoder.n_layers:
@@ -124,7 +123,7 @@ class Inputs(Identities):
     encoder: Encoder
     methods: tuple[Method, ...]
     device: str
-    precision: str
+    precision: Literal["bf16", "fp32"]
     progress: bool
     ood: tuple[OodSet, ...]
     home: Path
@@ -133,6 +132,27 @@ class Inputs(Identities):
     def seeds(self, method: Method) -> tuple[int, ...]:
         """Seeds to run a method with."""
         return seeds_of(self.study, method)
+
+    @cached_property
+    def adapt_config(self) -> AdaptConfig:
+        """How methods are trained."""
+        from layerprobe.adaptation import AdaptConfig
+
+        section = self.study.adaptation
+        return AdaptConfig(
+            epochs=section.epochs,
+            batch_size=section.batch_size,
+            learning_rate=section.learning_rate,
+            head_learning_rate=section.head_learning_rate,
+            learning_rates=section.learning_rates,
+            search=section.search,
+            pooling=section.pooling,
+            checkpoints=section.checkpoints,
+            max_length=self.study.data.max_length,
+            precision=self.precision,
+            device=self.device,
+            progress=self.progress,
+        )
 
     # What is captured -------------------------------------------------------------------------------------------------
 
@@ -206,11 +226,6 @@ class Inputs(Identities):
         rows, layers = self.study.sae.rows, len(self.sae_layers)
         return estimate_bytes(rows, 0, layers, self.encoder.width, self.study.activations.dtype)
 
-    @property
-    def frozen_cache(self) -> Path:
-        """Where the values of frozen blocks are kept, for all methods and seeds."""
-        return self.home / "frozen"
-
     def adapt_bytes(self, method: Method, seed: int) -> int:
         """Bytes of an adapted model and its checkpoints; with those of the frozen blocks' values, which methods share."""
         from layerprobe.adaptation import cache_bytes
@@ -219,7 +234,7 @@ class Inputs(Identities):
         if (method, seed) != (self.methods[0], self.seeds(self.methods[0])[0]):
             return own
         tokens = self._token_count(self.corpus.train)
-        return own + cache_bytes(self.methods, self.encoder, tokens=tokens, texts=len(self.corpus.train))
+        return own + cache_bytes(self.methods, self.encoder, tokens=tokens, examples=len(self.corpus.train))
 
     @cached_property
     def dictionary_bytes(self) -> int:
@@ -227,7 +242,7 @@ class Inputs(Identities):
         return 4 * (2 * latents * self.encoder.width + latents + self.encoder.width)
 
     def model_bytes(self, method: Method) -> int:
-        if method.kind == "checkpoint":
+        if not method.trains:
             return 0
         from transformers import AutoConfig
 

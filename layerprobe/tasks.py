@@ -69,10 +69,10 @@ def tasks_of(inputs: Inputs) -> list[Task]:
         for layer in inputs.sae_layers:
             made += sae_tasks.of_base(inputs, layer)
     # The head's classifier stands in for the base's own, so it comes first.
-    for method in sorted(inputs.methods, key=lambda method: method.kind != "head"):
+    for method in sorted(inputs.methods, key=lambda method: method.changes_body):
         for seed in inputs.seeds(method):
             made += _method_tasks(inputs, method, seed)
-        if len(inputs.seeds(method)) > 1 and method.kind != "head":  # a head leaves every layer to the base
+        if len(inputs.seeds(method)) > 1 and method.changes_body:  # a head leaves every layer to the base
             made.append(_seeds_task(inputs, method))
     read = tuple(task.id for task in made if task.stage == "latents")
     if read:
@@ -104,7 +104,7 @@ def _depth_task(inputs: Inputs) -> Iterable[Task]:
 
 def seeds_of(study: Study, method: Method) -> tuple[int, ...]:
     """Seeds to run a method with; a finished checkpoint has nothing left that a seed could change."""
-    return study.seeds[:1] if method.kind == "checkpoint" else study.seeds
+    return study.seeds if method.uses_seed else study.seeds[:1]
 
 
 def _seeds_task(inputs: Inputs, method: Method) -> Task:
@@ -191,12 +191,13 @@ def _method_tasks(inputs: Inputs, method: Method, seed: int) -> Iterable[Task]:
         size=inputs.sae_bytes,
     )
     classifiers = {"adapted": adapt}
-    heads = [seed_ for method_ in inputs.methods if method_.kind == "head" for seed_ in inputs.seeds(method_)]
-    if heads:  # the base's own classifier is a trained head on it
-        classifiers["base"] = f"adapt: {called('head', seed if seed in heads else heads[0])}"
+    head = next((method_ for method_ in inputs.methods if not method_.changes_body), None)
+    if head is not None:  # the base's own classifier is a trained head on it
+        seeds = inputs.seeds(head)
+        classifiers["base"] = f"adapt: {called(head.name, seed if seed in seeds else seeds[0])}"
     for layer in inputs.sae_layers:
         yield from sae_tasks.of_method(inputs, method, seed, name, layer, rows, capture, classifiers)
-    if inputs.study.adaptation.checkpoints and method.kind not in ("head", "checkpoint"):
+    if inputs.study.adaptation.checkpoints and method.trains_blocks:
         yield sae_tasks.along_training(inputs, method, seed, name, adapt, capture)
 
 
@@ -252,23 +253,22 @@ class _Nothing(int):
 
 def asked_methods(study: Study) -> tuple[Method, ...]:
     """The methods that a study names; of "depths", where no encoder tells how many there are, the two ends."""
-    from layerprobe.adaptation import parse_method
+    from layerprobe.adaptation import expand_methods
 
-    asked = ("head", "full") if study.adaptation.methods == "depths" else study.adaptation.methods
-    return tuple(parse_method(method) for method in asked)
+    return expand_methods(study.adaptation.methods, None)
 
 
 class _OutOfReach:
     """Stands in for a study's inputs where model or data can't be read: it knows names, and nothing that hangs on them."""
 
     def __init__(self, study: Study) -> None:
-        from layerprobe.adaptation import Method, parse_method
+        from layerprobe.adaptation.methods import Method
 
-        asked = study.adaptation.methods
+        class EveryDepth(Method):
+            name = "every depth"
+
         self.study = study
-        self.methods = (
-            (Method("every depth", "full"),) if asked == "depths" else tuple(parse_method(method) for method in asked)
-        )
+        self.methods = (EveryDepth(),) if study.adaptation.methods == "depths" else asked_methods(study)
         self.sae_layers = ("early", "middle", "last") if study.sae.layers is None else study.sae.layers
         self.seeds = partial(seeds_of, study)
 

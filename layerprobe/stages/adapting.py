@@ -25,28 +25,9 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
 
         from layerprobe import adaptation
 
-        study, corpus = inputs.study, inputs.corpus
+        corpus = inputs.corpus
         result = adaptation.adapt(
-            inputs.encoder,
-            corpus.train,
-            corpus.test,
-            corpus.label_names,
-            folder / "checkpoint",
-            method=method,
-            seed=seed,
-            epochs=study.adaptation.epochs,
-            batch_size=study.adaptation.batch_size,
-            learning_rate=study.adaptation.learning_rate,
-            head_learning_rate=study.adaptation.head_learning_rate,
-            learning_rates=study.adaptation.learning_rates,
-            search=study.adaptation.search,
-            pooling=study.adaptation.pooling,
-            cache=inputs.frozen_cache,
-            cache_for=inputs.methods,
-            checkpoints=study.adaptation.checkpoints,
-            max_length=study.data.max_length,
-            device=inputs.device,
-            progress=inputs.progress,
+            inputs.encoder, corpus, folder / "checkpoint", method=method, seed=seed, config=inputs.adapt_config
         )
         named: dict[str, Any] = {"method": method.name, "seed": seed}
         cost = {
@@ -75,7 +56,12 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
         save(folder, "adaptation", pd.DataFrame(quality))
         save(folder, "training_log", result.log.assign(**named))
         save(folder, "predictions", predictions_table(corpus, corpus.test, result.predictions, **named, split="test"))
-        about = {"checkpoint": method.path, "label_order": list(result.label_order), "steps": list(result.steps)}
+        finished = method.checkpoint_folder
+        about = {
+            "checkpoint": str(finished) if finished else None,
+            "label_order": list(result.label_order),
+            "steps": list(result.steps),
+        }
         write_json(folder / "settings.json", {**about, **result.settings})
 
     return build
@@ -166,14 +152,7 @@ def outside(inputs: Inputs, method: Method, seed: int, adapt: str) -> Build:
         order = label_order(done[adapt])
         rows, predictions = [], []
         for ood in inputs.ood:
-            found = adaptation.probabilities(
-                model,
-                inputs.encoder,
-                ood.examples,
-                max_length=inputs.study.data.max_length,
-                device=inputs.device,
-                progress=inputs.progress,
-            )[:, order]
+            found = adaptation.probabilities(model, inputs.encoder, ood.examples, inputs.adapt_config)[:, order]
             # A set with some of the labels asks for a choice among those. (What is added keeps a row from being empty.)
             allowed = np.isin(np.arange(found.shape[1]), ood.classes)
             found = np.where(allowed, found + np.finfo(np.float64).tiny, 0)

@@ -45,15 +45,13 @@ def family_of(methods: Sequence[Method], seeds: Callable[[Method], Sequence[int]
 
     The reference is `full`, or in a study without it the deepest `top:k`: then "sufficient" means as good as that.
     """
-    deepest = max(
-        (method for method in methods if method.kind == "top"), key=lambda method: method.k or 0, default=None
-    )
-    reference = next((method for method in methods if method.kind == "full"), deepest)
+    ranks = {method: rank for method in methods if (rank := method.reference_rank) is not None}
+    reference = max(ranks, key=lambda method: ranks[method], default=None)
     if reference is None:
         return None
     others, left_out = [], {}
     for method in methods:
-        if method.kind == "shuffled-labels":
+        if method.is_control:
             left_out[method.name] = "it is a control that learns no task"
         elif tuple(seeds(method)) != tuple(seeds(reference)):
             left_out[method.name] = f"it was not run with the seeds of {reference.name}"
@@ -76,7 +74,8 @@ def conclude(inputs: Inputs, family: Family, adapts: Sequence[str], similarities
 
         results = correct(_gather(done, adapts, "predictions"))
         reference, margin = family.reference.name, inputs.study.adaptation.margin
-        depths = sufficiency.depths_of(method.name for method in family.others)
+        n_layers = inputs.encoder.n_layers
+        depths = {m.name: depth for m in family.others if (depth := m.depth(n_layers)) is not None}
         found = sufficiency.smallest_sufficient_depth(results, depths, reference=reference, margin=margin)
         save(folder, "differences", sufficiency.differences(results, reference=reference))
         save(folder, "seed_differences", sufficiency.seed_differences(results, reference=reference))
