@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from layerprobe.study import Study
 from layerprobe.task import Identity, Parents
@@ -21,7 +21,7 @@ class Identities:
     study: Study
     corpus: Corpus
     encoder: Encoder
-    precision: str
+    precision: Literal["bf16", "fp32"]
     ood: tuple[OodSet, ...]
     if TYPE_CHECKING:
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from layerprobe.errors import StudyError
+from layerprobe.errors import ArgumentError, StudyError
 from layerprobe.identities import Identities
 from layerprobe.study import Study
 from layerprobe.tasks import seeds_of
@@ -24,7 +26,7 @@ LEAST_TEXTS = 8
 """Texts below which no interval over texts can be given."""
 
 
-def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inputs:
+def load_inputs(study: Study, device: str, home: Path, *, progress: bool, precision: str = "auto") -> Inputs:
     """Read the data and the model of a study, and check that what it asks for fits them.
 
     Raises:
@@ -34,20 +36,22 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
         check_learning_rates,
         expand_methods,
         parse_method,
-        precision,
     )
+    from layerprobe.adaptation import precision as resolve_precision
     from layerprobe.data import load_corpus, load_ood
     from layerprobe.encoder import load_encoder
     from layerprobe.similarity import MEASURES
 
     if study.adaptation.methods != "depths":
         for method in study.adaptation.methods:  # what needs no model is said before one is loaded
-            parse_method(method)
+            with _study_keys():
+                parse_method(method)
     known = [measure.name for measure in MEASURES]
     for name in study.similarity.measures:
         if name not in known:
             raise StudyError(f"similarity.measures names {name!r}; the measures are {', '.join(known)}.")
     device = resolve_device(device)
+    resolved = resolve_precision(device, precision)
     asked = study.data
     corpus = load_corpus(
         asked.source,
@@ -88,16 +92,27 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
             f"data.max_length = {asked.max_length}, but {encoder.name} reads at most {encoder.max_positions} "
             "word pieces; lower it to that."
         )
-    methods = expand_methods(study.adaptation.methods, encoder.n_layers)
-    for one in methods:
-        one.check(encoder)
-    check_learning_rates(study.adaptation.learning_rates, methods)
+    with _study_keys():
+        methods = expand_methods(study.adaptation.methods, encoder.n_layers)
+        for one in methods:
+            one.check(encoder)
+        check_learning_rates(study.adaptation.learning_rates, methods)
     for layer in study.sae.layers or ():
         if not 0 <= layer <= encoder.n_layers:
             raise StudyError(
                 f"sae.layers names layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
             )
-    return Inputs(study, corpus, encoder, methods, device, precision(device), progress, tuple(ood), home)
+    return Inputs(study, corpus, encoder, methods, device, resolved, progress, tuple(ood), home)
+
+
+@contextmanager
+def _study_keys() -> Iterator[None]:
+    """Inside this context, errors about arguments of adaptation become errors about keys of the study."""
+    names = ("method", "methods", "learning_rate", "learning_rates", "pooling")
+    try:
+        yield
+    except ArgumentError as error:
+        raise StudyError(error.with_names({name: f"adaptation.{name}" for name in names})) from error
 
 
 def resolve_device(device: str) -> str:

@@ -45,4 +45,4 @@ class AdaptConfig:
         """Precision of the blocks' training on this device."""
         from layerprobe.adaptation._trained import precision
 
-        return precision(self.device) if self.precision == "auto" else self.precision
+        return precision(self.device, self.precision)

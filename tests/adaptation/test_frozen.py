@@ -25,6 +25,8 @@ from layerprobe.encoder import collate, load_encoder, tokenize
 from layerprobe.errors import ArgumentError, StorageError
 from layerprobe.layers import forward
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = replace(QUIET, max_length=32)
 
 

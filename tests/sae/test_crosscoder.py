@@ -12,6 +12,8 @@ from layerprobe.errors import MeasureError, StorageError, StudyError
 from layerprobe.sae import Crosscoder, crosscoder
 from layerprobe.sae.crosscoder import AUXILIARY, Weights, gradients, largest
 
+pytestmark = pytest.mark.numerical
+
 KINDS = np.array(["shared"] * 16 + ["base_only"] * 4 + ["adapted_only"] * 4 + ["rotated"] * 4)
 COLUMNS = ["latent", "delta", "nu_error", "nu_reconstruction", "cosine", "firing_rate", "energy_share", "kind"]
 

@@ -13,6 +13,8 @@ from sparse_rows import planted
 from layerprobe import sae
 from layerprobe.errors import StorageError
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def rows():

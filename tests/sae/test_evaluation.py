@@ -10,6 +10,8 @@ from layerprobe import sae
 from layerprobe.errors import MeasureError
 from layerprobe.sae._evaluation import density_table
 
+pytestmark = pytest.mark.numerical
+
 
 class Given(sae.Dictionary):
     """A stand-in for a dictionary that gives prepared codes and reconstructions, in the order of the rows."""

@@ -10,6 +10,8 @@ import torch
 from layerprobe import sae
 from layerprobe.errors import MeasureError
 
+pytestmark = pytest.mark.numerical
+
 D, LATENTS = 20, 30
 
 

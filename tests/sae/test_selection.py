@@ -17,6 +17,8 @@ from layerprobe.sae._rows import measure, order
 from layerprobe.sae._selection import LargestOfBatch, largest_of_batch, largest_of_rows, nth_largest
 from layerprobe.sae._trainer import Trainer, started
 
+pytestmark = pytest.mark.numerical
+
 # Few distinct values: most borders are tied.
 tied = arrays.arrays(
     np.float32, st.tuples(st.integers(1, 6), st.integers(1, 8)), elements=st.sampled_from([-1, 0, 1, 2])

@@ -16,6 +16,8 @@ from layerprobe.sae._recipe import default_k, default_learning_rate, recipe
 from layerprobe.sae._rows import measure
 from layerprobe.sae._trainer import started
 
+pytestmark = pytest.mark.numerical
+
 SMALL = {"expansion": 2, "k": 3, "samples": 6000, "batch_size": 250, "progress": False}
 ARCHITECTURES = ["topk", "batchtopk", "matryoshka_batchtopk", "standard", "gated", "jumprelu"]
 
