@@ -17,7 +17,7 @@ pytestmark = pytest.mark.numerical
 
 def family(*names, seeds=(0, 1)):
     methods = [parse_method(name) for name in names]
-    return family_of(methods, lambda method: seeds[:1] if method.kind == "checkpoint" else seeds)
+    return family_of(methods, lambda method: seeds if method.uses_seed else seeds[:1])
 
 
 def names(found):
@@ -105,7 +105,9 @@ def done(tmp_path):
 
 
 def test_the_tables_hold_what_the_test_texts_say(done, tmp_path):
-    inputs = SimpleNamespace(study=SimpleNamespace(adaptation=SimpleNamespace(margin=0.05)))
+    inputs = SimpleNamespace(
+        study=SimpleNamespace(adaptation=SimpleNamespace(margin=0.05)), encoder=SimpleNamespace(n_layers=2)
+    )
     adapts = [name for name in done if name.startswith("adapt")]
     folder = tmp_path / "out"
     folder.mkdir()

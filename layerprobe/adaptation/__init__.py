@@ -1,48 +1,41 @@
-"""Fine-tuning at an adaptation depth, and what it gained."""
+"""Fine-tuning of a pretrained encoder by one method, its quality and its cost."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.adaptation._methods import (
+from layerprobe.adaptation._config import AdaptConfig
+from layerprobe.adaptation.methods import (
     Method,
     cached_layers,
-    check_method,
+    check_learning_rates,
     expand_methods,
-    frozen_layer,
     parse_method,
 )
-from layerprobe.adaptation._rates import check_learning_rates, method_rate
 
 if TYPE_CHECKING:
     from layerprobe.adaptation._adapt import Adaptation, adapt
     from layerprobe.adaptation._cost import Cost, Meter, TrainingFlops, training_flops
-    from layerprobe.adaptation._frozen import cache_bytes
+    from layerprobe.adaptation._frozen import Frozen, FrozenValues, cache_bytes, compute_frozen, open_frozen
     from layerprobe.adaptation._quality import CALIBRATION_BINS, Quality, probabilities, quality, reference
-    from layerprobe.adaptation._trained import precision, trained_parameter_names
+    from layerprobe.adaptation._trained import precision
 
 _HOMES = {
-    "Adaptation": "_adapt",
-    "adapt": "_adapt",
-    "Cost": "_cost",
-    "Meter": "_cost",
-    "TrainingFlops": "_cost",
-    "training_flops": "_cost",
-    "CALIBRATION_BINS": "_quality",
-    "cache_bytes": "_frozen",
+    **dict.fromkeys(("Adaptation", "adapt"), "_adapt"),
+    **dict.fromkeys(("Cost", "Meter", "TrainingFlops", "training_flops"), "_cost"),
+    **dict.fromkeys(("Frozen", "FrozenValues", "cache_bytes", "compute_frozen", "open_frozen"), "_frozen"),
+    **dict.fromkeys(("CALIBRATION_BINS", "Quality", "probabilities", "quality", "reference"), "_quality"),
     "precision": "_trained",
-    "trained_parameter_names": "_trained",
-    "Quality": "_quality",
-    "probabilities": "_quality",
-    "quality": "_quality",
-    "reference": "_quality",
 }
 
 __all__ = [
     "CALIBRATION_BINS",
+    "AdaptConfig",
     "Adaptation",
     "Cost",
+    "Frozen",
+    "FrozenValues",
     "Meter",
     "Method",
     "Quality",
@@ -51,16 +44,14 @@ __all__ = [
     "cache_bytes",
     "cached_layers",
     "check_learning_rates",
-    "check_method",
+    "compute_frozen",
     "expand_methods",
-    "frozen_layer",
-    "method_rate",
+    "open_frozen",
     "parse_method",
     "precision",
     "probabilities",
     "quality",
     "reference",
-    "trained_parameter_names",
     "training_flops",
 ]
 

@@ -1,29 +1,26 @@
-"""Adapting a pretrained encoder to labelled texts by one method, and measuring what it gained."""
+"""Adapting a pretrained encoder to labelled examples by one method, and measuring the gain."""
 
 from __future__ import annotations
 
 import copy
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.adaptation._cost import Cost, Meter, TrainingFlops
-from layerprobe.adaptation._frozen import frozen_values
-from layerprobe.adaptation._lora import merge_lora
-from layerprobe.adaptation._methods import Method, cached_layers, check_method
+from layerprobe.adaptation._frozen import FrozenValues, compute_frozen, open_frozen
 from layerprobe.adaptation._quality import Quality, probabilities, quality
-from layerprobe.adaptation._rates import method_rate
-from layerprobe.adaptation._trained import precision as resolve_precision
-from layerprobe.data import Examples
+from layerprobe.adaptation.methods import Method
+from layerprobe.data import Corpus
 from layerprobe.encoder import Encoder, load_classifier, quiet, tokenize
-from layerprobe.errors import StudyError
-from layerprobe.pooled import Pooling
+from layerprobe.errors import ArgumentError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,230 +30,183 @@ LOG_COLUMNS = ["step", "epoch", "loss", "learning_rate", "split"]
 
 @dataclass(frozen=True)
 class Adaptation:
-    """An adapted model and what it gained."""
+    """An adapted model, its quality before and after, and its cost."""
 
     checkpoint: Path
     """Folder with the weights, as `save_pretrained` writes it."""
     before: Quality
-    """On the test texts, under a fresh head."""
+    """On the test examples, under a fresh head."""
     after: Quality
-    """On the test texts, from the saved weights loaded afresh in float32."""
-    log: pd.DataFrame
-    """step, epoch, loss, learning_rate, split. A row of split `validation` is a candidate at its end. `epoch` of a head is
-    passes over its cached inputs, `learning_rate` missing where L-BFGS trained it."""
-    trainable_parameters: int
+    """On the test examples, from the saved weights loaded again in float32."""
+    predictions: np.ndarray
+    """Class probabilities on the test examples, `(n, classes)`, in the order of the label names."""
     total_parameters: int
     """Of the pretrained model under its fresh head."""
-    seconds: float
-    """Spent on training, choices and the pass over frozen blocks included; that pass counts also where its values were
-    found in the cache, so that a method's cost does not depend on which came first."""
-    cost: Cost | None
-    """Memory and energy of training, as far as they could be measured; None where nothing was trained."""
-    flops: TrainingFlops | None
-    """Operations of training, the pass over frozen blocks included, a search's candidates too; None likewise."""
-    label_order: tuple[int, ...]
-    """For each class, its number in the adapted model: a user's checkpoint may number them otherwise."""
-    steps: tuple[int, ...]
-    """Training steps of which a checkpoint was kept beside the last one, in folders `step-...` beside it."""
     settings: dict[str, Any]
     """What was chosen or resolved: pooling, precision, learning rate, penalty, validation losses of a search, and the
-    layers whose values were kept, with the seconds and bytes of keeping them."""
-    predictions: np.ndarray
-    """Class probabilities on the test texts, `(n, classes)`, in the order of the label names."""
+    layers whose frozen values were read, with the seconds and bytes of computing and storing them."""
+    log: pd.DataFrame
+    """step, epoch, loss, learning_rate, split. A row of split `validation` is a candidate at its end. `epoch` of a head is
+    passes over its frozen inputs; `learning_rate` is missing where L-BFGS trained it."""
+    label_order: tuple[int, ...]
+    """For each class, its number in the adapted model, which differs only for checkpoints from elsewhere."""
+    trainable_parameters: int = 0
+    seconds: float = 0.0
+    """Of training, with choices and the pass over frozen blocks. The pass counts for every method that reads its values,
+    although methods may share it, so that the cost of a method does not depend on which came first."""
+    cost: Cost | None = None
+    """Memory and energy of training, as far as they could be measured; None where nothing was trained."""
+    flops: TrainingFlops | None = None
+    """Operations of training, with the pass over frozen blocks and the candidates of a search; None likewise."""
+    steps: tuple[int, ...] = ()
+    """Training steps of the intermediate checkpoints, which are in folders `step-...` next to the last one."""
 
 
 def adapt(
     encoder: Encoder,
-    train: Examples,
-    test: Examples,
-    label_names: Sequence[str],
+    corpus: Corpus,
     folder: str | Path,
     *,
     method: Method,
     seed: int,
-    epochs: int = 2,
-    batch_size: int = 16,
-    learning_rate: float = 5e-5,
-    head_learning_rate: float | None = None,
-    learning_rates: Mapping[str, float] | None = None,
-    search: bool = False,
-    pooling: Pooling = "model",
-    cache: str | Path | None = None,
-    cache_for: Sequence[Method] = (),
-    checkpoints: int | None = None,
-    max_length: int = 128,
-    precision: str = "auto",
-    device: str = "cpu",
-    progress: bool = True,
+    config: AdaptConfig | None = None,
+    frozen: FrozenValues | None = None,
 ) -> Adaptation:
-    """Adapt an encoder by one method, save it, and measure it on the test texts before and after.
+    """Adapt an encoder by one method, save it, and measure it on the test examples before and after.
 
-    Training, validation and test texts are disjoint: where something is chosen (the head's penalty; with `search`, the
-    learning rate), 15% of the training texts, stratified by class and drawn by the seed, are set aside, candidates are
-    trained on the rest and compared on them, and the chosen one is then trained on all training texts. The test texts only
-    measure what came of it.
+    Training, validation and test examples are disjoint: whatever is chosen (the penalty of the head; with
+    `config.search`, the learning rate) is chosen on a part of the training examples that the candidates are not trained
+    on, and the final model is trained on all training examples. The test examples are only used to measure.
 
-    Blocks below the lowest trained one are in eval mode, and computed once over the training texts; training reads what
-    they put out from disk. That pass is in float32 whatever the precision of training.
+    Blocks below the lowest trained one are in eval mode, and computed once over the training examples, in float32
+    whatever the precision of training; training reads their output from disk.
 
     Args:
         encoder: the pretrained encoder.
-        train: training texts.
-        test: test texts; looked at only to measure.
-        label_names: one name a class.
-        folder: where the adapted model is saved, as a plain checkpoint (`lora`: with the additions folded into the
-            weights); not used by `checkpoint`.
+        corpus: training and test examples, and the names of their classes.
+        folder: where the adapted model is saved, as a plain checkpoint (`lora`: with the additions merged into the
+            weights); not used by methods that train nothing.
         method: how to adapt.
         seed: decides the head's initial weights, the validation part, the order of batches and dropout; equal seeds give
             equal results on one machine.
-        epochs, batch_size: of all methods but `head`, which is trained to convergence.
-        learning_rate: peak rate of `top:k`, `full`, `lp-ft` and `shuffled-labels`; `bitfit` and `lora` have their own.
-        head_learning_rate: trains the head (of `head` and `lp-ft`) by Adam at this rate; by default it is trained by
-            L-BFGS, which needs none.
-        learning_rates: rates in their stead, by method (`lora:8@4-6`) or kind (`lora`).
-        search: choose the learning rate among a third of it, itself, and three times it.
-        pooling: what the classifier reads: by the family's own head (`model`), or one linear layer under the mean of the
-            real tokens (`mean`) or the first one (`cls`).
-        cache: folder where the values of frozen blocks are kept for other methods and seeds; by default they are kept in a
-            temporary one.
-        cache_for: methods that will use the same `cache`: what they need is kept in the same pass.
-        checkpoints: how many checkpoints to keep of the blocks' training, evenly spaced before its end, in folders
-            `step-...` beside `folder`.
-        max_length: word pieces kept of a text.
-        precision: of the blocks' training; `auto` chooses what the processor is fast at.
-        device: where to compute.
-        progress: whether to draw progress bars on stderr.
+        config: the configuration; by default `AdaptConfig()`.
+        frozen: values of the base model over the training examples (`open_frozen`), of at least the layers
+            `method.cached_layers`; by default they are computed into a temporary folder.
 
     Raises:
         EncoderError: if a checkpoint does not fit the encoder.
-        StudyError: if the method does not fit the encoder, a checkpoint's labels or pooling are not the study's, or
-            training diverged.
-        StorageError: if the disk has no room for the frozen blocks' values.
+        ArgumentError: if the method does not fit the encoder, a checkpoint has other labels or another pooling, frozen
+            values do not fit, or training diverged.
+        StorageError: if the disk has no room for the frozen values.
     """
     import pandas as pd
 
-    check_method(method, encoder)
-    folder = Path(folder)
-    measure: dict[str, Any] = {"max_length": max_length, "device": device, "progress": progress}
-    model = encoder.classifier(label_names, seed=seed, pooling=pooling)
-    before = quality(probabilities(model, encoder, test, **measure), test.labels)
+    method.check(encoder)
+    config = config or AdaptConfig()
+    train, test = corpus.train, corpus.test
+    model: Any = encoder.classifier(corpus.label_names, seed=seed, pooling=config.pooling)
+    before = quality(probabilities(model, encoder, test, config), test.labels)
     total = sum(parameter.numel() for parameter in model.parameters())
-    if method.kind == "checkpoint":
-        assert method.path is not None
-        path = Path(method.path).expanduser()
-        tuned = load_classifier(path, encoder)
-        order, note = _label_order(tuned.config, label_names, str(path))
-        if (own := getattr(tuned, "pooling", "model")) != pooling:
-            raise StudyError(
-                f"The checkpoint {path} has the pooling {own!r} but the study {pooling!r}; set adaptation.pooling to "
-                f"{own!r}, so that methods are compared and not poolings."
-            )
-        found = probabilities(tuned, encoder, test, **measure)[:, order]
-        empty = pd.DataFrame(columns=LOG_COLUMNS)
-        settings: dict[str, Any] = {"labels": note, "pooling": pooling}
+    if (checkpoint := method.checkpoint_folder) is not None:
+        model = load_classifier(checkpoint, encoder)
+        _check_pooling(model, checkpoint, config)
+        order, note = _label_order(model.config, corpus.label_names, checkpoint)
+        predictions = probabilities(model, encoder, test, config)[:, order]
         return Adaptation(
-            checkpoint=path,
+            checkpoint=checkpoint,
             before=before,
-            after=quality(found, test.labels),
-            log=empty,
-            trainable_parameters=0,
+            after=quality(predictions, test.labels),
+            predictions=predictions,
             total_parameters=total,
-            seconds=0.0,
-            cost=None,
-            flops=None,
+            settings={"labels": note, "pooling": config.pooling},
+            log=pd.DataFrame(columns=LOG_COLUMNS),
             label_order=tuple(order),
-            steps=(),
-            settings=settings,
-            predictions=found,
         )
 
-    from layerprobe.adaptation._fit import Recipe, begin, fit, fit_flops, search_rate
+    from layerprobe.adaptation._fit import Search, Training, fit, fit_flops, new_model, search_rate
 
-    rate = method_rate(method, learning_rate, learning_rates or {})
-    encodings = tokenize(encoder, train, max_length)
-    needed = cached_layers([method], encoder.n_layers)
+    folder = Path(folder)
+    needed = method.cached_layers(encoder.n_layers)
+    steps: list[int] = []
     with tempfile.TemporaryDirectory() as scratch:
-        layers = sorted({*needed, *cached_layers(cache_for, encoder.n_layers)}) if needed else []
-        kept = frozen_values(
-            model.to(device),  # type: ignore[arg-type]
-            encoder,
-            train,
-            encodings,
-            layers,
-            Path(cache).expanduser() if cache is not None else Path(scratch),
-            max_length=max_length,
-            device=device,
-            progress=progress,
-        )
-        recipe = Recipe(
+        if frozen is None and needed:
+            compute_frozen(encoder, train, needed, scratch, config)
+            frozen = open_frozen(scratch)
+        training = Training(
             encoder=encoder,
-            label_names=tuple(label_names),
-            method=method,
-            pooling=pooling,
-            encodings=encodings,
+            label_names=tuple(corpus.label_names),
+            encodings=tokenize(encoder, train, config.max_length),
             labels=train.labels,
-            frozen={layer: kept[layer] for layer in needed},
+            method=method,
             seed=seed,
-            epochs=epochs,
-            batch_size=batch_size,
-            head_learning_rate=head_learning_rate,
-            precision=resolve_precision(device, precision),
-            device=device,
-            progress=progress,
+            config=config,
+            frozen=frozen or {},
         )
-        model = begin(recipe)
-        count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        tried: list[dict[str, Any]] = []
-        searched: dict[str, Any] = {}
-        steps: list[int] = []
+        read = [_checked(training, layer) for layer in needed]
+        model = new_model(training)
 
         def keep(step: int) -> None:
             steps.append(step)
-            _save(_plain(copy.deepcopy(model), method), encoder, folder.with_name(f"step-{step:06d}"))
+            snapshot = copy.deepcopy(model)
+            method.finish(snapshot)
+            _save(snapshot, encoder, folder.with_name(f"step-{step:06d}"))
 
         with Meter() as meter:
-            if search and method.kind != "head":
-                rate, tried, searched = search_rate(recipe, rate)
-            done = fit(recipe, model, np.arange(len(train)), rate, checkpoints=checkpoints or 0, keep=keep)
-        seconds = meter.cost.seconds + sum(kept[layer].seconds for layer in needed)
-        flops = fit_flops(recipe, done, candidates=len(tried))
+            search = Search(method.learning_rate(config), {}, [])
+            if config.search and method.trains_blocks:
+                search = search_rate(training, search.learning_rate)
+            # A control is trained at the rate that a search gives on the true labels.
+            training = replace(training, labels=method.training_labels(train.labels, seed))
+            result = fit(training, model, np.arange(len(train)), search.learning_rate, keep)
+        flops = fit_flops(training, model, result, candidates=len(search.log))
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-        raise StudyError(
-            f"Training by {method.name} diverged (its weights are not finite); lower adaptation.learning_rate."
+        raise ArgumentError(
+            f"Training by {method.name} diverged (its weights are not finite); lower {{learning_rate}}.",
+            "learning_rate",
         )
-    _save(_plain(model, method), encoder, folder)
-    found = probabilities(load_classifier(folder, encoder), encoder, test, **measure)
-    settings = {
-        "pooling": pooling,
-        **done.settings,
-        **searched,
-        "frozen_layers": list(needed),
-        "frozen_seconds": sum(kept[layer].seconds for layer in needed),
-        "frozen_bytes": sum(kept[layer].rows.nbytes for layer in needed),
-    }
-    table = pd.DataFrame(tried + done.log, columns=LOG_COLUMNS)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    method.finish(model)
+    _save(model, encoder, folder)
+    predictions = probabilities(load_classifier(folder, encoder), encoder, test, config)
+    frozen_seconds = sum(values.seconds for values in read)
+    searched = search.settings if config.search and method.trains_blocks else {}
     return Adaptation(
         checkpoint=folder,
         before=before,
-        after=quality(found, test.labels),
-        log=table,
-        trainable_parameters=count,
+        after=quality(predictions, test.labels),
+        predictions=predictions,
         total_parameters=total,
-        seconds=seconds,
+        settings={
+            "pooling": config.pooling,
+            **result.settings,
+            **searched,
+            "frozen_layers": list(needed),
+            "frozen_seconds": frozen_seconds,
+            "frozen_bytes": sum(values.rows.nbytes for values in read),
+        },
+        log=pd.DataFrame(search.log + result.log, columns=LOG_COLUMNS),
+        label_order=tuple(range(len(corpus.label_names))),
+        trainable_parameters=trainable,
+        seconds=meter.cost.seconds + frozen_seconds,
         cost=meter.cost,
         flops=flops,
-        label_order=tuple(range(len(label_names))),
         steps=tuple(steps),
-        settings=settings,
-        predictions=found,
     )
 
 
-def _plain(model: Any, method: Method) -> Any:
-    """The model as it is saved: of `lora`, with its additions folded into the weights."""
-    if method.kind == "lora":
-        merge_lora(model)
-    return model
+def _checked(training: Any, layer: int) -> Any:
+    """The frozen values of a layer, if they are of the training examples."""
+    values, encodings = training.frozen.get(layer), training.encodings
+    lengths = [len(encoding["input_ids"]) for encoding in encodings]
+    if layer == training.encoder.n_layers:
+        lengths = [1] * len(encodings)
+    if values is None or not np.array_equal(values.lengths, lengths):
+        raise ArgumentError(
+            f"{{frozen}} does not hold the values of layer {layer} over the {len(encodings)} training examples; compute "
+            "them by compute_frozen from the same examples and configuration.",
+            "frozen",
+        )
+    return values
 
 
 def _save(model: Any, encoder: Encoder, folder: Path) -> None:
@@ -267,19 +217,31 @@ def _save(model: Any, encoder: Encoder, folder: Path) -> None:
         encoder.tokenizer.save_pretrained(folder)
 
 
-def _label_order(config: Any, label_names: Sequence[str], path: str) -> tuple[list[int], str]:
-    """For each of our classes, its number in a checkpoint; and how the two were matched."""
-    theirs = [str(config.id2label[i]) for i in range(config.num_labels)]
-    if len(theirs) != len(label_names):
-        raise StudyError(
-            f"The checkpoint {path} has {len(theirs)} labels ({', '.join(theirs)}) but the data has {len(label_names)} "
-            f"({', '.join(label_names)}); give the data it was fine-tuned for."
+def _check_pooling(model: Any, folder: Path, config: AdaptConfig) -> None:
+    pooling = getattr(model, "pooling", "model")
+    if pooling != config.pooling:
+        raise ArgumentError(
+            f"The checkpoint {folder} has the pooling {pooling!r}, but {{pooling}} is {config.pooling!r}; set it to "
+            f"{pooling!r}, so that methods and not poolings are compared.",
+            "pooling",
         )
-    if sorted(theirs) == sorted(label_names):
-        return [theirs.index(name) for name in label_names], "matched by name"
-    if theirs == [f"LABEL_{i}" for i in range(len(theirs))]:
-        return list(range(len(theirs))), "the checkpoint does not name its labels; taken in the data's sorted order"
-    raise StudyError(
-        f"The checkpoint {path} has the labels {', '.join(theirs)} but the data has {', '.join(label_names)}; "
-        "rename the data's labels, or the checkpoint's id2label, so that they agree."
+
+
+def _label_order(config: Any, label_names: Sequence[str], folder: Path) -> tuple[list[int], str]:
+    """For each class of the data, its number in a checkpoint; and how the two were matched."""
+    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+    if len(labels) != len(label_names):
+        raise ArgumentError(
+            f"The checkpoint {folder} has {len(labels)} labels ({', '.join(labels)}), but the data has {len(label_names)} "
+            f"({', '.join(label_names)}); use the data that it was fine-tuned on.",
+            "method",
+        )
+    if sorted(labels) == sorted(label_names):
+        return [labels.index(name) for name in label_names], "matched by name"
+    if labels == [f"LABEL_{i}" for i in range(len(labels))]:
+        return list(range(len(labels))), "the checkpoint does not name its labels; taken in the data's sorted order"
+    raise ArgumentError(
+        f"The checkpoint {folder} has the labels {', '.join(labels)}, but the data has {', '.join(label_names)}; "
+        "rename the labels of the data, or the checkpoint's id2label, so that they agree.",
+        "method",
     )

@@ -1,4 +1,4 @@
-"""What training costs: seconds, memory, energy, floating-point operations."""
+"""The cost of training: seconds, memory, energy, floating-point operations."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from layerprobe.encoder import length_sorted_batches
 from layerprobe.errors import MeasureError
-from layerprobe.layers import blocks, edited
+from layerprobe.layers import blocks
 
 SAMPLING_SECONDS = 0.01
-"""Between two looks at the process's resident memory."""
-PROBED_LENGTHS = (4, 8, 16)
-"""Word pieces of the texts on which operations are counted; three determine a quadratic."""
+"""Between two readings of the process's resident memory."""
+PROBED_LENGTHS = (4, 5, 6)
+"""Lengths in tokens at which operations are counted; three determine a quadratic."""
 
 
 # Seconds, memory, energy ----------------------------------------------------------------------------------------------
@@ -34,26 +34,26 @@ PROBED_LENGTHS = (4, 8, 16)
 
 @dataclass(frozen=True)
 class Cost:
-    """What the work inside a `Meter` took."""
+    """The cost of the work inside a `Meter`."""
 
     seconds: float
-    """Of the clock on the wall."""
+    """Wall-clock time."""
     peak_bytes: int
-    """Largest resident memory of this process above what it held at the start; on the host, not on a GPU."""
+    """Largest resident memory of this process above that at the start; of the host, not of a GPU."""
     memory_kind: Literal["sampled", "high-water"]
     """`sampled`: read every hundredth of a second, and raised to the process's high-water mark where that rose.
-    `high-water`: where nothing but that mark can be read (macOS), how much it rose: 0 when an earlier peak was higher."""
+    `high-water`: the rise of that mark, where nothing else can be read (macOS): 0 if an earlier peak was higher."""
     energy_wh: float | None
     """Watt-hours of the processors (CPU and GPU), without memory, whose power is never measured."""
     energy_kind: Literal["measured", "estimated"] | None
-    """`measured` by counters of the hardware, which count all that runs on the machine; `estimated` from this process's
-    (and its children's) CPU time and the CPU's nominal power."""
+    """`measured` by counters of the hardware, which count everything that runs on the machine; `estimated` from the CPU
+    time of this process and its children and the CPU's nominal power."""
     energy_note: str
-    """How the energy was found, or why there is none."""
+    """How the energy was obtained, or why there is none."""
 
 
 class Meter:
-    """Measures what the work inside its context costs.
+    """Measures the cost of the work inside its context.
 
     ```python
     with Meter() as meter:
@@ -61,19 +61,18 @@ class Meter:
     meter.cost.seconds
     ```
 
-    Energy needs `codecarbon`, which is used offline: it looks up no host and writes no file. Finding the hardware takes
-    it a second or two, which are not part of what is measured.
+    Energy needs `codecarbon`, which is used offline: it contacts no host and writes no file. Its detection of the hardware
+    takes a second or two, which are not part of the measurement.
     """
 
     def __init__(self, *, energy: bool = True) -> None:
-        """`energy=False` spares the search for the hardware's power."""
-        self._energy = energy
-        self._tracker: Any = None
+        """`energy=False` saves the detection of the hardware."""
+        self._measures_energy = energy
         self._cost: Cost | None = None
 
     @property
     def cost(self) -> Cost:
-        """What was measured.
+        """The measured cost.
 
         Raises:
             MeasureError: before the context has ended.
@@ -83,7 +82,8 @@ class Meter:
         return self._cost
 
     def __enter__(self) -> Meter:
-        self._tracker, self._note = _tracker() if self._energy else (None, "energy was not asked for")
+        self._tracker: Any
+        self._tracker, self._note = _tracker() if self._measures_energy else (None, "energy was not measured")
         self._base, self._mark = _resident(), _high_water()
         self._peak = self._base or 0
         self._done = threading.Event()
@@ -102,9 +102,8 @@ class Meter:
         if self._base is None:
             peak = mark - self._mark
         else:
-            if mark > self._mark:  # the process never held more than now: this mark is exact, between samples too
-                self._peak = max(self._peak, mark)
-            peak = self._peak - self._base
+            # If the mark rose, it is the exact peak of this context, also between samples.
+            peak = max(self._peak, mark if mark > self._mark else 0) - self._base
         watt_hours, kind, note = _energy(self._tracker, self._note)
         self._cost = Cost(
             seconds, max(0, peak), "high-water" if self._base is None else "sampled", watt_hours, kind, note
@@ -118,7 +117,7 @@ class Meter:
 
 
 def _resident() -> int | None:
-    """Bytes of this process in memory now, where the system tells (Linux)."""
+    """Bytes of this process in memory now, where the system reports it (Linux)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):
@@ -126,9 +125,9 @@ def _resident() -> int | None:
 
 
 def _high_water() -> int:
-    """The most bytes that this process has ever held in memory."""
+    """The largest number of bytes that this process has ever had in memory."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes but for macOS
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes except on macOS
 
 
 def _tracker() -> tuple[Any, str]:
@@ -139,15 +138,11 @@ def _tracker() -> tuple[Any, str]:
         from codecarbon import OfflineEmissionsTracker
 
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
-        # Every way out is closed by argument, since a user's own codecarbon settings would otherwise open it. The
-        # country decides the carbon of a watt-hour, which is not reported, and must be given.
+        # Every output is disabled by argument, since a user's codecarbon settings would otherwise enable it. The country
+        # decides the carbon of a watt-hour, which is not reported, but it is required.
         tracker = OfflineEmissionsTracker(
             country_iso_code="USA",
-            save_to_file=False,
-            save_to_api=False,
-            save_to_logger=False,
-            save_to_prometheus=False,
-            save_to_logfire=False,
+            **{f"save_to_{output}": False for output in ("file", "api", "logger", "prometheus", "logfire")},
             emissions_endpoint=None,
             electricitymaps_api_token=None,
             log_level="critical",
@@ -156,8 +151,8 @@ def _tracker() -> tuple[Any, str]:
             measure_power_secs=1,
         )
         tracker.start()
-    except Exception as error:  # whatever a foreign library's look at the hardware meets, training goes on
-        return None, f"codecarbon failed ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    except Exception as error:  # whatever codecarbon raises about the hardware, training continues
+        return None, _failure(error)
     return tracker, ""
 
 
@@ -165,21 +160,25 @@ _COUNTERS = {"intel_rapl": "RAPL", "intel_power_gadget": "Intel Power Gadget", "
 
 
 def _energy(tracker: Any, note: str) -> tuple[float | None, Literal["measured", "estimated"] | None, str]:
-    """Watt-hours of the processors, how they were found, and that in words."""
+    """Watt-hours of the processors, how they were obtained, and that in words."""
     if tracker is None:
         return None, None, note
     try:
         tracker.stop()
         data = tracker.final_emissions_data
         watt_hours = 1000 * (data.cpu_energy + data.gpu_energy)
-        # Not part of codecarbon's interface: where it can't be read, the energy counts as estimated.
+        # Not part of codecarbon's interface: where it cannot be read, the energy counts as estimated.
         modes = [getattr(part, "_mode", "") for part in getattr(tracker, "_hardware", [])]
     except Exception as error:
-        return None, None, f"codecarbon failed ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        return None, None, _failure(error)
     counter = next((_COUNTERS[mode] for mode in modes if mode in _COUNTERS), None)
     if counter is not None:
-        return watt_hours, "measured", f"codecarbon read {counter}, which counts all that ran on the machine"
+        return watt_hours, "measured", f"codecarbon read {counter}, which counts everything that ran on the machine"
     return watt_hours, "estimated", f"codecarbon estimated it from CPU time and nominal power ({data.cpu_model})"
+
+
+def _failure(error: Exception) -> str:
+    return f"codecarbon failed ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
 
 
 # Floating-point operations --------------------------------------------------------------------------------------------
@@ -187,10 +186,10 @@ def _energy(tracker: Any, note: str) -> tuple[float | None, Literal["measured", 
 
 @dataclass(frozen=True)
 class TrainingFlops:
-    """Floating-point operations of a training, two for each multiplication with its addition, matrix products only."""
+    """Floating-point operations of a training: two per multiply-add, matrix products only."""
 
     frozen: int
-    """Forward, through what lies below all that is trained."""
+    """Forward, through everything below the lowest trained parameter."""
     forward: int
     """Forward, through the rest."""
     backward: int
@@ -198,7 +197,6 @@ class TrainingFlops:
 
     @property
     def total(self) -> int:
-        """All of them."""
         return self.frozen + self.forward + self.backward
 
     def __add__(self, other: TrainingFlops) -> TrainingFlops:
@@ -207,106 +205,77 @@ class TrainingFlops:
 
 
 def training_flops(
-    model: nn.Module, lengths: Sequence[int] | np.ndarray, *, batch_size: int, epochs: float, cached: bool
+    model: nn.Module, lengths: Sequence[int] | np.ndarray, *, batch_size: int, epochs: float
 ) -> TrainingFlops:
     """Floating-point operations of training those parameters of a classifier that require gradients.
 
-    They are counted by `torch.utils.flop_counter` with eager attention (it sees nothing of a CPU's fused attention) on
-    single texts of three lengths. A text's operations are a quadratic in its length, exactly (attention is quadratic, the
-    rest linear or constant), and a batch's are its rows' (padded to the longest), so three lengths give them for all.
-    Not counted: embedding look-ups, norms, activations, dropout, the optimizer's update, gradient clipping.
+    They are counted by `torch.utils.flop_counter` with eager attention (it does not see a CPU's fused attention) on single
+    examples of three lengths. The operations of an example are exactly quadratic in its length (attention is quadratic,
+    everything else linear or constant), and a batch's are the sum over its padded examples, so three lengths suffice.
+    The frozen part is computed once, everything else in every epoch. Not counted: embedding look-ups, norms, activations,
+    dropout, the optimizer's update, gradient clipping.
 
     Args:
-        model: a classifier, a PEFT one too, with `requires_grad` set as for training; left as it was.
-        lengths: word pieces of each training text.
-        batch_size: texts a batch. Batches are taken to be sorted by length, the least padding there can be; batches
-            of like length in seeded order have a little more.
-        epochs: passes over the texts; a fraction where some passes saw only a part.
-        cached: whether what lies below all that is trained is computed once, or in every epoch.
+        model: a classifier with `requires_grad` set as for training; restored afterwards.
+        lengths: tokens of each training example.
+        batch_size: examples per batch. Batches are assumed to be sorted by length, which gives the least padding; batches
+            of similar length in seeded order have slightly more.
+        epochs: passes over the examples; a fraction where some passes covered only a part.
 
     Raises:
-        MeasureError: if nothing is trained, or there are no texts.
+        MeasureError: if nothing is trained, or there are no examples.
     """
-    given: Any = model
-    inner = given.get_base_model() if hasattr(given, "get_base_model") else given
-    trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
-    if not trained:
-        raise MeasureError("No parameter of the model requires gradients; set `requires_grad` as for training.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise MeasureError("No parameter of {model} requires gradients; set `requires_grad` as for training.", "model")
     if not len(lengths):
-        raise MeasureError("There are no texts to count the operations of training on; give at least one.")
-    padded = [(int(np.asarray(lengths)[batch[0]]), len(batch)) for batch in length_sorted_batches(lengths, batch_size)]
-    # Sums of length^0, length^1, length^2 over the texts as padded.
-    moments = [sum(length**power * size for length, size in padded) for power in range(3)]
-    with _eager(inner):
-        counts = [_one_text(inner, length, trained) for length in PROBED_LENGTHS]
-    frozen, forward, backward = (
-        sum(c * m for c, m in zip(_quadratic(part), moments, strict=True)) for part in zip(*counts, strict=True)
-    )
-    return TrainingFlops(
-        frozen=round(frozen * (1 if cached else Fraction(epochs))),
-        forward=round(forward * Fraction(epochs)),
-        backward=round(backward * Fraction(epochs)),
-    )
+        raise MeasureError("{lengths} is empty; give the tokens of at least one example.", "lengths")
+    with _eager(model):
+        counts = [_count(model, length) for length in PROBED_LENGTHS]
+    totals = [0, 0, 0]
+    for batch in length_sorted_batches(lengths, batch_size):
+        # Newton's form of the quadratic through consecutive lengths, in whole numbers.
+        x = int(np.asarray(lengths)[batch[0]]) - PROBED_LENGTHS[0]
+        for part, (a, b, c) in enumerate(zip(*counts, strict=True)):
+            totals[part] += len(batch) * (a + x * (b - a) + x * (x - 1) // 2 * (c - 2 * b + a))
+    frozen, forward, backward = totals
+    return TrainingFlops(frozen, round(forward * Fraction(epochs)), round(backward * Fraction(epochs)))
 
 
-def _one_text(model: Any, length: int, trained: list[nn.Parameter]) -> tuple[int, int, int]:
-    """Frozen forward, other forward, and backward operations of one text of this many word pieces."""
+def _count(model: Any, length: int) -> tuple[int, int, int]:
+    """Frozen forward, other forward, and backward operations of one example of this many tokens."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    stack, pooler = blocks(model), getattr(model.base_model, "pooler", None)
-    own = {id(parameter) for parameter in trained}
-    in_blocks = {id(p) for block in stack for p in block.parameters()}
-    in_pooler = {id(p) for p in pooler.parameters()} if pooler is not None else set()
-    above = {id(p) for name, p in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
-    above |= {id(p) for name, p in model.named_parameters() if ".final_norm." in name}
-    below = own - in_blocks - in_pooler - above  # embeddings, and what projects them to the blocks' width
-    lowest = next((i for i, block in enumerate(stack) if own & {id(p) for p in block.parameters()}), len(stack))
-    frozen = 0
-    counter = FlopCounterMode(display=False)
-
-    def reached(value: Tensor) -> Tensor:
-        nonlocal frozen
-        frozen = counter.get_total_flops()
-        return value
-
-    def pooled(module: nn.Module, args: Any, output: Any, start: list[int]) -> None:
-        nonlocal frozen
-        frozen += counter.get_total_flops() - start.pop()
-
-    starts: list[int] = []
-    handles = []
-    if pooler is not None and lowest == len(stack) and not below and not own & in_pooler:
-        # A frozen pooler under a trained classifier is as fixed as the blocks.
-        handles.append(pooler.register_forward_pre_hook(lambda *_: starts.append(counter.get_total_flops())))
-        handles.append(pooler.register_forward_hook(lambda m, a, o: pooled(m, a, o, starts)))
-    pad = model.config.pad_token_id
-    ids = torch.full((1, length), 1 if pad == 0 else 0, device=trained[0].device)
-    try:
-        with counter, torch.enable_grad(), edited(model, {} if below else {lowest: reached}):
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-            forward = counter.get_total_flops()
-            torch.autograd.grad(logits.sum(), trained, allow_unused=True)
-            total = counter.get_total_flops()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return frozen, forward - frozen, total - forward
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ids = torch.full((1, length), int(model.config.pad_token_id == 0), device=trained[0].device)
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        forward = counter.get_total_flops()
+        by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+        torch.autograd.grad(logits.sum(), trained, allow_unused=True)
+        backward = counter.get_total_flops() - forward
+    names = {module: f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
+    frozen, above = 0, _above_frozen(model)
+    if above is not None:
+        frozen = by_module[names[model.base_model]] - sum(by_module.get(names[module], 0) for module in above)
+    return frozen, forward - frozen, backward
 
 
-def _quadratic(values: Sequence[int]) -> list[Fraction]:
-    """Coefficients of length^0, length^1, length^2 of the quadratic through the counts at the probed lengths."""
-    result = [Fraction(0)] * 3
-    for i, (x, y) in enumerate(zip(PROBED_LENGTHS, values, strict=True)):
-        a, b = (PROBED_LENGTHS[j] for j in range(3) if j != i)
-        scale = Fraction(y, (x - a) * (x - b))
-        for power, factor in enumerate((a * b, -(a + b), 1)):
-            result[power] += scale * factor
-    return result
+def _above_frozen(model: Any) -> list[nn.Module] | None:
+    """The blocks, and the pooler, from the lowest trained one on; None if anything below them is trained."""
+    body, pooler = model.base_model, getattr(model.base_model, "pooler", None)
+    parts = [*blocks(model), *([] if pooler is None else [pooler])]
+    inside = {id(parameter) for part in parts for parameter in part.parameters()}
+    for name, parameter in body.named_parameters():
+        if parameter.requires_grad and id(parameter) not in inside and not name.startswith("final_norm."):
+            return None
+    trained = [any(parameter.requires_grad for parameter in part.parameters()) for part in parts]
+    # ALBERT's shared block occurs once per layer.
+    return list(dict.fromkeys(parts[trained.index(True) :] if any(trained) else []))
 
 
 @contextmanager
 def _eager(model: Any) -> Iterator[None]:
-    """Attention as plain matrix products inside this context, in a model without dropout; both as before after it."""
+    """Attention as plain matrix products and no dropout inside this context; both are restored afterwards."""
     body = model.base_model
     attention = body.config._attn_implementation
     training = [module for module in model.modules() if module.training]

@@ -1,225 +1,196 @@
-"""Training a model by one method, on all training texts or on a part of them, at a given or a searched learning rate."""
+"""Training a model by one method, on all training examples or on a part of them, at a given or a chosen learning rate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.adaptation._cost import TrainingFlops, training_flops
-from layerprobe.adaptation._frozen import Frozen
+from layerprobe.adaptation._frozen import FrozenValues
 from layerprobe.adaptation._head import train_head
-from layerprobe.adaptation._lora import add_lora
-from layerprobe.adaptation._methods import Method, frozen_layer
-from layerprobe.adaptation._rates import SEARCH_FACTORS
-from layerprobe.adaptation._trained import trained_parameter_names
 from layerprobe.adaptation._training import train_blocks
 from layerprobe.adaptation._validation import SHARE, validation_part
-from layerprobe.encoder import Encoder, head_parameter_names
+from layerprobe.adaptation.methods import Method
+from layerprobe.encoder import Encoder, collate, head_parameter_names, length_sorted_batches
+
+SEARCH_FACTORS = (1 / 3, 1.0, 3.0)
+"""A search tries these multiples of the method's learning rate."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a training, but for its texts and its learning rate."""
+class Training:
+    """Everything that decides a training, except its examples and its learning rate."""
 
     encoder: Encoder
     label_names: tuple[str, ...]
-    method: Method
-    pooling: Literal["model", "mean", "cls"]
     encodings: list[dict[str, list[int]]]
+    """Of the training examples, as `tokenize` gives them."""
     labels: np.ndarray
-    """The true ones, also for `shuffled-labels`."""
-    frozen: Mapping[int, Frozen]
-    """Frozen layers' values, as far as the method reads them."""
+    """Of the training examples, `(examples,)`."""
+    method: Method
     seed: int
-    epochs: int
-    batch_size: int
-    head_learning_rate: float | None
-    device: str
-    progress: bool
-    precision: Literal["bf16", "fp32"] = "fp32"
-    """Of the blocks' training."""
+    config: AdaptConfig
+    frozen: FrozenValues
+    """Of the layers that the method reads, over the training examples."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model (a `lora` one still has its additions apart), its log, and what was chosen or resolved."""
+    """What a training logged, and what was chosen or resolved in it."""
 
-    model: Any
     log: list[dict[str, Any]]
     settings: dict[str, Any]
 
 
-def begin(recipe: Recipe) -> Any:
-    """The pretrained body under a fresh head, with just what the method trains requiring gradients."""
-    model: Any = recipe.encoder.classifier(recipe.label_names, seed=recipe.seed, pooling=recipe.pooling)
-    if recipe.method.kind == "lora":
-        add_lora(model, recipe.encoder, recipe.method, seed=recipe.seed)
-    trained = trained_parameter_names(model, recipe.encoder, recipe.method)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    return model.to(recipe.device)
+@dataclass(frozen=True)
+class Search:
+    """The learning rate that a search chose, and the validation loss of each candidate."""
+
+    learning_rate: float
+    losses: dict[float, float]
+    log: list[dict[str, Any]]
+    """One entry per candidate; its loss is the validation loss."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        losses = {f"{rate:.3g}": loss for rate, loss in self.losses.items()}
+        return {"searched": losses} | ({"validation_share": SHARE} if losses else {})
+
+
+def new_model(training: Training) -> Any:
+    """The pretrained body under a fresh head, in which only the parameters that the method trains require gradients."""
+    encoder, method, config = training.encoder, training.method, training.config
+    model: Any = encoder.classifier(training.label_names, seed=training.seed, pooling=config.pooling)
+    method.prepare(model, encoder, training.seed)
+    _require_gradients(model, method.trainable(model, encoder))
+    return model.to(config.device)
 
 
 def fit(
-    recipe: Recipe,
+    training: Training,
     model: nn.Module,
-    texts: np.ndarray,
+    examples: np.ndarray,
     learning_rate: float,
-    *,
-    permuted: bool = True,
-    checkpoints: int = 0,
     keep: Callable[[int], None] | None = None,
 ) -> Fit:
-    """Train a model that `begin` made, in place, on some of the training texts.
+    """Train a model that `new_model` made, in place.
 
     Args:
-        recipe: what is the same for every candidate.
+        training: what all candidates share.
         model: the fresh model.
-        texts: numbers of the texts to train on.
+        examples: numbers of the examples to train on.
         learning_rate: peak rate of the blocks.
-        permuted: whether `shuffled-labels` permutes them; a search of its rate does not, so that the control is trained
-            at the rate of `full`.
-        checkpoints: how often, evenly spaced before the end of the blocks' training, `keep` is called.
-        keep: called with the number of steps done, the model as it then is.
+        keep: called with the number of steps done at each of `config.checkpoints` points before the end of the blocks'
+            training.
     """
-    method = recipe.method
-    log: list[dict[str, Any]] = []
-    settings: dict[str, Any] = {}
-    if method.kind in ("head", "lp-ft"):
-        log, settings = _fit_head(recipe, model, texts)
-    if method.kind == "head":
-        return Fit(model, log, settings)
-    if method.kind == "lp-ft":
-        settings = {f"head_{key}": value for key, value in settings.items()}
-    labels = recipe.labels
-    if method.kind == "shuffled-labels" and permuted:
-        labels = np.random.default_rng(recipe.seed).permutation(labels)
-    layer = frozen_layer(method, recipe.encoder.n_layers)
-    after = train_blocks(
-        model,
-        recipe.encoder,
-        recipe.encodings,
-        labels,
-        texts,
-        method=method,
-        frozen=recipe.frozen.get(layer) if layer else None,
-        seed=recipe.seed,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=learning_rate,
-        precision=recipe.precision,
-        checkpoints=checkpoints,
-        keep=keep,
-        device=recipe.device,
-        progress=recipe.progress,
-    )
-    done = log[-1]["step"] if log else 0  # a head's steps come first, and are counted on
-    log = log + [{**entry, "step": done + entry["step"]} for entry in after]
-    settings |= {
-        "precision": recipe.precision,
-        "learning_rate": learning_rate,
-        "epochs": recipe.epochs,
-        "batch_size": recipe.batch_size,
-    }
-    return Fit(model, log, settings)
+    result = Fit([], {})
+    for phase in training.method.phases:
+        if phase == "head":
+            result = _fit_head(training, model, examples)
+            if training.method.trains_blocks:
+                result = Fit(result.log, {f"head_{key}": value for key, value in result.settings.items()})
+        else:
+            log = train_blocks(training, model, examples, learning_rate, keep)
+            done = result.log[-1]["step"] if result.log else 0  # steps of a head come first
+            settings = {
+                "precision": training.config.resolved_precision,
+                "learning_rate": learning_rate,
+                "epochs": training.config.epochs,
+                "batch_size": training.config.batch_size,
+            }
+            log = result.log + [{**entry, "step": done + entry["step"]} for entry in log]
+            result = Fit(log, result.settings | settings)
+    return result
 
 
-def fit_flops(recipe: Recipe, done: Fit, *, candidates: int) -> TrainingFlops:
-    """Operations of a training that is done, with those of the search before it.
+def fit_flops(training: Training, model: Any, result: Fit, *, candidates: int) -> TrainingFlops:
+    """Operations of a completed training and of the search before it.
 
     Args:
-        recipe: what was trained.
-        done: how; a `lora` model still has its additions apart.
-        candidates: how many were trained on the rest of the validation part.
+        training: what was trained.
+        model: the trained model, before `method.finish`.
+        result: of `fit`.
+        candidates: number of learning rates that were tried, each on the examples outside the validation part.
     """
-    lengths = [len(encoding["input_ids"]) for encoding in recipe.encodings]
-
-    def of(epochs: float) -> TrainingFlops:
-        return training_flops(done.model, lengths, batch_size=recipe.batch_size, epochs=epochs, cached=True)
-
+    lengths = [len(encoding["input_ids"]) for encoding in training.encodings]
+    trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     total = TrainingFlops(0, 0, 0)
-    if recipe.method.kind in ("head", "lp-ft"):
-        head = head_parameter_names(done.model, recipe.encoder)
-        asked = {name: parameter.requires_grad for name, parameter in done.model.named_parameters()}
-        for name, parameter in done.model.named_parameters():
-            parameter.requires_grad_(name in head)
-        passes = max(entry["epoch"] for entry in done.log if entry["split"] == "train")
-        total = of(float(passes))
-        for name, parameter in done.model.named_parameters():
-            parameter.requires_grad_(asked[name])
-    if recipe.method.kind == "head":
-        return total
-    return total + of(recipe.epochs * (1 + candidates * (1 - SHARE)))
+    for phase in training.method.phases:
+        if phase == "head":
+            epochs = max(entry["epoch"] for entry in result.log if entry["split"] == "train")
+            _require_gradients(model, head_parameter_names(model, training.encoder))
+        else:
+            epochs = training.config.epochs * (1 + candidates * (1 - SHARE))
+            _require_gradients(model, trainable)
+        total += training_flops(model, lengths, batch_size=training.config.batch_size, epochs=epochs)
+    return total
 
 
-def _fit_head(recipe: Recipe, model: Any, texts: np.ndarray) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    rows = torch.from_numpy(np.asarray(recipe.frozen[recipe.encoder.n_layers].rows[texts]))
+def search_rate(training: Training, around: float) -> Search:
+    """Choose the learning rate with the least cross-entropy on a validation part of the training examples.
+
+    Each candidate is trained from the start, for as many epochs as the final training, on the other training examples.
+    `around` is chosen where no example can be spared.
+    """
+    held = validation_part(training.labels, training.seed)
+    losses: dict[float, float] = {}
+    log = []
+    for factor in SEARCH_FACTORS if held.any() else ():
+        rate = around * factor
+        model = new_model(training)
+        result = fit(training, model, np.flatnonzero(~held), rate)
+        losses[rate] = loss = _loss(training, model, np.flatnonzero(held))
+        step, epoch = result.log[-1]["step"] if result.log else 0, float(training.config.epochs)
+        log.append({"step": step, "epoch": epoch, "loss": loss, "learning_rate": rate, "split": "validation"})
+    finite = {rate: loss for rate, loss in losses.items() if np.isfinite(loss)}
+    # Of equal losses, the rate nearest to the one without a search.
+    best = min(finite or {around: 0.0}, key=lambda rate: (finite.get(rate, 0.0), abs(np.log(rate / around))))
+    return Search(best, losses, log)
+
+
+def _require_gradients(model: nn.Module, names: frozenset[str]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+def _fit_head(training: Training, model: Any, examples: np.ndarray) -> Fit:
+    frozen = training.frozen[training.encoder.n_layers]
     model.eval()
-    found = train_head(
+    head = train_head(
         model,
-        recipe.encoder,
-        rows.unsqueeze(1).to(recipe.device),
-        recipe.labels[texts],
-        sorted(head_parameter_names(model, recipe.encoder)),
-        seed=recipe.seed,
-        learning_rate=recipe.head_learning_rate,
-        progress=recipe.progress,
+        training.encoder,
+        frozen.batch(examples).to(training.config.device),
+        training.labels[examples],
+        sorted(head_parameter_names(model, training.encoder)),
+        seed=training.seed,
+        learning_rate=training.config.head_learning_rate,
+        progress=training.config.progress,
     )
     settings = {
         "precision": "fp32",
-        "optimizer": found.optimizer,
-        "learning_rate": found.learning_rate,
-        "penalty": found.penalty,
+        "optimizer": head.optimizer,
+        "learning_rate": head.learning_rate,
+        "penalty": head.penalty,
         "validation_share": SHARE,
-        "gradient_norm": found.gradient,
+        "gradient_norm": head.gradient,
     }
-    return found.log, settings
-
-
-def search_rate(recipe: Recipe, around: float) -> tuple[float, list[dict[str, Any]], dict[str, Any]]:
-    """The learning rate with the least cross-entropy on a validation part of the training texts.
-
-    Each candidate is trained from the start, for as many epochs as the final training, on the rest of the training texts.
-
-    Returns:
-        The rate (`around` where no text can be spared); a log entry for each candidate, its loss the validation one; what
-        to note in the settings.
-    """
-    held = validation_part(recipe.labels, recipe.seed)
-    if not held.any():
-        return around, [], {"searched": {}}
-    scores: dict[float, float] = {}
-    log = []
-    for factor in SEARCH_FACTORS:
-        rate = around * factor
-        model = begin(recipe)
-        done = fit(recipe, model, np.flatnonzero(~held), rate, permuted=False)
-        scores[rate] = loss = _loss(recipe, model, np.flatnonzero(held))
-        step = done.log[-1]["step"] if done.log else 0
-        log.append(
-            {"step": step, "epoch": float(recipe.epochs), "loss": loss, "learning_rate": rate, "split": "validation"}
-        )
-    finite = {rate: loss for rate, loss in scores.items() if np.isfinite(loss)}
-    # Of equal losses the one nearest to what would have been used.
-    best = min(finite or {around: 0.0}, key=lambda rate: (finite.get(rate, 0.0), abs(np.log(rate / around))))
-    return best, log, {"searched": {f"{rate:.3g}": loss for rate, loss in scores.items()}, "validation_share": SHARE}
+    return Fit(head.log, settings)
 
 
 @torch.inference_mode()
-def _loss(recipe: Recipe, model: Any, texts: np.ndarray) -> float:
-    """Mean cross-entropy of a model over some of the training texts, in nats."""
-    from layerprobe.encoder import collate, length_sorted_batches
-
+def _loss(training: Training, model: Any, examples: np.ndarray) -> float:
+    """Mean cross-entropy of a model over some of the training examples, in nats."""
     model.eval()
     total = 0.0
-    for batch in length_sorted_batches([len(recipe.encodings[i]["input_ids"]) for i in texts], 32):
-        chosen = texts[batch]
-        inputs = {k: v.to(recipe.device) for k, v in collate(recipe.encoder, recipe.encodings, chosen).items()}
-        logits = model(**inputs).logits.double().cpu()
-        total += float(nn.functional.cross_entropy(logits, torch.as_tensor(recipe.labels[chosen]), reduction="sum"))
-    return total / len(texts)
+    for batch in length_sorted_batches([len(training.encodings[i]["input_ids"]) for i in examples], 32):
+        chosen = examples[batch]
+        inputs = collate(training.encoder, training.encodings, chosen)
+        logits = model(**{key: value.to(training.config.device) for key, value in inputs.items()}).logits.double().cpu()
+        total += float(nn.functional.cross_entropy(logits, torch.as_tensor(training.labels[chosen]), reduction="sum"))
+    return total / len(examples)

@@ -1,44 +1,46 @@
-"""How well a classifier does on labelled texts."""
+"""The quality of a classifier on labelled examples."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
+from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.data import Examples
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import MeasureError
 
+BATCH = 32
 CALIBRATION_BINS = 15
 """Bins of equal width over (0, 1] for `Quality.calibration_error`, each open below and closed above."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well class probabilities fit the labels of n texts."""
+    """How well class probabilities fit the labels of n examples."""
 
     accuracy: float
-    """Share of texts whose most probable class is their own."""
+    """Share of examples whose most probable class is the true one."""
     macro_f1: float
-    """F1 averaged over the classes that are a text's own or predicted for one."""
+    """F1 averaged over the classes that are true or predicted for at least one example."""
     loss: float
     """Mean cross-entropy, in nats."""
     brier: float
-    """Mean over texts of the sum over classes of squared differences between probability and truth (1 for the own
-    class, else 0): in [0, 2]. With two classes it is twice what is called the Brier score of the positive class."""
+    """Mean over examples of the sum over classes of squared differences between probability and truth (1 for the true
+    class, else 0): in [0, 2]. With two classes it is twice the Brier score of the positive class."""
     calibration_error: float
-    """Expected calibration error in [0, 1] (Guo et al. 2017): the texts are binned by the probability of their most
-    probable class (`CALIBRATION_BINS`), and the absolute difference between a bin's accuracy and its mean probability
-    is averaged, weighted by its texts. Absolute differences don't cancel, so it is biased upwards, the more the fewer
-    the texts: perfectly calibrated probabilities of two classes score about .04 at 500 texts, .012 at 5,000. Compare it
-    only over the same texts. Bins of equal width, since in bins of equal mass texts of one same probability would be
-    told apart by their order."""
+    """Expected calibration error in [0, 1] (Guo et al. 2017): the examples are binned by the probability of their most
+    probable class (`CALIBRATION_BINS`), and the absolute difference between a bin's accuracy and its mean probability is
+    averaged, weighted by its size. Absolute differences do not cancel, so it is biased upwards, the more the fewer the
+    examples: perfectly calibrated probabilities of two classes score about .04 at 500 examples, .012 at 5,000. Compare it
+    only over the same examples. Bins have equal width, since bins of equal mass would separate examples of equal
+    probability by their order."""
     n: int
 
 
@@ -48,65 +50,70 @@ def quality(probabilities: np.ndarray, labels: np.ndarray, *, classes: Sequence[
     Args:
         probabilities: rows that sum to 1.
         labels: class numbers, columns of the probabilities.
-        classes: the classes that the texts can have, where these are not all: the others' probabilities are left out
-            and what is left is divided by its sum (a row that has nothing left becomes uniform), so that a text outside
-            the domain is judged by a choice among its own labels.
+        classes: the classes that the examples can have, where these are not all: the other classes' probabilities are
+            removed and the rest is divided by its sum (a row without a rest becomes uniform), so that an example from
+            outside the domain is judged by a choice among its possible labels.
 
     Raises:
-        MeasureError: if there are no texts, shapes differ, rows are not probabilities, or a label is no class.
+        MeasureError: if there are no examples, shapes differ, rows are not probabilities, or a label is not a class.
     """
     from sklearn.metrics import accuracy_score, f1_score
 
-    chosen, own = _restricted(np.asarray(probabilities, dtype=np.float64), np.asarray(labels), classes)
+    chosen, truth = _restricted(np.asarray(probabilities, dtype=np.float64), np.asarray(labels), classes)
     predicted = chosen.argmax(axis=1)
-    given = chosen[np.arange(len(own)), own]
+    given = chosen[np.arange(len(truth)), truth]
     return Quality(
-        accuracy=float(accuracy_score(own, predicted)),
-        macro_f1=float(f1_score(own, predicted, average="macro", zero_division=0)),
+        accuracy=float(accuracy_score(truth, predicted)),
+        macro_f1=float(f1_score(truth, predicted, average="macro", zero_division=0)),
         loss=float(-np.log(np.maximum(given, np.finfo(np.float64).tiny)).mean()),
-        # The own class' (p - 1)^2 in place of its p^2.
+        # The true class' (p - 1)^2 in place of its p^2.
         brier=float(((chosen**2).sum(axis=1) - given**2 + (1 - given) ** 2).mean()),
-        calibration_error=_calibration_error(chosen.max(axis=1), predicted == own),
-        n=len(own),
+        calibration_error=_calibration_error(chosen.max(axis=1), predicted == truth),
+        n=len(truth),
     )
 
 
 def _restricted(
     probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[int] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of the classes that the texts can have, and the labels as their columns."""
+    """Probabilities of the classes that the examples can have, and the labels as their columns."""
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
         raise MeasureError(
-            f"Quality was given probabilities {probabilities.shape} and labels {labels.shape}; "
-            "it needs (n, classes) and (n,)."
+            f"The shapes of {{probabilities}} and {{labels}} are {probabilities.shape} and {labels.shape}; "
+            "they must be (n, classes) and (n,).",
+            "probabilities",
+            "labels",
         )
     if not len(labels):
-        raise MeasureError("Quality was given no texts; it needs at least one.")
-    fits = np.isfinite(probabilities).all(axis=1) & (probabilities >= 0).all(axis=1)
-    fits &= np.abs(probabilities.sum(axis=1) - 1) < 1e-6
-    if not fits.all():
+        raise MeasureError("{labels} is empty; give at least one example.", "labels")
+    valid = np.isfinite(probabilities).all(axis=1) & (probabilities >= 0).all(axis=1)
+    valid &= np.abs(probabilities.sum(axis=1) - 1) < 1e-6
+    if not valid.all():
         raise MeasureError(
-            f"Row {int(np.flatnonzero(~fits)[0])} of the probabilities is not finite, negative or does not sum to 1; "
-            "give softmax outputs."
+            f"Row {int(np.flatnonzero(~valid)[0])} of {{probabilities}} is not finite, negative or does not sum to 1; "
+            "give softmax outputs.",
+            "probabilities",
         )
     allowed = np.arange(probabilities.shape[1]) if classes is None else np.unique(np.asarray(classes, dtype=np.int64))
     if not len(allowed) or allowed[0] < 0 or allowed[-1] >= probabilities.shape[1]:
         raise MeasureError(
-            f"Quality was asked for classes {list(classes or ())} of {probabilities.shape[1]}; "
-            f"give numbers from 0 to {probabilities.shape[1] - 1}."
+            f"{{classes}} is {list(classes or ())}, but there are {probabilities.shape[1]} classes; "
+            f"give numbers from 0 to {probabilities.shape[1] - 1}.",
+            "classes",
         )
-    strange = ~np.isin(labels, allowed)
-    if strange.any():
+    invalid = ~np.isin(labels, allowed)
+    if invalid.any():
         raise MeasureError(
-            f"The label {labels[strange][0]} of text {int(np.flatnonzero(strange)[0])} is none of the classes "
-            f"{', '.join(map(str, allowed))} that the texts can have."
+            f"The label {labels[invalid][0]} of example {int(np.flatnonzero(invalid)[0])} is not among the classes "
+            f"{', '.join(map(str, allowed))}.",
+            "labels",
         )
-    own = np.searchsorted(allowed, labels)
+    truth = np.searchsorted(allowed, labels)
     if classes is None:
-        return probabilities, own
+        return probabilities, truth
     chosen = probabilities[:, allowed]
-    left = chosen.sum(axis=1, keepdims=True)
-    return np.divide(chosen, left, out=np.full_like(chosen, 1 / len(allowed)), where=left > 0), own
+    rest = chosen.sum(axis=1, keepdims=True)
+    return np.divide(chosen, rest, out=np.full_like(chosen, 1 / len(allowed)), where=rest > 0), truth
 
 
 def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -117,28 +124,22 @@ def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def probabilities(
-    model: nn.Module,
-    encoder: Encoder,
-    examples: Examples,
-    *,
-    max_length: int,
-    device: str = "cpu",
-    batch_size: int = 32,
-    progress: bool = True,
-) -> np.ndarray:
-    """Class probabilities `(n, classes)` in float64, of a model in float32 and eval mode."""
-    encodings = tokenize(encoder, examples, max_length)
-    model.to(device).eval()
-    result: np.ndarray | None = None
-    batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], batch_size)
-    for indices in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=not progress, delay=1):
-        inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
-        logits = model(**inputs).logits.to("cpu", torch.float64)
-        if result is None:
-            result = np.zeros((len(encodings), logits.shape[1]))
-        result[indices] = torch.softmax(logits, dim=1).numpy()
-    assert result is not None, "there is at least one text"
+def probabilities(model: Any, encoder: Encoder, examples: Examples, config: AdaptConfig) -> np.ndarray:
+    """Class probabilities `(n, classes)` in float64; the model is put in eval mode and should be in float32.
+
+    Args:
+        model: a classifier.
+        encoder: the pretrained encoder that it was adapted from.
+        examples: what to classify.
+        config: its `max_length`, `device` and `progress` are used.
+    """
+    encodings = tokenize(encoder, examples, config.max_length)
+    model.to(config.device).eval()
+    result = np.zeros((len(encodings), model.config.num_labels))
+    batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], BATCH)
+    for indices in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=not config.progress, delay=1):
+        inputs = {key: value.to(config.device) for key, value in collate(encoder, encodings, indices).items()}
+        result[indices] = model(**inputs).logits.to("cpu", torch.float64).softmax(dim=1).numpy()
     return result
 
 
@@ -150,13 +151,13 @@ def reference(
     *,
     seed: int,
 ) -> tuple[Quality, np.ndarray]:
-    """Logistic regression on a pretrained encoder's vectors: what a frozen body offers without any fine-tuning.
+    """Logistic regression on a pretrained encoder's vectors: what can be reached without any fine-tuning.
 
     Features are standardised; the strength of the L2 penalty is chosen by five-fold cross-validation of the
-    cross-entropy on the training texts (fewer folds where a class has fewer texts).
+    cross-entropy on the training examples (fewer folds where a class has fewer examples).
 
     Returns:
-        Quality on the test texts, and their class probabilities.
+        Quality on the test examples, and their class probabilities.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -168,7 +169,7 @@ def reference(
     x, x_test = np.asarray(train_features, dtype=np.float64), np.asarray(test_features, dtype=np.float64)
     folds = min(5, int(np.bincount(train_labels).min()))
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, tol=1e-3))
-    # Thousands of small products: a second thread gains nothing, and on a busy machine waits for its turn each time.
+    # Thousands of small products: a second thread gains nothing, and is slower on a busy machine.
     with warnings.catch_warnings(), threadpool_limits(limits=1, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         if folds >= 2:

@@ -1,50 +1,18 @@
 """Adaptation: each depth trains what it says and nothing else, equal seeds agree, checkpoints are matched by label."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import binomtest
+from adapting import QUIET, adapted, changed
 from tiny import make_encoder
 
-from layerprobe.adaptation import (
-    adapt,
-    expand_methods,
-    parse_method,
-    precision,
-    quality,
-    reference,
-    trained_parameter_names,
-)
+from layerprobe.adaptation import compute_frozen, open_frozen, precision, reference
 from layerprobe.data import load_corpus
 from layerprobe.encoder import head_parameter_names, load_classifier, load_encoder
-from layerprobe.errors import ArgumentError, StudyError
+from layerprobe.errors import ArgumentError
 
 pytestmark = pytest.mark.numerical
-
-ARGUMENTS = {"epochs": 1, "learning_rate": 1e-3, "progress": False}
-
-
-def adapted(encoder, corpus, folder, method, seed=0, **options):
-    return adapt(
-        encoder,
-        corpus.train,
-        corpus.test,
-        corpus.label_names,
-        folder,
-        method=parse_method(method),
-        seed=seed,
-        **{**ARGUMENTS, **options},
-    )
-
-
-def changed(encoder, corpus, result, seed=0):
-    """Names of the parameters whose saved values differ from the pretrained ones under the same fresh head."""
-    before = dict(encoder.classifier(corpus.label_names, seed=seed).named_parameters())
-    after = dict(load_classifier(result.checkpoint, encoder).named_parameters())
-    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "modernbert"])
@@ -93,17 +61,12 @@ def test_the_control_learns_from_permuted_labels(tiny_encoder, tmp_path, tiny_cs
 
 
 def test_head_is_at_least_as_good_as_logistic_regression_on_what_it_reads(tiny_encoder, tiny_csv, tmp_path):
-    from layerprobe.adaptation._frozen import frozen_values
-    from layerprobe.encoder import tokenize
-
     corpus = load_corpus(str(tiny_csv), train=100, test=60)
     result = adapted(tiny_encoder, corpus, tmp_path / "head", "head")
-    model = tiny_encoder.classifier(corpus.label_names, seed=0)
-    options = {"max_length": 128, "device": "cpu", "progress": False}
-    read = [
-        frozen_values(model, tiny_encoder, part, tokenize(tiny_encoder, part, 128), [2], tmp_path, **options)[2].rows
-        for part in (corpus.train, corpus.test)
-    ]
+    read = []
+    for number, part in enumerate((corpus.train, corpus.test)):
+        compute_frozen(tiny_encoder, part, [2], tmp_path / str(number), QUIET)
+        read.append(open_frozen(tmp_path / str(number))[2].batch(np.arange(len(part)))[:, 0])
     logistic, _ = reference(read[0], corpus.train.labels, read[1], corpus.test.labels, seed=0)
     assert result.after.accuracy >= logistic.accuracy - 0.1
     assert result.after.loss <= logistic.loss + 0.1
@@ -125,24 +88,18 @@ def test_checkpoints_are_measured_as_they_are_and_matched_by_label_name(tiny_enc
         assert (taken.trainable_parameters, taken.seconds) == (0, 0.0)
     assert not (tmp_path / "unused").exists()
     other = make_encoder(tmp_path / "other", labels=["cats", "dogs"])
-    with pytest.raises(StudyError, match="cats, dogs but the data has class a, class b"):
+    with pytest.raises(ArgumentError, match="cats, dogs, but the data has class a, class b"):
         adapted(tiny_encoder, tiny_corpus, tmp_path / "unused", f"checkpoint:{other}")
     three = make_encoder(tmp_path / "three", labels=["x", "y", "z"])
-    with pytest.raises(StudyError, match=r"3 labels .* but the data has 2"):
+    with pytest.raises(ArgumentError, match=r"3 labels .* but the data has 2"):
         adapted(tiny_encoder, tiny_corpus, tmp_path / "unused", f"checkpoint:{three}")
 
 
-def test_divergence_is_told(tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
-    from layerprobe.adaptation import _fit
-
-    def broken(model, *args, **kwargs):
-        with torch.no_grad():
-            model.classifier.weight.fill_(float("nan"))
-        return []
-
-    monkeypatch.setattr(_fit, "train_blocks", broken)
-    with pytest.raises(StudyError, match=r"diverged .* lower adaptation.learning_rate"):
-        adapted(tiny_encoder, tiny_corpus, tmp_path / "out", "full")
+def test_divergence_raises_and_saves_nothing(tiny_encoder, tiny_corpus, tmp_path):
+    with pytest.raises(ArgumentError, match="diverged") as caught:
+        adapted(tiny_encoder, tiny_corpus, tmp_path / "out", "full", learning_rate=1e30)
+    assert str(caught.value).endswith("lower learning_rate.")
+    assert caught.value.with_names({"learning_rate": "adaptation.learning_rate"}).endswith("adaptation.learning_rate.")
     assert not (tmp_path / "out").exists()
 
 
@@ -162,42 +119,6 @@ def test_frozen_blocks_stay_in_eval_mode_while_training(tiny_encoder, tiny_corpu
     monkeypatch.setattr(Trainer, "training_step", step)
     adapted(tiny_encoder, tiny_corpus, tmp_path / "out", "top:1")
     assert seen and all(modes == [False, True] for modes in seen)
-
-
-def test_methods_are_read_and_refused():
-    assert [m.name for m in expand_methods("depths", 3)] == ["head", "top:1", "top:2", "top:3", "full"]
-    assert parse_method("top:02").name == "top:2"
-    for text in ("top:0", "top:99", "top:x", "top", "topp:2", "head:1", "checkpoint:", ""):
-        with pytest.raises(StudyError) as caught:
-            parse_method(text, 6)
-        assert repr(text) in str(caught.value)
-    with pytest.raises(StudyError, match="k is 1 to 6"):
-        parse_method("top:99", 6)
-    for methods, word in ((["head", "head"], "twice"), ([], "is empty")):
-        with pytest.raises(StudyError, match=word):
-            expand_methods(methods, 6)
-
-
-def test_trained_parameters_nest_with_depth(tiny_encoder):
-    model = tiny_encoder.classifier(["a", "b"], seed=0)
-    sets = [trained_parameter_names(model, tiny_encoder, method) for method in expand_methods("depths", 2)]
-    assert all(one < other for one, other in itertools.pairwise(sets))
-
-
-def test_quality_by_hand_and_its_interval():
-    from sklearn.metrics import log_loss
-
-    p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
-    labels = np.array([0, 1, 1, 1])
-    found = quality(p, labels)
-    assert (found.accuracy, found.n) == (0.75, 4)
-    assert found.macro_f1 == pytest.approx((2 / 3 + 0.8) / 2)
-    assert found.loss == pytest.approx(log_loss(labels, p))
-    from layerprobe.stages.adapting import quality_row as _quality
-
-    row = _quality(found)
-    interval = binomtest(3, 4).proportion_ci(method="wilson")
-    assert (row["accuracy_low"], row["accuracy_high"]) == (interval.low, interval.high)
 
 
 def test_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):

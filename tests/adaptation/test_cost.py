@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_encoder
 
 import layerprobe
-from layerprobe.adaptation import Meter, TrainingFlops, parse_method, trained_parameter_names, training_flops
+from layerprobe.adaptation import Meter, TrainingFlops, parse_method, training_flops
 from layerprobe.adaptation import _cost as cost
 from layerprobe.encoder import load_encoder
 from layerprobe.errors import MeasureError
@@ -37,7 +37,7 @@ def train(model, wanted):
 
 
 def by(method, encoder, model):
-    names = trained_parameter_names(model, encoder, parse_method(method))
+    names = parse_method(method).trainable(model, encoder)
     return train(model, names.__contains__)
 
 
@@ -53,21 +53,18 @@ def head():
 
 
 def test_full_and_top_are_what_two_operations_a_product_give(bert):
-    _, model = bert
     lengths, epochs = [5, 9, 30], 4
     pooler, classifier = head()
     forward = sum(LAYERS * block(t) + pooler + classifier for t in lengths)
-    full = training_flops(by("full", *bert), lengths, batch_size=1, epochs=epochs, cached=True)
+    full = training_flops(by("full", *bert), lengths, batch_size=1, epochs=epochs)
     # Each product has two gradients, and all are needed: the embeddings below the first block are trained.
     assert full == TrainingFlops(0, epochs * forward, 2 * epochs * forward)
 
     below = sum(block(t) for t in lengths)
-    top = training_flops(by("top:1", *bert), lengths, batch_size=1, epochs=epochs, cached=True)
+    top = training_flops(by("top:1", *bert), lengths, batch_size=1, epochs=epochs)
     # Of the lowest trained block, query, key and value need no gradient of what goes into them.
     spared = sum(3 * 2 * t * WIDTH * WIDTH for t in lengths)
     assert top == TrainingFlops(below, epochs * (forward - below), epochs * (2 * (forward - below) - spared))
-    uncached = training_flops(model, lengths, batch_size=1, epochs=epochs, cached=False)
-    assert uncached == TrainingFlops(epochs * below, top.forward, top.backward)
 
 
 @pytest.mark.parametrize("pooler", ["pretrained", "new"])
@@ -81,49 +78,46 @@ def test_head_counts_a_pretrained_pooler_as_frozen_and_a_new_one_as_trained(tmp_
     assert encoder.pooler == pooler
     model = by("head", encoder, encoder.classifier(NAMES, seed=0))
     lengths = [4, 20]
-    found = training_flops(model, lengths, batch_size=1, epochs=7, cached=True)
+    flops = training_flops(model, lengths, batch_size=1, epochs=7)
     blocks, (pooled, classified) = sum(LAYERS * block(t) for t in lengths), head()
     if pooler == "pretrained":
-        assert found == TrainingFlops(blocks + 2 * pooled, 7 * 2 * classified, 7 * 2 * classified)
+        assert flops == TrainingFlops(blocks + 2 * pooled, 7 * 2 * classified, 7 * 2 * classified)
     else:
         # The classifier's gradients are two products, the pooler's one: nothing is trained below it.
-        assert found == TrainingFlops(blocks, 7 * 2 * (pooled + classified), 7 * 2 * (2 * classified + pooled))
+        assert flops == TrainingFlops(blocks, 7 * 2 * (pooled + classified), 7 * 2 * (2 * classified + pooled))
 
 
 def test_biases_alone_need_no_gradients_of_weights(bert):
     _, model = bert
     lengths = [6, 11]
     forward = sum(LAYERS * block(t) for t in lengths) + len(lengths) * sum(head())
-    found = training_flops(
+    flops = training_flops(
         train(model, lambda name: name.endswith("bias") or name.startswith("classifier")),
         lengths,
         batch_size=1,
         epochs=1,
-        cached=True,
     )
     # One gradient for each weight matrix but the classifier's two; both for the products of attention.
     attention = sum(LAYERS * 4 * t * t * WIDTH for t in lengths)
-    assert found == TrainingFlops(0, forward, forward + attention + len(lengths) * head()[1])
+    assert flops == TrainingFlops(0, forward, forward + attention + len(lengths) * head()[1])
 
 
 def test_low_rank_adapters_are_counted_with_their_own_products(bert):
-    peft = pytest.importorskip("peft")
     encoder, _ = bert
     rank, length = 2, 10
-    model = peft.get_peft_model(
-        encoder.classifier(NAMES, seed=0),
-        peft.LoraConfig(task_type="SEQ_CLS", r=rank, target_modules=["query", "value"], layers_to_transform=[1]),
-    )
-    found = training_flops(model, [length], batch_size=1, epochs=1, cached=True)
+    model, method = encoder.classifier(NAMES, seed=0), parse_method(f"lora:{rank}@2")
+    method.prepare(model, encoder, seed=0)
+    train(model, lambda name: ".lora_" in name or name.startswith("classifier"))
+    flops = training_flops(model, [length], batch_size=1, epochs=1)
     adapters = 2 * (2 * 2 * length * WIDTH * rank)
     pooler, classifier = head()
-    assert found.frozen == block(length)
-    assert found.forward == block(length) + adapters + pooler + classifier
+    assert flops.frozen == block(length)
+    assert flops.forward == block(length) + adapters + pooler + classifier
     # Gradients: of A's weights and B's both, classifier both, pooler's and attention's inputs, feed-forward's and output's.
     inner = 2 * length * (WIDTH * WIDTH + 2 * WIDTH * INNER)
     attention = 2 * length * length * WIDTH
     # No gradient reaches the keys: with adapters on query and value alone, the scores' product has one.
-    assert found.backward == adapters * 3 // 2 + 2 * classifier + pooler + inner + 3 * attention
+    assert flops.backward == adapters * 3 // 2 + 2 * classifier + pooler + inner + 3 * attention
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "albert", "modernbert"])
@@ -144,12 +138,12 @@ def test_three_lengths_give_what_a_whole_batch_counts(tmp_path, family):
         with FlopCounterMode(display=False) as counter:
             model(input_ids=ids, attention_mask=mask).logits.sum().backward()
         model.zero_grad()
-        totals[method] = training_flops(model, lengths, batch_size=3, epochs=1, cached=False)
+        totals[method] = training_flops(model, lengths, batch_size=3, epochs=1)
         assert totals[method].total == counter.get_total_flops()
         assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training and model.config._attn_implementation == "eager"
     model.set_attn_implementation(before)
-    once = training_flops(by("top:1", encoder, model), lengths, batch_size=3, epochs=5, cached=True)
+    once = training_flops(by("top:1", encoder, model), lengths, batch_size=3, epochs=5)
     assert model.config._attn_implementation == before
     assert totals["head"].total < totals["top:1"].total < totals["full"].total
     assert once == TrainingFlops(totals["top:1"].frozen, 5 * totals["top:1"].forward, 5 * totals["top:1"].backward)
@@ -160,15 +154,15 @@ def test_three_lengths_give_what_a_whole_batch_counts(tmp_path, family):
 
 def test_batches_pad_to_their_longest_and_parts_of_an_epoch_count(bert):
     model = by("full", *bert)
-    padded = training_flops(model, [4, 10, 6, 10], batch_size=2, epochs=1, cached=True)
-    assert padded == training_flops(model, [10, 10, 6, 6], batch_size=1, epochs=1, cached=True)
-    half = training_flops(model, [4, 10, 6, 10], batch_size=2, epochs=0.5, cached=True)
+    padded = training_flops(model, [4, 10, 6, 10], batch_size=2, epochs=1)
+    assert padded == training_flops(model, [10, 10, 6, 6], batch_size=1, epochs=1)
+    half = training_flops(model, [4, 10, 6, 10], batch_size=2, epochs=0.5)
     assert half.forward * 2 == padded.forward
     assert (half + padded).total == half.total + padded.total
-    with pytest.raises(MeasureError, match=r"no texts"):
-        training_flops(model, [], batch_size=2, epochs=1, cached=True)
+    with pytest.raises(MeasureError, match=r"lengths is empty"):
+        training_flops(model, [], batch_size=2, epochs=1)
     with pytest.raises(MeasureError, match=r"requires gradients; set `requires_grad`"):
-        training_flops(train(model, lambda name: False), [4], batch_size=2, epochs=1, cached=True)
+        training_flops(train(model, lambda name: False), [4], batch_size=2, epochs=1)
 
 
 def test_a_meter_sees_seconds_and_the_peak_of_memory_although_it_is_given_back():
@@ -231,12 +225,12 @@ class Tracker:
 @pytest.mark.parametrize(
     ("mode", "kind", "words"),
     [
-        ("intel_rapl", "measured", "RAPL, which counts all that ran"),
+        ("intel_rapl", "measured", "RAPL, which counts everything that ran"),
         ("cpu_load", "estimated", r"nominal power \(A CPU\)"),
         ("broken", None, "OSError: no such counter"),
     ],
 )
-def test_energy_is_the_processors_alone_and_says_how_it_was_found(monkeypatch, mode, kind, words):
+def test_energy_is_the_processors_alone_and_says_how_it_was_obtained(monkeypatch, mode, kind, words):
     module = types.ModuleType("codecarbon")
     module.OfflineEmissionsTracker = Tracker
     module.__spec__ = types.SimpleNamespace()

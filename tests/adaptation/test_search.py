@@ -1,23 +1,21 @@
-"""Choosing a learning rate: on texts that the candidates did not see, and nowhere near the test texts."""
+"""Choosing a learning rate: on examples that the candidates were not trained on, and never on the test examples."""
 
+from functools import partial
+
+import adapting
 import numpy as np
 import pytest
 import torch
 
-from layerprobe.adaptation import _fit, adapt, parse_method
+from layerprobe.adaptation import _fit
 from layerprobe.adaptation._validation import validation_folds, validation_part
 
 pytestmark = pytest.mark.numerical
 
-
-def adapted(encoder, corpus, folder, method, **options):
-    return adapt(
-        encoder, corpus.train.take(range(40)), corpus.test, corpus.label_names, folder, method=parse_method(method),
-        seed=0, progress=False, **{"epochs": 1, "learning_rate": 1e-3, "search": True, **options},
-    )  # fmt: skip
+adapted = partial(adapting.adapted, n=40, search=True)
 
 
-def test_the_part_is_stratified_and_its_own_for_each_seed():
+def test_the_validation_part_is_stratified_and_differs_by_seed():
     labels = np.array([0] * 100 + [1] * 20 + [2])
     part = validation_part(labels, 0)
     assert [int(part[labels == label].sum()) for label in range(3)] == [15, 3, 0]
@@ -51,32 +49,30 @@ def test_the_rate_with_the_least_validation_loss_is_taken(tiny_encoder, tiny_cor
 
 
 @pytest.mark.parametrize("method", ["full", "lp-ft", "shuffled-labels"])
-def test_candidates_never_see_what_they_are_judged_on(method, tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
-    seen, judged, orders = [], [], []
-    train, loss = _fit.train_blocks, _fit._loss
+def test_candidates_are_not_trained_on_the_validation_part(method, tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
+    seen, held, labels, heads = [], [], [], []
+    train, loss, head = _fit.train_blocks, _fit._loss, _fit.train_head
 
-    def spy(model, encoder, encodings, labels, texts, **options):
-        seen.append(set(texts.tolist()))
-        orders.append(labels)
-        return train(model, encoder, encodings, labels, texts, **options)
+    def blocks(training, model, examples, *rest):
+        seen.append(set(examples.tolist()))
+        labels.append(training.labels)
+        return train(training, model, examples, *rest)
 
-    heads = []
-    head = _fit.train_head
-    monkeypatch.setattr(_fit, "train_blocks", spy)
+    monkeypatch.setattr(_fit, "train_blocks", blocks)
     monkeypatch.setattr(_fit, "train_head", lambda *a, **k: (heads.append(len(a[2])), head(*a, **k))[1])
-    monkeypatch.setattr(_fit, "_loss", lambda r, m, texts: (judged.append(set(texts.tolist())), loss(r, m, texts))[1])
+    monkeypatch.setattr(_fit, "_loss", lambda t, m, part: (held.append(set(part.tolist())), loss(t, m, part))[1])
     adapted(tiny_encoder, tiny_corpus, tmp_path / "out", method)
-    assert len(seen) == 4 and len(judged) == 3
-    for texts, held in zip(seen[:3], judged, strict=True):
-        assert not texts & held and texts | held == set(range(40)) and len(held) == 6
+    assert len(seen) == 4 and len(held) == 3
+    for examples, part in zip(seen[:3], held, strict=True):
+        assert not examples & part and examples | part == set(range(40)) and len(part) == 6
     assert seen[3] == set(range(40))
     assert heads == ([34, 34, 34, 40] if method == "lp-ft" else [])
-    own = tiny_corpus.train.labels[:40]
-    assert all(np.array_equal(labels, own) for labels in orders[:3])
-    assert np.array_equal(orders[3], own) == (method != "shuffled-labels")
+    true = tiny_corpus.train.labels[:40]
+    assert all(np.array_equal(used, true) for used in labels[:3])
+    assert np.array_equal(labels[3], true) == (method != "shuffled-labels")
 
 
-def test_a_candidate_that_diverges_is_passed_over(tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
+def test_a_candidate_that_diverges_is_not_chosen(tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
     losses = iter([float("nan"), 0.7, float("inf")])
     monkeypatch.setattr(_fit, "_loss", lambda *args: next(losses))
     result = adapted(tiny_encoder, tiny_corpus, tmp_path / "out", "full")
@@ -85,21 +81,21 @@ def test_a_candidate_that_diverges_is_passed_over(tiny_encoder, tiny_corpus, tmp
 
 def test_validation_loss_is_that_of_the_float32_model(tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
     """After training in bf16 too, whose autocast would otherwise stay on the model."""
-    found = []
+    pairs = []
     real = _fit._loss
 
-    def checked(recipe, model, texts):
-        value = real(recipe, model, texts)
+    def checked(training, model, examples):
+        value = real(training, model, examples)
         model.save_pretrained(tmp_path / "saved")
         from layerprobe.adaptation import probabilities
         from layerprobe.encoder import load_classifier
 
-        fresh = load_classifier(tmp_path / "saved", recipe.encoder)
-        p = probabilities(fresh, recipe.encoder, tiny_corpus.train.take(texts), max_length=128, progress=False)
-        found.append((value, -np.log(p[np.arange(len(texts)), recipe.labels[texts]]).mean()))
+        fresh = load_classifier(tmp_path / "saved", training.encoder)
+        p = probabilities(fresh, training.encoder, tiny_corpus.train.take(examples), training.config)
+        pairs.append((value, -np.log(p[np.arange(len(examples)), training.labels[examples]]).mean()))
         return value
 
     monkeypatch.setattr(_fit, "_loss", checked)
     adapted(tiny_encoder, tiny_corpus, tmp_path / "out", "full", precision="bf16")
-    assert len(found) == 3
-    assert torch.allclose(*torch.tensor(found).T, atol=1e-6)
+    assert len(pairs) == 3
+    assert torch.allclose(*torch.tensor(pairs).T, atol=1e-6)

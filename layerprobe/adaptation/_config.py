@@ -1,0 +1,48 @@
+"""The configuration of an adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from layerprobe.pooled import Pooling
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """How models are adapted, the same for all methods and seeds that are to be compared."""
+
+    epochs: int = 2
+    """Passes over the training examples; the head alone is trained to convergence instead."""
+    batch_size: int = 16
+    """Examples per training batch."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of methods without a default of their own (`bitfit` and `lora` have one)."""
+    head_learning_rate: float | None = None
+    """Learning rate of Adam for the head of `head` and `lp-ft`. None trains it by L-BFGS, which needs none."""
+    learning_rates: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Learning rates that take precedence, by method (`lora:8@4-6`) or by the part before its colon (`lora`)."""
+    search: bool = False
+    """Whether to choose the learning rate of the blocks among a third of it, itself, and three times it."""
+    pooling: Pooling = "model"
+    """The classification head: the family's own (`model`), or one linear layer on the mean of the tokens (`mean`) or on the
+    first token (`cls`)."""
+    checkpoints: int | None = None
+    """Number of intermediate checkpoints of the blocks' training, evenly spaced before its end. None keeps none."""
+    max_length: int = 128
+    """Tokens per example, special ones included; longer examples are truncated."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the blocks' training; `auto` is bf16 where the processor has instructions for it, else fp32."""
+    device: str = "cpu"
+    """Where to compute."""
+    progress: bool = True
+    """Whether to draw progress bars on stderr."""
+
+    @property
+    def resolved_precision(self) -> Literal["bf16", "fp32"]:
+        """Precision of the blocks' training on this device."""
+        from layerprobe.adaptation._trained import precision
+
+        return precision(self.device, self.precision)
