@@ -18,6 +18,18 @@ from layerprobe import hub, interrupt
 from layerprobe.artifacts import Artifact, ArtifactStore, is_full
 from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError
 from layerprobe.provenance import provenance
+from layerprobe.record import (
+    ArtifactRecord,
+    Conclusion,
+    DataRecord,
+    EncoderRecord,
+    MeasureRecord,
+    MethodRecord,
+    Provenance,
+    RunRecord,
+    StudyRecord,
+    TaskRecord,
+)
 from layerprobe.runs import LOCK, PAGE, Run
 from layerprobe.stages.depth import CONCLUSION, family_of, power_note
 from layerprobe.study import Study, slug
@@ -25,12 +37,33 @@ from layerprobe.task import Parents, Task
 from layerprobe.tasks import asked_methods, outline, seeds_of, tasks_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from layerprobe.adaptation import Method
     from layerprobe.inputs import Inputs
 
 
 DATA_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
 """Endings of names that are files even where none is there: no Hub id ends so."""
+
+OPENED = {"adapt": "checkpoint", "capture": "rows", "sae": "dictionary"}
+"""Stage -> the folder of its artifacts that can be opened on its own."""
+LABELS = {
+    "paired_cosine": "Mean cosine of the same row",
+    "cka": "CKA (debiased, linear)",
+    "procrustes": "Procrustes similarity",
+    "cka_angle": "CKA angle (radians)",
+    "mean_cca": "Mean canonical correlation",
+    "mean_squared_cca": "Mean squared canonical correlation",
+    "svcca": "SVCCA",
+    "pwcca": "PWCCA",
+    "procrustes_angle": "Procrustes angle (radians)",
+    "shape_distance": "Shape distance (radians)",
+    "rsa": "RSA (correlation, Spearman)",
+    "mutual_knn": "Mutual 10 nearest neighbours",
+    "jaccard_knn": "Jaccard of 10 nearest neighbours",
+    "linear_predictivity": "Linear predictivity (R²)",
+}
 
 
 @dataclass(frozen=True)
@@ -132,17 +165,13 @@ def run(
     folder = Path(out) if out is not None else Path("reports") / slug(study.name)
     store = ArtifactStore(home)
     _stay_offline(study)
-    record: dict[str, Any] = {
-        "status": "running",
-        "name": study.name,
-        "question": study.question,
-        "study": {"given": given, "resolved": study.resolved()},
-        "command": command or f"layerprobe.run(Study.load(...), out={str(folder)!r})",
-        "provenance": provenance(device),
-        "tasks": [],
-        "findings": [],
-        "error": None,
-    }
+    record = RunRecord(
+        name=study.name,
+        question=study.question,
+        study=StudyRecord(given=given, resolved=study.resolved()),
+        command=command or f"layerprobe.run(Study.load(...), out={str(folder)!r})",
+        provenance=Provenance(**provenance(device)),
+    )
     Run.prepare(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -155,8 +184,11 @@ def run(
     try:
         result = Run.create(folder, record)
         inputs = _inputs(study, device, store.root, progress=progress)
-        result.record |= {"data": inputs.describe_data(), "encoder": inputs.describe_encoder()}
-        result.record["provenance"] |= {"device": inputs.device, "precision": inputs.precision}
+        record.data = DataRecord(**inputs.describe_data())
+        record.encoder = EncoderRecord(**inputs.describe_encoder())
+        record.provenance.device, record.provenance.precision = inputs.device, inputs.precision
+        record.methods = _method_records(inputs)
+        record.measures = _measure_records(study)
         tasks = tasks_of(inputs)
         _check_space(tasks, store)
         done: dict[str, Artifact] = {}
@@ -175,29 +207,26 @@ def run(
             )
             tell.finished(artifact)
             done[task.id] = artifact
-            result.record["tasks"].append(
-                {
-                    "stage": task.stage,
-                    "name": task.name,
-                    "key": key,
-                    "seconds": artifact.seconds,
-                    "reused": artifact.reused,
-                }
+            record.tasks.append(
+                TaskRecord(stage=task.stage, name=task.name, key=key, seconds=artifact.seconds, reused=artifact.reused)
             )
+            part = OPENED.get(task.stage)
+            if part and (artifact.folder / part).is_dir():
+                record.artifacts.append(
+                    ArtifactRecord(stage=task.stage, name=task.name, folder=str(artifact.folder / part))
+                )
             result.save()
         _finish(result, inputs, done, store)
-        result.record["provenance"] |= {
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": time.perf_counter() - start,
-        }
-        result.record["status"] = "complete"
+        record.provenance.finished = datetime.now(UTC).isoformat(timespec="seconds")
+        record.provenance.seconds = time.perf_counter() - start
+        record.status = "complete"
         result.save()
         from layerprobe.report import write_report
 
         write_report(result, folder / PAGE)
     except BaseException as error:
         if result is not None:
-            result.record |= {"status": "failed", "error": _one_line(error)}
+            record.status, record.error = "failed", _one_line(error)
             _save_quietly(result)
         if is_full(error) and not isinstance(error, LayerprobeError):
             raise StorageError(
@@ -253,17 +282,80 @@ def _finish(result: Run, inputs: Inputs, done: Parents, store: ArtifactStore) ->
 
     from layerprobe.report import findings
 
+    record = result.record
     parts: dict[str, list[pd.DataFrame]] = {"examples": [inputs.examples_table()]}
     for artifact in done.values():
         for path in sorted((artifact.folder / "tables").glob("*.parquet")):
             parts.setdefault(path.stem, []).append(pd.read_parquet(path))
         if (artifact.folder / CONCLUSION).exists():
-            result.record["sufficiency"] = json.loads((artifact.folder / CONCLUSION).read_text(encoding="utf-8"))
-    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+            conclusion = json.loads((artifact.folder / CONCLUSION).read_text(encoding="utf-8"))
+            record.sufficiency = Conclusion(**conclusion)
+    gathered = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+    tables = {name: _with_method_columns(table, record) for name, table in gathered.items()}
     result.save_tables(tables)
-    result.record["data"]["notes"] += inputs.notes()
-    result.record["recomputed"] = list(store.damaged)
-    result.record["findings"] = [{"text": f.text, "figure": f.figure} for f in findings(tables, result.record)]
+    assert record.data is not None
+    record.data.notes += inputs.notes()
+    record.recomputed = list(store.damaged)
+    record.findings = findings(tables, record)
+
+
+def _with_method_columns(table: pd.DataFrame, record: RunRecord) -> pd.DataFrame:
+    """The table with `depth`, `is_control` and `is_reference` after its column `method`, if it has one."""
+    import pandas as pd
+
+    if "method" not in table:
+        return table
+    known = {method.name: method for method in record.methods}
+    table, place = table.copy(), list(table.columns).index("method") + 1
+    depths = [known[name].depth if name in known else None for name in table.method]
+    columns: dict[str, Any] = {
+        "is_reference": [name not in known for name in table.method],
+        "is_control": [name in known and known[name].is_control for name in table.method],
+        "depth": pd.Series(depths, dtype="Int64", index=table.index),
+    }
+    for name, values in columns.items():
+        if name not in table:  # the table of sufficiency has its own depths
+            table.insert(place, name, values)
+    return table
+
+
+def _method_records(inputs: Inputs) -> list[MethodRecord]:
+    layers = inputs.encoder.n_layers
+    return [
+        MethodRecord(
+            name=method.name,
+            label=f"checkpoint:…/{Path(method.path).name}" if method.path and "/" in method.path else None,
+            depth={"head": 0, "top": method.k, "full": layers}.get(method.kind),
+            trains_embeddings=method.kind in ("full", "lp-ft", "shuffled-labels"),
+            is_control=method.kind == "shuffled-labels",
+            uses_seed=method.kind != "checkpoint",
+            changes_body=method.kind != "head",
+        )
+        for method in inputs.methods
+    ]
+
+
+def _measure_records(study: Study) -> list[MeasureRecord]:
+    from math import isfinite
+
+    from layerprobe.similarity import MEASURES
+
+    baselines = {"paired_cosine_baseline": "paired_cosine"}
+    return [
+        MeasureRecord(
+            name=measure.name,
+            label=LABELS.get(measure.name, measure.name),
+            kind=measure.kind,
+            low=measure.low if isfinite(measure.low) else None,
+            high=measure.high if isfinite(measure.high) else None,
+            symmetric=measure.symmetric,
+            exact=measure.name != "linear_predictivity",
+            baseline_of=baselines.get(measure.name),
+            citation=measure.citation,
+        )
+        for measure in MEASURES
+        if {measure.name, baselines.get(measure.name)} & set(study.similarity.measures)
+    ]
 
 
 def _check_space(tasks: list[Task], store: ArtifactStore) -> None:

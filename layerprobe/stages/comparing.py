@@ -97,8 +97,8 @@ def nulls(inputs: Inputs, method: Method, seed: int, capture: str) -> Build:
                 )
             except MeasureError:
                 continue  # too few texts of equal length: this unit has no such null
-            found.append(table.assign(method=method.name, seed=seed, unit=unit, null="shuffled-texts"))
-        columns = ["layer", "measure", "value", "low", "high", "draws", "n", "method", "seed", "unit", "null"]
+            found.append(table.assign(method=method.name, seed=seed, unit=unit, null="shuffled-texts", null_kind="shuffled-texts"))
+        columns = ["layer", "measure", "value", "low", "high", "draws", "n", "method", "seed", "unit", "null", "null_kind"]
         save(
             folder, "similarity_nulls", pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
         )
@@ -131,7 +131,7 @@ def seeds(inputs: Inputs, method: Method, pairs: list[tuple[int, str, int, str]]
                 )
                 table = table.rename(columns={"ci_low": "low", "ci_high": "high"}).drop(columns="n_rows")
                 about: dict[str, Any] = {"method": method.name, "seed": seed, "unit": unit, "draws": 1}
-                about["null"] = f"seed-{other_seed}"
+                about |= {"null": f"seed-{other_seed}", "null_kind": "seed"}
                 found.append(table.assign(**about))
         save(folder, "similarity_nulls", pd.concat(found, ignore_index=True))
 
