@@ -136,8 +136,8 @@ def test_untouched_layers_share_one_dictionary_and_its_numbers(first, home):
     for layer in (1, 2):
         base, head = tasks["sae", f"base layer {layer}"], tasks["sae", f"head seed 0 layer {layer}"]
         assert base.key == head.key and head.reused
-        assert tasks["associations", f"head seed 0 layer {layer}"]["reused"]
-        assert tasks["sae", f"full seed 0 layer {layer}"]["key"] != base.key
+        assert tasks["associations", f"head seed 0 layer {layer}"].reused
+        assert tasks["sae", f"full seed 0 layer {layer}"].key != base.key
     values = first.table("sae").query("method == 'head' and kind == 'trained'").groupby("layer").explained_variance
     assert (values.max() == values.min()).all()
     flat = first.table("crossing").query("method == 'head'")

@@ -23,7 +23,7 @@ BASELINES = {
     "reference:logistic-cls": "logistic-cls",
 }
 """Values of the column `method` for classifiers that train no encoder, with their names on axes."""
-UNITS = {"token": "each token", "mean": "mean of each text", "cls": "first token of each text"}
+UNITS = {"token": "each token", "mean": "mean of each example", "cls": "first token of each example"}
 """Units of a row in words."""
 
 

@@ -97,8 +97,25 @@ def nulls(inputs: Inputs, method: Method, seed: int, capture: str) -> Build:
                 )
             except MeasureError:
                 continue  # too few texts of equal length: this unit has no such null
-            found.append(table.assign(method=method.name, seed=seed, unit=unit, null="shuffled-texts", null_kind="shuffled-texts"))
-        columns = ["layer", "measure", "value", "low", "high", "draws", "n", "method", "seed", "unit", "null", "null_kind"]
+            found.append(
+                table.assign(
+                    method=method.name, seed=seed, unit=unit, null="shuffled-texts", null_kind="shuffled-texts"
+                )
+            )
+        columns = [
+            "layer",
+            "measure",
+            "value",
+            "low",
+            "high",
+            "draws",
+            "n",
+            "method",
+            "seed",
+            "unit",
+            "null",
+            "null_kind",
+        ]
         save(
             folder, "similarity_nulls", pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
         )

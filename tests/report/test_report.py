@@ -158,4 +158,4 @@ def test_reports_need_no_torch(tmp_path):
 def test_captions_count_the_texts_of_the_unit_that_they_are_about(tmp_path):
     few = similarity([1, 0.5]).assign(n=30)
     html = page(tmp_path, {"similarity": pd.concat([few, similarity([1, 0.6], unit="mean")])})
-    assert "over each token of 30 test texts" in html and "same 30 test texts" in html
+    assert "over each token of 30 test examples" in html and "same 30 test examples" in html

@@ -11,12 +11,12 @@ from layerprobe.report import queries
 from layerprobe.report.section import Tables
 
 CAPTIONS = {
-    "cka": "Centred kernel alignment (CKA), debiased: unrelated representations score about 0, and pairs of tokens of one text are left out. Look for the layer at which the line leaves 1. Bands: delete-group jackknife over 20 groups of whole texts.",
-    "paired_cosine": "Cosine between the same token's vectors in base and adapted. The dotted line is the cosine of rows of different texts: in a space where all vectors point one way it is high, and a cosine means little until it is well above it. Bands: bootstrap of whole texts.",
-    "procrustes": "Orthogonal Procrustes: how well one side fits the other after the best rotation. Unrelated data do not score 0 (about .68 at 500 rows of 384 features), so compare it with the crosses. Bands: delete-group jackknife over whole texts.",
+    "cka": "Centred kernel alignment (CKA), debiased: unrelated representations score about 0, and pairs of tokens of one example are left out. Look for the layer at which the line leaves 1. Bands: delete-group jackknife over 20 groups of whole examples.",
+    "paired_cosine": "Cosine between the same token's vectors in base and adapted. The dotted line is the cosine of rows of different examples: in a space where all vectors point one way it is high, and a cosine means little until it is well above it. Bands: bootstrap of whole examples.",
+    "procrustes": "Orthogonal Procrustes: how well one side fits the other after the best rotation. Unrelated data do not score 0 (about .68 at 500 rows of 384 features), so compare it with the crosses. Bands: delete-group jackknife over whole examples.",
 }
 """What to look for in the figure of a measure."""
-OTHER_CAPTION = "Bands: delete-group jackknife over 20 groups of whole texts."
+OTHER_CAPTION = "Bands: delete-group jackknife over 20 groups of whole examples."
 SENSITIVITY = {
     "paired_cosine": "sees any rotation of the space, even one that a linear readout undoes",
     "cka": "ignores rotation and scale, and weights directions by their variance",
@@ -28,7 +28,7 @@ SENSITIVITY = {
     "mean_squared_cca": "ignores any invertible linear map, so the smallest directions count as much as the largest",
     "svcca": "as CCA, on the directions that hold 99% of the variance",
     "pwcca": "as CCA, weighted by how much of the base each direction holds",
-    "rsa": "sees the order of distances between texts, near and far alike",
+    "rsa": "sees the order of distances between examples, near and far alike",
     "mutual_knn": "sees only which rows are neighbours",
     "jaccard_knn": "sees only which rows are neighbours",
     "linear_predictivity": "how well a linear map of the base's layer predicts the adapted layer",
@@ -64,7 +64,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
 
 
 def beyond(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | None:
-    """The main measure of each layer compared with each null: shuffled texts, another seed, a control; None without nulls."""
+    """The main measure of each layer compared with each null: shuffled examples, another seed, a control; None without nulls."""
     similarity, nulls = tables["similarity"], queries.having(tables, "similarity_nulls")
     measure, unit = queries.main_measure(similarity), queries.unit_of(similarity)
     drift = queries.drift_of(similarity, method, measure, unit)

@@ -10,7 +10,7 @@ from layerprobe.report import queries
 from layerprobe.report.section import Tables
 from layerprobe.report.theme import COLOURS, SCALE, add_band, error_bars, label_layers, method_colours, styled
 
-NULLS = {"shuffled-texts": ("x-thin-open", "shuffled texts"), "seed": ("diamond-open", "another seed")}
+NULLS = {"shuffled-texts": ("x-thin-open", "shuffled examples"), "seed": ("diamond-open", "another seed")}
 """Kind of a null -> marker and name."""
 ROW_SETS = {
     "all": "all rows",
@@ -29,7 +29,7 @@ SIDES = ("base", "adapted")
 
 def drift(tables: Tables, record: RunRecord, *, measure: str = "cka", unit: str | None = None) -> go.Figure | None:
     """A measure by layer with its interval, one line per method and seed, with its baseline and its nulls."""
-    similarity = tables["similarity"]
+    similarity, known = tables["similarity"], queries.measure(measure, record)
     unit = unit or queries.unit_of(similarity)
     methods = queries.methods(tables, record)
     colours, figure = method_colours(methods, record), go.Figure()
@@ -84,7 +84,6 @@ def drift(tables: Tables, record: RunRecord, *, measure: str = "cka", unit: str 
                 )
                 shown = True
     label_layers(figure)
-    known = queries.measure(measure, record)
     sense = "higher" if known.kind == "distance" else "lower"
     figure.update_yaxes(title=f"{known.label}<br>{sense} = more changed", rangemode="tozero")
     return styled(figure, height=380)

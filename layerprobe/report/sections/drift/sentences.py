@@ -51,7 +51,7 @@ def drift_sentence(similarity: pd.DataFrame, method: str, record: RunRecord) -> 
     if len(cosine) and len(cka):
         baseline = queries.baseline_of("paired_cosine", record)
         unrelated = queries.drift_of(similarity, method, baseline, unit) if baseline else cosine.iloc[:0]
-        note = f" (rows of unrelated texts: {unrelated.iloc[-1].value:.2f})" if len(unrelated) else ""
+        note = f" (rows of unrelated examples: {unrelated.iloc[-1].value:.2f})" if len(unrelated) else ""
         text += f" and mean cosine {_interval(cosine.iloc[-1])}{note}"
     text += "."
     if len(changed) and len(kept):
