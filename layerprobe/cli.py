@@ -105,10 +105,10 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A fo
 
     with _one_sentence():
         loaded = Run.load(run_dir)
-        if loaded.record["status"] != "complete":
+        if loaded.record.status != "complete":
             raise StorageError(
-                f"The run in {run_dir} is {loaded.record['status']} ({loaded.record.get('error') or 'not ended'}); "
-                f"finish it first with: {loaded.record.get('command')}"
+                f"The run in {run_dir} is {loaded.record.status} ({loaded.record.error or 'not ended'}); "
+                f"finish it first with: {loaded.record.command}"
             )
         path = write_report(loaded, loaded.folder / PAGE)
     print(path)
@@ -121,9 +121,10 @@ def compare(
 ) -> None:
     """Set finished runs side by side on one page: other models, data or methods. Needs neither torch nor the models."""
     from layerprobe.report import compare_runs
+    from layerprobe.runs import Run
 
     with _one_sentence():
-        path = compare_runs(run_dirs, out)
+        path = compare_runs([Run.load(folder) for folder in run_dirs], out)
     print(path)
 
 

@@ -1,42 +1,76 @@
-"""A run: tidy tables beside one record of how they came about, read and written without torch."""
+"""A run: tidy tables and one typed record, read and written without torch."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from layerprobe.artifacts import write_json
 from layerprobe.errors import StorageError
+from layerprobe.files import checksum, write_atomically, write_json
+from layerprobe.record import RunRecord, TableRecord
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
-SCHEMA = 1
 RECORD = "run.json"
 PAGE = "index.html"
 LOCK = ".lock"
+UNDOCUMENTED = "undocumented"
+
+
+class TableDescription(Protocol):
+    """What `save_tables` needs to know of a table besides its rows; a stage's `TableSpec` is one."""
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def columns(self) -> Mapping[str, str]: ...
+
+
+class TableIndex(dict[str, TableRecord]):
+    """The tables of a run by name, each with its description, columns and number of rows."""
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {table}" for name, table in self.items()) or "no tables"
 
 
 class Run:
     """A run folder: `run.json`, `tables/*.parquet` and, once written, `index.html`.
 
     Attributes:
-        folder: where it stands.
-        record: the content of `run.json`: schema version, status (running, complete or failed), the study as given and
-            as resolved, provenance, tasks with their keys and seconds, findings, error.
+        folder: path of the run folder.
+        record: content of `run.json`; `save` writes it.
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, record: RunRecord) -> None:
         self.folder = folder
         self.record = record
+        self._verified: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, status={self.record.get('status')!r}, tables={list(self.tables)})"
+        return f"Run({str(self.folder)!r}, status={self.record.status!r}, tables={list(self.tables)})"
+
+    def _repr_html_(self) -> str:
+        """Status, findings, and tables with their numbers of rows."""
+        record = self.record
+        status = f"{record.status} ({record.error})" if record.error else record.status
+        findings = "".join(f"<li>{escape(finding.text)}</li>" for finding in record.findings)
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{table.rows:,}</td><td>{escape(table.description)}</td></tr>"
+            for name, table in self.tables.items()
+        )
+        return (
+            f"<p><b>{escape(record.name)}</b>: {escape(status)}<br>{escape(record.question)}</p><ul>{findings}</ul>"
+            f"<table><thead><tr><th>table</th><th>rows</th><th>description</th></tr></thead><tbody>{rows}</tbody></table>"
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -47,32 +81,26 @@ class Run:
         """
         folder = Path(folder)
         try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            return cls(folder, RunRecord.read(folder / RECORD))
         except FileNotFoundError:
             what = "does not exist" if not folder.exists() else f"holds no {RECORD}"
             raise StorageError(f"{folder} {what}; name a folder that `layerprobe run` wrote.") from None
-        except (ValueError, OSError) as error:
-            raise StorageError(f"{folder / RECORD} cannot be read ({error}); run the study again.") from None
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-            given = record.get("schema") if isinstance(record, dict) else None
-            raise StorageError(f"{folder / RECORD} has schema {given!r}, this version reads {SCHEMA}; run it again.")
-        return cls(folder, record)
 
     @classmethod
-    def create(cls, folder: Path, record: dict[str, Any]) -> Run:
+    def create(cls, folder: Path, record: RunRecord) -> Run:
         """Begin a run in a new or empty folder, or over an earlier run.
 
         Raises:
             StorageError: as `prepare`.
         """
         cls.prepare(folder)
-        run = cls(folder, {"schema": SCHEMA, **record})
+        run = cls(folder, record)
         run.save()
         return run
 
     @staticmethod
     def prepare(folder: Path) -> None:
-        """Make the folder of a run, or check that one that exists is empty or holds a run; change nothing in it.
+        """Make the folder of a run, or check that an existing one is empty or holds a run; nothing in it is changed.
 
         Raises:
             StorageError: if the folder holds something else, or cannot be written.
@@ -95,40 +123,112 @@ class Run:
 
     def save(self) -> None:
         """Write `run.json`."""
-        write_json(self.folder / RECORD, self.record)
+        write_json(self.folder / RECORD, self.record.to_json())
 
     @property
-    def tables(self) -> tuple[str, ...]:
-        """Names of the tables that this run holds."""
-        return tuple(sorted(path.stem for path in (self.folder / "tables").glob("*.parquet")))
+    def tables(self) -> TableIndex:
+        """Name, description, columns and number of rows of each table."""
+        return TableIndex(sorted(self.record.tables.items()))
 
     def table(self, name: str) -> pd.DataFrame:
-        """One tidy table: one observation a row.
+        """One tidy table, one row per observation.
 
         Raises:
-            KeyError: if the run holds no such table; the message lists those there are.
+            KeyError: if the run has no such table; the message lists those it has.
+            StorageError: if the file is missing or does not match the checksum in the record.
         """
         import pandas as pd
 
-        path = self.folder / "tables" / f"{name}.parquet"
-        if name not in self.tables:
+        if name not in self.record.tables:
             raise KeyError(f"this run has no table {name!r}; it has {', '.join(self.tables) or 'none yet'}")
+        path = self._path(name)
+        if name not in self._verified:
+            problem = None if path.exists() else "is missing"
+            if problem is None and checksum(path) != self.record.tables[name].sha256:
+                problem = f"does not match its checksum in {RECORD}"
+            if problem:
+                raise StorageError(f"{path} {problem}; repeat the run with: {self.record.command}")
+            self._verified.add(name)
         return pd.read_parquet(path)
 
-    def save_tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
-        """Write tidy tables, each whole or not at all, in place of those of an earlier run."""
-        folder = self.folder / "tables"
+    def save_tables(
+        self, tables: Mapping[str, pd.DataFrame], specs: Mapping[str, TableDescription] | None = None
+    ) -> None:
+        """Write tidy tables in place of those of an earlier run, each atomically, and describe them in the record.
+
+        The record itself is not written; call `save` afterwards.
+
+        Args:
+            tables: tables by name.
+            specs: descriptions by name; what has none is recorded as undocumented.
+        """
+        records = {}
         for name, table in tables.items():
-            partial = folder / f".{name}.partial"
-            try:
-                table.to_parquet(partial, index=False)
-                partial.replace(folder / f"{name}.parquet")
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    partial.unlink(missing_ok=True)
-                raise
-        for name in set(self.tables) - set(tables):
-            (folder / f"{name}.parquet").unlink()
+            path, spec = self._path(name), (specs or {}).get(name)
+            write_atomically(path, partial(table.to_parquet, index=False))
+            meanings = spec.columns if spec else {}
+            records[name] = TableRecord(
+                description=spec.description if spec else UNDOCUMENTED,
+                columns={str(column): meanings.get(str(column), "") for column in table.columns},
+                rows=len(table),
+                sha256=checksum(path),
+            )
+        for path in (self.folder / "tables").glob("*.parquet"):
+            if path.stem not in tables:
+                path.unlink()
+        self.record.tables = records
+        self._verified = set()
+
+    def figure(self, name: str, **options: Any) -> go.Figure:
+        """One figure of the report.
+
+        Args:
+            name: such as `drift` or `layer_strip`.
+            options: keyword arguments of the figure's function, such as `measure="cka"`.
+
+        Raises:
+            KeyError: if there is no such figure, or this run lacks a table that it needs.
+            ValueError: if there is nothing to draw with these options.
+        """
+        from layerprobe.report import figure_function
+
+        figure = figure_function(name)(_Tables(self), self.record, **options)
+        if figure is None:
+            given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
+            raise ValueError(f"the figure {name!r} has nothing to draw in this run with {given}")
+        return figure
+
+    def artifacts(self) -> dict[str, Path]:
+        """Folders by task: adapted models, SAEs that `SAE.load_from_disk` opens, and activation stores.
+
+        They are in the artifact store, from which they may have been removed since.
+        """
+        return {f"{one.stage}: {one.name}": Path(one.folder) for one in self.record.artifacts}
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "tables" / f"{name}.parquet"
+
+
+class _Tables(Mapping[str, "pd.DataFrame"]):
+    """The tables of a run, each read when it is used."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._read: dict[str, pd.DataFrame] = {}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self._read:
+            self._read[name] = self._run.table(name)
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._run.record.tables
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._run.record.tables)
+
+    def __len__(self) -> int:
+        return len(self._run.record.tables)
 
 
 def _holds_anything(folder: Path) -> bool:
@@ -139,6 +239,7 @@ def _holds_anything(folder: Path) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
+    """Whether the folder holds a run of any schema."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -46,8 +46,8 @@ def test_run_ends_with_the_page_and_report_rebuilds_it(study, tmp_path):
     assert result.exit_code == 0 and result.stdout.strip() == str(page) and page.is_file()
     from layerprobe import Run
 
-    assert Run.load(tmp_path / "out").record["study"]["resolved"]["seeds"] == [3]
-    assert f"--out {tmp_path / 'out'} --seed 3" in Run.load(tmp_path / "out").record["command"]
+    assert Run.load(tmp_path / "out").record.study.resolved["seeds"] == [3]
+    assert f"--out {tmp_path / 'out'} --seed 3" in Run.load(tmp_path / "out").record.command
 
 
 def test_plan_lists_tasks_and_bytes(study):
@@ -129,7 +129,7 @@ def test_a_full_disk_under_the_run_folder_is_one_sentence(study, tmp_path, monke
     monkeypatch.setattr(Run, "save_tables", full)
     result = cli("run", study, "--out", tmp_path / "out")
     refused(result, "The disk is full", str(tmp_path / "out"), "Every finished task is kept", "--out")
-    assert Run.load(tmp_path / "out").record["status"] == "failed"
+    assert Run.load(tmp_path / "out").record.status == "failed"
 
 
 def test_a_page_that_cannot_be_written_is_one_sentence(study, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_the_tables_hold_what_the_test_texts_say(done, tmp_path):
     assert bought.loc[("drift", "full"), "value"] == pytest.approx(0.4)  # mean of .1 .5 .3 .7
     assert bought.loc[("drift", "head"), "value"] == 0
     kept = json.loads((folder / CONCLUSION).read_text())
-    assert kept["smallest"] == "head" and kept["left_out"] == {"shuffled-labels": "it is a control that learns no task"}
+    assert kept["smallest"] == "head" and kept.left_out == {"shuffled-labels": "it is a control that learns no task"}
     assert kept["sentence"].startswith("head is the smallest depth shown to be sufficient")
     assert kept["conditional_on_seeds"] is True and len(json.dumps(kept)) < 2000
 
@@ -195,14 +195,14 @@ def test_a_run_keeps_its_conclusion_and_another_margin_concludes_again(tiny_bert
     study = Study.load(path)
     assert "of full's accuracy" in pipeline.plan(study, home=tmp_path / "home").notes[0]
     first = pipeline.run(study, out=tmp_path / "out", home=tmp_path / "home", progress=False)
-    kept = Run.load(tmp_path / "out").record["sufficiency"]
-    assert (kept["reference"], kept["margin"], kept["n"], kept["seeds"]) == ("full", 0.1, 40, 1)
-    assert list(kept["left_out"]) == ["shuffled-labels"]
+    kept = Run.load(tmp_path / "out").record.sufficiency
+    assert (kept.reference, kept.margin, kept.n, kept.seeds) == ("full", 0.1, 40, 1)
+    assert list(kept.left_out) == ["shuffled-labels"]
     assert first.table("sufficiency").method.tolist() == ["head"] == first.table("differences").method.tolist()
     other = Study.load(path, ["adaptation.margin=0.2"])
     second = pipeline.run(other, out=tmp_path / "out", home=tmp_path / "home", progress=False)
-    assert [task["stage"] for task in second.record["tasks"] if not task["reused"]] == ["depth"]
-    assert second.record["sufficiency"]["margin"] == 0.2
+    assert [task.stage for task in second.record.tasks if not task.reused] == ["depth"]
+    assert second.record.sufficiency.margin == 0.2
 
 
 def test_each_seed_is_a_training_of_its_own(tiny_bert, tiny_csv, tmp_path):
@@ -210,7 +210,7 @@ def test_each_seed_is_a_training_of_its_own(tiny_bert, tiny_csv, tmp_path):
     path.write_text(STUDY.format(model=str(tiny_bert), source=str(tiny_csv)))
     study = Study.load(path, ["seeds=[0, 1]", "adaptation.methods=['head', 'full']"])
     result = pipeline.run(study, out=tmp_path / "out", home=tmp_path / "home", progress=False)
-    trained = [task["key"] for task in result.record["tasks"] if task["stage"] == "adapt"]
+    trained = [task.key for task in result.record.tasks if task.stage == "adapt"]
     assert len(set(trained)) == len(trained) == 4
     full = (
         result.table("predictions")
@@ -218,4 +218,4 @@ def test_each_seed_is_a_training_of_its_own(tiny_bert, tiny_csv, tmp_path):
         .pivot(index="example_id", columns="seed", values="probability")
     )
     assert not np.array_equal(full[0], full[1])
-    assert result.record["sufficiency"]["seeds"] == 2
+    assert result.record.sufficiency.seeds == 2

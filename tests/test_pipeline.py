@@ -66,7 +66,7 @@ def again(study_path, home, tmp_path, *overrides):
 
 
 def stages(result, reused):
-    return [task["stage"] for task in result.record["tasks"] if task["reused"] == reused]
+    return [task.stage for task in result.record.tasks if task.reused == reused]
 
 
 def test_every_table_of_the_contract_is_there(first):
@@ -75,7 +75,7 @@ def test_every_table_of_the_contract_is_there(first):
         "trainable_parameters total_parameters seconds flops peak_bytes bytes_stored",
         "training_log": "method seed step epoch loss",
         "similarity": "method seed unit rows measure layer value ci_low ci_high n",
-        "similarity_nulls": "method seed unit measure layer null value low high draws n",
+        "similarity_nulls": "method seed unit measure layer null null_kind value low high draws n",
         "geometry": "method seed unit side layer measure value ci_low ci_high n",
         "similarity_grid": "method seed unit measure side_a layer_a side_b layer_b value n",
         "sae": "method seed layer trained_on evaluated_on kind explained_variance l0 dead_share reconstruction_bias "
@@ -96,12 +96,12 @@ def test_every_table_of_the_contract_is_there(first):
     for name, wanted in columns.items():
         assert set(wanted.split()) <= set(first.table(name).columns), name
         assert len(first.table(name))
-    record = json.loads((first.folder / "run.json").read_text())
-    assert record["status"] == "complete" and record["schema"] == 1 and record["error"] is None
-    assert record["study"]["resolved"]["sae"]["k"] == 4
-    assert all(task["key"] and task["seconds"] >= 0 for task in record["tasks"])
-    assert "packages" in record["provenance"] and record["provenance"]["device"] == "cpu"
-    assert 2 <= len(record["findings"]) <= 6
+    record = Run.load(first.folder).record
+    assert record.status == "complete" and record.schema_version == 2 and record.error is None
+    assert record.study.resolved["sae"]["k"] == 4
+    assert all(task.key and task.seconds >= 0 for task in record.tasks)
+    assert record.provenance.packages and record.provenance.device == "cpu"
+    assert 2 <= len(record.findings) <= 6
     assert (first.folder / "index.html").stat().st_size > 1_000_000
     with pytest.raises(KeyError, match="no table 'nothing'"):
         first.table("nothing")
@@ -134,12 +134,12 @@ def test_full_drifts_more_with_depth(first):
 
 
 def test_untouched_layers_share_one_dictionary_and_its_numbers(first, home):
-    tasks = {(task["stage"], task["name"]): task for task in first.record["tasks"]}
+    tasks = {(task.stage, task.name): task for task in first.record.tasks}
     for layer in (1, 2):
         base, head = tasks["sae", f"base layer {layer}"], tasks["sae", f"head seed 0 layer {layer}"]
-        assert base["key"] == head["key"] and head["reused"]
-        assert tasks["associations", f"head seed 0 layer {layer}"]["reused"]
-        assert tasks["sae", f"full seed 0 layer {layer}"]["key"] != base["key"]
+        assert base.key == head.key and head.reused
+        assert tasks["associations", f"head seed 0 layer {layer}"].reused
+        assert tasks["sae", f"full seed 0 layer {layer}"].key != base.key
     values = first.table("sae").query("method == 'head' and kind == 'trained'").groupby("layer").explained_variance
     assert (values.max() == values.min()).all()
     flat = first.table("crossing").query("method == 'head'")
@@ -213,7 +213,7 @@ def test_a_damaged_artifact_is_named_and_made_again(first, study_path, home, tmp
     (folder / "tables" / "sentences.parquet").write_bytes(b"damaged")
     mended = again(study_path, home, tmp_path)
     assert stages(mended, reused=False) == ["sentences"]
-    assert "sentences.parquet does not match its checksum" in mended.record["recomputed"][0]
+    assert "sentences.parquet does not match its checksum" in mended.record.recomputed[0]
 
 
 def test_a_plan_computes_nothing_and_tells_what_is_done(first, study_path, home, tmp_path):
@@ -222,14 +222,14 @@ def test_a_plan_computes_nothing_and_tells_what_is_done(first, study_path, home,
     fresh = pipeline.plan(Study.load(study_path), home=tmp_path / "new")
     assert not any(task.finished for task in fresh.tasks)
     assert fresh.needed > 0 and not (tmp_path / "new").exists()
-    assert [t.stage for t in fresh.tasks] == [t["stage"] for t in first.record["tasks"]]
+    assert [t.stage for t in fresh.tasks] == [t.stage for t in first.record.tasks]
 
 
 def test_space_is_checked_before_anything_starts(study_path, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_free", lambda folder: 1000)
     with pytest.raises(StorageError, match="needs about"):
         run(Study.load(study_path), out=tmp_path / "out", home=tmp_path / "home", progress=False)
-    assert Run.load(tmp_path / "out").record["status"] == "failed"
+    assert Run.load(tmp_path / "out").record.status == "failed"
     assert not (tmp_path / "home").exists()
 
 
@@ -249,7 +249,7 @@ def test_a_full_disk_keeps_what_was_finished(study_path, tmp_path, monkeypatch):
     result = run(
         Study.load(study_path, ["sae.layers=[]"]), out=tmp_path / "out", home=tmp_path / "home", progress=False
     )
-    assert result.record["status"] == "complete"
+    assert result.record.status == "complete"
     assert {"adapt", "capture"} <= set(stages(result, reused=True))
 
 
@@ -260,7 +260,7 @@ def test_two_runs_never_write_to_one_folder(study_path, home, tmp_path):
     run_folder = Run.create(tmp_path / "out", {"status": "running", "name": "the first"}).folder
     with FileLock(run_folder / ".lock"), pytest.raises(StorageError, match="Another run is writing"):
         run(Study.load(study_path), out=tmp_path / "out", home=home, progress=False)
-    assert Run.load(run_folder).record["name"] == "the first"  # the second has not touched the first one's record
+    assert Run.load(run_folder).record.name == "the first"  # the second has not touched the first one's record
 
 
 def test_layers_and_lengths_out_of_range_are_refused(study_path, home, tmp_path):
@@ -356,9 +356,9 @@ def test_a_killed_run_goes_on_from_its_last_finished_task(study_path, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert Run.load(tmp_path / "out").record["status"] == "running"
+    assert Run.load(tmp_path / "out").record.status == "running"
     result = run(Study.load(study_path, LIGHT), out=tmp_path / "out", home=tmp_path / "home", progress=False)
-    assert result.record["status"] == "complete"
+    assert result.record.status == "complete"
     assert "adapt" in stages(result, reused=True) and "capture" in stages(result, reused=True)
 
 
@@ -381,7 +381,7 @@ def test_an_interrupted_run_says_how_to_go_on(study_path, tmp_path):
     assert f"go on with: layerprobe run {study_path} --out {tmp_path / 'out'}" in told
     assert "Traceback" not in told
     record = Run.load(tmp_path / "out").record
-    assert (record["status"], record["error"]) == ("failed", "interrupted")
+    assert (record.status, record.error) == ("failed", "interrupted")
 
 
 def test_probes_weights_and_interventions_of_an_untouched_body_are_the_base_s(first):

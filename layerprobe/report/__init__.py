@@ -1,9 +1,7 @@
 """A run as one self-contained HTML page, and several runs on one. Needs neither torch nor transformers."""
 
-from __future__ import annotations
-
+from layerprobe.record import Finding
 from layerprobe.report._compare import compare_runs
-from layerprobe.report._findings import Finding, findings
-from layerprobe.report._page import write_report
+from layerprobe.report.page import figure_function, findings, write_report
 
-__all__ = ["Finding", "compare_runs", "findings", "write_report"]
+__all__ = ["Finding", "compare_runs", "figure_function", "findings", "write_report"]

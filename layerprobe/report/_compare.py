@@ -5,62 +5,67 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from layerprobe.artifacts import write_json
 from layerprobe.errors import StorageError, StudyError
+from layerprobe.files import write_json, write_text
+from layerprobe.record import DataRecord, EncoderRecord
 from layerprobe.report import _compare_figures as figures
 from layerprobe.report._depth_figures import COSTS, spoken
 from layerprobe.report._depth_words import after_on_test, prices, recommendation, reference_of
-from layerprobe.report._findings import REFERENCES, drift_of, methods, unit_of
-from layerprobe.report._page import downloads, rendered
-from layerprobe.runs import PAGE, Run
+from layerprobe.report._findings import REFERENCES, methods
+from layerprobe.report.page import make_environment
+from layerprobe.report.queries import drift_of, unit_of
+from layerprobe.report.sections.made.context import downloads
 from layerprobe.sufficiency import differences as paired_differences
 
+if TYPE_CHECKING:
+    from layerprobe.runs import Run
+
+PAGE = "index.html"
 RECORD = "compare.json"
 """Tells a comparison's folder from anything else."""
 
 
-def compare_runs(runs: Sequence[Run | str | Path], out: str | Path) -> Path:
+def compare_runs(runs: Sequence[Run], out: str | Path) -> Path:
     """Write one self-contained page across runs: other models, other data, other settings.
 
     Runs that were judged on the same texts with the same labels are compared text by text; others stand beside each other as
     separate studies, and the page says so.
 
     Args:
-        runs: two or more finished runs, or their folders.
+        runs: two or more finished runs.
         out: a new or empty folder, or that of an earlier comparison; `index.html` and `compare.json` are written to it.
 
     Returns:
         The page.
 
     Raises:
-        StorageError: if a run is missing, unfinished, of another schema or given twice, or `out` holds something else.
+        StorageError: if a run is unfinished or given twice, or `out` holds something else.
         StudyError: if the runs have no method in common.
     """
-    loaded = [run if isinstance(run, Run) else Run.load(run) for run in runs]
-    for run in loaded:
+    for run in runs:
         _check_finished(run)
-    _check_different(loaded)
-    tables = [{name: run.table(name) for name in run.tables} for run in loaded]
-    common = _common(loaded, tables)
+    _check_different(runs)
+    tables = [{name: run.table(name) for name in run.tables} for run in runs]
+    common = _common(runs, tables)
     folder = _folder(Path(out))
-    labels = _labels(loaded)
-    context = _context(labels, loaded, tables, common)
-    html = rendered("compare.html.j2", downloads=downloads(context.pop("tables")), **context)
+    labels = _labels(runs)
+    context = _context(labels, runs, tables, common)
+    html = (
+        make_environment().get_template("compare.html.j2").render(downloads=downloads(context.pop("tables")), **context)
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         about = {
             "schema": 1,
             "kind": "comparison",
-            "runs": dict(zip(labels, (str(r.folder) for r in loaded), strict=True)),
+            "runs": dict(zip(labels, (str(r.folder) for r in runs), strict=True)),
         }
         write_json(folder / RECORD, about)
-        partial = folder / f".{PAGE}.partial"
-        partial.write_text(html, encoding="utf-8")
-        partial.replace(folder / PAGE)
+        write_text(folder / PAGE, html)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another with --out.") from error
     return folder / PAGE
@@ -70,12 +75,10 @@ def compare_runs(runs: Sequence[Run | str | Path], out: str | Path) -> Path:
 
 
 def _check_finished(run: Run) -> None:
-    status = run.record.get("status")
+    status = run.record.status
     if status != "complete":
-        why = run.record.get("error") or "not ended"
-        raise StorageError(
-            f"The run in {run.folder} is {status} ({why}); finish it first with: {run.record.get('command')}"
-        )
+        why = run.record.error or "not ended"
+        raise StorageError(f"The run in {run.folder} is {status} ({why}); finish it first with: {run.record.command}")
     if "adaptation" not in run.tables:
         raise StorageError(f"The run in {run.folder} holds no table of quality; run its study again.")
 
@@ -86,7 +89,7 @@ def _check_different(runs: Sequence[Run]) -> None:
         raise StorageError(f"A comparison takes two run folders or more, and {given}; name another run.")
     seen: dict[Any, Run] = {}
     for run in runs:
-        trained = frozenset(task["key"] for task in run.record["tasks"] if task["stage"] == "adapt")
+        trained = frozenset(task.key for task in run.record.tasks if task.stage == "adapt")
         for mark in (run.folder.resolve(), *([trained] if trained else [])):
             if mark in seen:
                 what = (
@@ -130,13 +133,20 @@ def _is_comparison(folder: Path) -> bool:
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """A name for each run: the study's, with model and data where names recur, numbered where that is not enough."""
-    names = [str(run.record["name"]) for run in runs]
+    names = [str(run.record.name) for run in runs]
     if len(set(names)) < len(names):
-        names = [
-            f"{name} · {run.record['encoder']['name']} · {run.record['data']['name']}"
-            for name, run in zip(names, runs, strict=True)
-        ]
+        names = [f"{name} · {_encoder(run).name} · {_data(run).name}" for name, run in zip(names, runs, strict=True)]
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
+
+
+def _encoder(run: Run) -> EncoderRecord:
+    assert run.record.encoder is not None  # as in every complete run
+    return run.record.encoder
+
+
+def _data(run: Run) -> DataRecord:
+    assert run.record.data is not None
+    return run.record.data
 
 
 # What the page shows --------------------------------------------------------------------------------------------------
@@ -145,7 +155,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 def _context(
     labels: list[str], runs: Sequence[Run], tables: Sequence[Mapping[str, pd.DataFrame]], common: list[str]
 ) -> dict[str, Any]:
-    layers = [int(run.record["encoder"]["n_layers"]) for run in runs]
+    layers = [_encoder(run).n_layers for run in runs]
     each = list(zip(labels, layers, tables, strict=True))
     quality: Any = _stack(each, after_on_test)
     gaps = _stack(each, _differences_of)
@@ -270,19 +280,19 @@ def _answers(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
 
 def _about(label: str, run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """What one run asked, used and concluded."""
-    record, concluded = run.record, run.record.get("sufficiency")
+    record, concluded = run.record, run.record.sufficiency
     tested = tables.get("sufficiency")
-    depths = [] if tested is None or not concluded else tested[tested.method == concluded["smallest"]].depth.dropna()
-    n_layers = record["encoder"]["n_layers"]
+    depths = [] if tested is None or not concluded else tested[tested.method == concluded.smallest].depth.dropna()
+    n_layers = _encoder(run).n_layers
     return {
         "label": label,
-        "question": record["question"],
-        "model": record["encoder"]["name"],
+        "question": record.question,
+        "model": _encoder(run).name,
         "blocks": n_layers,
-        "data": record["data"]["name"],
-        "n_train": record["data"]["n_train"],
-        "n_test": record["data"]["n_test"],
-        "findings": [finding["text"] for finding in record.get("findings", ())],
+        "data": _data(run).name,
+        "n_train": _data(run).n_train,
+        "n_test": _data(run).n_test,
+        "findings": [finding.text for finding in record.findings],
         "concluded": concluded,
         "recommendation": recommendation(tables, concluded) if concluded else "",
         "share": next((f"{100 * k / n_layers:.0f}% of the blocks" for k in depths), ""),
@@ -292,16 +302,16 @@ def _about(label: str, run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str
 
 def _notes(labels: list[str], runs: Sequence[Run]) -> list[str]:
     """What differs between the runs and bears on reading them side by side."""
-    asked = [run.record["study"]["resolved"] for run in runs]
+    asked = [run.record.study.resolved for run in runs]
     adaptation = [one.get("adaptation", {}) for one in asked]
     places = {
-        "margins": [(run.record.get("sufficiency") or {}).get("margin") for run in runs],
+        "margins": [run.record.sufficiency and run.record.sufficiency.margin for run in runs],
         "heads (adaptation.pooling)": [one.get("pooling") for one in adaptation],
         "epochs": [one.get("epochs") for one in adaptation],
-        "training texts": [run.record["data"]["n_train"] for run in runs],
+        "training texts": [_data(run).n_train for run in runs],
         "seeds": [", ".join(map(str, one.get("seeds", ()))) or None for one in asked],
         "machines, so that seconds, memory and energy do not compare": [
-            f"{run.record['provenance']['platform']}, {run.record['provenance']['device']}" for run in runs
+            f"{run.record.provenance.platform}, {run.record.provenance.device}" for run in runs
         ],
     }
     found = []

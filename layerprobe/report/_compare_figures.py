@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from layerprobe.report._depth_figures import COSTS, PLAIN, VERDICTS, spoken
-from layerprobe.report._figures import COLOURS, NAMES, styled
-from layerprobe.report._findings import top
+from layerprobe.report._findings import NAMES, top
+from layerprobe.report.theme import COLOURS, styled
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 FULL = 1.12

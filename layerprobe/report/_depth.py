@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from layerprobe.record import RunRecord
 from layerprobe.report import _depth_figures as figures
 from layerprobe.report import _inside as inside
-from layerprobe.report._compared import main_measure
 from layerprobe.report._depth_words import (
     Tables,
     accuracy,
@@ -18,7 +18,8 @@ from layerprobe.report._depth_words import (
     reference_of,
     row_of,
 )
-from layerprobe.report._findings import REFERENCES, methods, seeds_of, unit_of
+from layerprobe.report._findings import REFERENCES, methods
+from layerprobe.report.queries import main_measure, seeds_of, unit_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,7 @@ SCORES = {
 }
 
 
-def depth_context(tables: Tables, record: Mapping[str, Any]) -> dict[str, Any]:
+def depth_context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     """All that the templates of this section need; parts that a run lacks are None or empty."""
     names = [name for name in methods(tables) if not name.startswith(REFERENCES)]
     similarity = tables.get("similarity")
@@ -48,8 +49,8 @@ def depth_context(tables: Tables, record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "figures": {"groups": groups, "slider": slider},
         "choices": {name: list(group) for name, group in groups.items()},
-        "concluded": record.get("sufficiency"),
-        "recommendation": recommendation(tables, record["sufficiency"]) if record.get("sufficiency") else "",
+        "concluded": record.sufficiency,
+        "recommendation": recommendation(tables, record.sufficiency) if record.sufficiency else "",
         "verdicts": _records(tables.get("sufficiency")),
         "quality": _quality_rows(tables),
         "means": _mean_rows(tables),
@@ -170,9 +171,9 @@ def _mean_rows(tables: Tables) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["split"] != "test", row["split"], order.get(row["method"], 99)))
 
 
-def _head_words(tables: Tables, record: Mapping[str, Any]) -> str:
+def _head_words(tables: Tables, record: RunRecord) -> str:
     """Which head was judged, and what a linear reader of other poolings gets."""
-    asked = record.get("study", {}).get("resolved", {}).get("adaptation", {}).get("pooling", "model")
+    asked = record.study.resolved.get("adaptation", {}).get("pooling", "model")
     text = f'The head judged here is {HEADS.get(asked, asked)} (adaptation.pooling = "{asked}")'
     after = after_on_test(tables)
     said = []

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from layerprobe.report._figures import COLOURS, NAMES, styled
-from layerprobe.report._findings import REFERENCES, drift_of, seeds_of, top
+from layerprobe.report._findings import NAMES, REFERENCES, top
+from layerprobe.report.queries import drift_of, seeds_of
+from layerprobe.report.theme import COLOURS, styled
 
 if TYPE_CHECKING:
     import pandas as pd

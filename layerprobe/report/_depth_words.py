@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from layerprobe.record import Conclusion, Finding, RunRecord
 from layerprobe.report._depth_figures import COSTS, is_depth
-from layerprobe.report._findings import REFERENCES, Finding, methods, seeds_of
+from layerprobe.report._findings import REFERENCES, methods
+from layerprobe.report.queries import seeds_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,12 +16,12 @@ if TYPE_CHECKING:
 Tables = Mapping[str, "pd.DataFrame"]
 
 
-def depth_findings(tables: Tables, record: Mapping[str, Any]) -> list[Finding]:
+def depth_findings(tables: Tables, record: RunRecord) -> list[Finding]:
     """What the head alone gives up, the smallest sufficient depth, and what to do."""
     found = [*_head(tables)]
-    concluded = record.get("sufficiency")
+    concluded = record.sufficiency
     if concluded:
-        found.append(Finding(f"{concluded['sentence']} {recommendation(tables, concluded)}", "quality"))
+        found.append(Finding(text=f"{concluded.sentence} {recommendation(tables, concluded)}", figure="quality"))
     return found
 
 
@@ -48,7 +50,7 @@ def _head(tables: Tables) -> list[Finding]:
     majority = after[after.method == f"{REFERENCES}majority"]
     if len(majority):
         text += f"; always naming the commonest label gets {majority.iloc[0].accuracy:.3f}"
-    return [Finding(text + ".", "quality")]
+    return [Finding(text=text + ".", figure="quality")]
 
 
 def _gives(difference: float) -> str:
@@ -56,9 +58,9 @@ def _gives(difference: float) -> str:
     return f"{'gives up' if difference <= 0 else 'gains'} {abs(100 * difference):.1f} points"
 
 
-def recommendation(tables: Tables, concluded: Mapping[str, Any]) -> str:
+def recommendation(tables: Tables, concluded: Conclusion) -> str:
     """What to train, from the conclusion about depth, with what it saves and how sure that is."""
-    return _advice(tables, concluded) + _better(tables, concluded["reference"])
+    return _advice(tables, concluded) + _better(tables, concluded.reference)
 
 
 def _better(tables: Tables, reference: str) -> str:
@@ -80,21 +82,21 @@ def _better(tables: Tables, reference: str) -> str:
     )
 
 
-def _advice(tables: Tables, concluded: Mapping[str, Any]) -> str:
-    reference, smallest, undecided = (concluded[key] for key in ("reference", "smallest", "undecided"))
+def _advice(tables: Tables, concluded: Conclusion) -> str:
+    reference, smallest, undecided = concluded.reference, concluded.smallest, concluded.undecided
     if smallest is None:
         text = f"On this evidence keep {reference}"
-        if undecided and concluded["needed"]:
+        if undecided and concluded.needed:
             return f"{text}, or judge {undecided} on more test texts before giving it up: the data here cannot tell."
         if undecided:
             return f"{text}: {undecided} can be told neither to do nor to fail."
-        return f"{text}: no shallower depth was shown to lose less than {concluded['margin']:.3g} of accuracy."
+        return f"{text}: no shallower depth was shown to lose less than {concluded.margin:.3g} of accuracy."
     saved = _saved(tables, smallest, reference)
     text = f"On this evidence train {smallest}{saved}"
     beside = methods_with(tables.get("sufficiency"), outcome="sufficient", family="holm")
     if beside:
         text += f"; outside the sequence of depths {', '.join(beside)} {'do' if len(beside) > 1 else 'does'} as well"
-    alpha = concluded["alpha"]
+    alpha = concluded.alpha
     return f"{text}. This procedure names a depth that loses more than the margin in at most {100 * alpha:.3g}% of studies."
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.report._features import having
+from layerprobe.report.queries import having
 
 if TYPE_CHECKING:
     import pandas as pd

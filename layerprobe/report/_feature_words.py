@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.report._features import CONTROL, first_seed, having
+from layerprobe.report._features import CONTROL, first_seed
+from layerprobe.report.queries import having
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from layerprobe.report._figures import COLOURS, styled
+from layerprobe.report.queries import having
+from layerprobe.report.theme import COLOURS, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,12 +72,6 @@ def drawn(tables: Mapping[str, pd.DataFrame], methods: Sequence[str]) -> dict[st
                 if figure.data:
                     found[f"{name}-{number}"] = figure
     return found
-
-
-def having(tables: Mapping[str, pd.DataFrame], name: str, *columns: str) -> pd.DataFrame | None:
-    """A table, if it is there with these columns and any row: runs of earlier versions lack some."""
-    table = tables.get(name)
-    return None if table is None or table.empty or not set(columns) <= set(table.columns) else table
 
 
 def first_seed(table: pd.DataFrame, method: str) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from layerprobe.report._depth_figures import PLAIN, short
-from layerprobe.report._figures import SCALE, styled
+from layerprobe.report.theme import SCALE, styled
 
 if TYPE_CHECKING:
     import pandas as pd

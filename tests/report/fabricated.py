@@ -4,11 +4,107 @@ import numpy as np
 import pandas as pd
 
 from layerprobe import sufficiency
+from layerprobe.record import MeasureRecord, MethodRecord, RunRecord
 
 METHODS = ("head", "top:1", "top:2", "top:3", "top:4", "top:5", "top:6", "full")
 RIGHT = {"head": 0.668, "top:1": 0.705, "top:2": 0.728, "top:3": 0.737, "top:4": 0.742, "top:5": 0.744, "top:6": 0.746}
 RIGHT |= {"full": 0.747, "lora:8": 0.741}
 LABELS = ("negative", "neutral", "positive")
+
+REFERENCES = ("reference:majority", "reference:logistic-mean", "reference:logistic-cls")
+PROVENANCE = {
+    "python": "3.11",
+    "platform": "x",
+    "packages": {"torch": "2"},
+    "device": "cpu",
+    "precision": "fp32",
+    "started": "now",
+    "finished": "then",
+    "seconds": 1.0,
+}
+
+
+def method_record(name, n_layers):
+    """What the pipeline records of a method."""
+    kind, _, number = name.partition(":")
+    depth = {"head": 0, "full": n_layers}.get(kind)
+    return MethodRecord(
+        name=name,
+        depth=int(number) if kind == "top" else depth,
+        trains_embeddings=kind in ("full", "lp-ft", "shuffled-labels"),
+        is_control=kind == "shuffled-labels",
+        changes_body=kind != "head",
+        uses_seed=kind != "checkpoint",
+    )
+
+
+def measure_record(name):
+    """What the pipeline records of a measure."""
+    return MeasureRecord(
+        name=name,
+        label=f"label of {name}",
+        kind="distance" if name in ("cka_angle", "procrustes_angle", "shape_distance") else "similarity",
+        low=0.0,
+        high=1.0,
+        symmetric=True,
+        exact=name != "linear_predictivity",
+        baseline_of="paired_cosine" if name == "paired_cosine_baseline" else None,
+        citation="planted",
+    )
+
+
+def with_method_columns(table, n_layers=6):
+    """A table with the columns that the pipeline adds next to `method`."""
+    if "method" not in table or "is_control" in table:
+        return table
+    methods = [method_record(name, n_layers) for name in table.method]
+    depths = [None if method.name in REFERENCES else method.depth for method in methods]
+    return table.assign(
+        depth=pd.array(depths, dtype="Int64"),
+        is_control=[one.is_control for one in methods],
+        is_reference=table.method.isin(REFERENCES),
+    )
+
+
+def complete(tables, record):
+    """Tables and a record as the pipeline leaves them: columns of methods, and what the record says of these tables."""
+    n_layers = record.encoder.n_layers
+    tables = {name: with_method_columns(table, n_layers) for name, table in tables.items()}
+    names = dict.fromkeys(name for table in tables.values() if "method" in table for name in table.method)
+    methods = [method_record(name, n_layers) for name in names if name not in REFERENCES]
+    columns = [table["measure"] for name, table in tables.items() if name in ("similarity", "similarity_grid")]
+    measures = [measure_record(name) for name in dict.fromkeys(name for column in columns for name in column)]
+    return tables, record.model_copy(update={"methods": methods, "measures": measures})
+
+
+def record(**more):
+    """The record of a complete run; keyword arguments replace its fields."""
+    fields = {
+        "status": "complete",
+        "name": "planted",
+        "question": "What changed?",
+        "study": {"given": None, "resolved": {"name": "planted"}},
+        "command": "layerprobe run x.toml",
+        "provenance": PROVENANCE,
+        "data": {
+            "name": "texts.csv",
+            "label_names": ["a", "b"],
+            "n_train": 10,
+            "n_test": 50,
+            "n_unseen": 0,
+            "notes": [],
+            "fingerprint": "f",
+        },
+        "encoder": {
+            "name": "tiny",
+            "family": "bert",
+            "n_layers": 6,
+            "width": 8,
+            "fingerprint": "e",
+            "pooler": "none",
+        },
+    }
+    return RunRecord.model_validate(fields | more)
 
 
 def reach(value, n):

@@ -10,8 +10,8 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated import depth_study
-from test_report import EVIL, record
+from fabricated import complete, depth_study, record
+from test_report import EVIL
 from typer.testing import CliRunner
 
 from layerprobe.cli import app
@@ -24,14 +24,17 @@ from layerprobe.runs import Run
 def write(folder, name, key, *, n_layers=6, drop=(), change=None, **study):
     """A run of every depth as `layerprobe run` leaves it."""
     tables, kept = depth_study(**{"n": 400, "seeds": (0,), "ood": False, "n_layers": n_layers, **study})
-    about = record(name=name, sufficiency=kept, tasks=[{"stage": "adapt", "name": "head", "key": key, "seconds": 1.0}])
-    about["encoder"] |= {"n_layers": n_layers}
-    about["study"]["resolved"] |= {"seeds": list(study.get("seeds", (0,))), "adaptation": {"pooling": "model"}}
+    task = {"stage": "adapt", "name": "head", "key": key, "seconds": 1.0, "reused": False}
+    about = record(name=name, sufficiency=kept, tasks=[task])
+    about.encoder.n_layers = n_layers
+    about.study.resolved |= {"seeds": list(study.get("seeds", (0,))), "adaptation": {"pooling": "model"}}
     if change:
-        change(tables, about)
-    about["findings"] = [{"text": f.text, "figure": f.figure} for f in findings(tables, about)]
+        change(about)
+    tables, about = complete(tables, about)
+    about.findings = findings(tables, about)
     run = Run.create(folder, about)
     run.save_tables({name: table for name, table in tables.items() if name not in drop})
+    run.save()
     return run
 
 
@@ -84,8 +87,7 @@ def test_only_runs_on_the_same_texts_are_subtracted(runs, html):
     assert set(table.run) == {"large"} and set(table.reference) == {"small"}
     assert set(table.method) == {"head", "top:2", "full"}  # which both have
     right = {
-        run.record["name"]: run.table("predictions").query("method == 'top:2'").set_index("example_id")
-        for run in runs[:2]
+        run.record.name: run.table("predictions").query("method == 'top:2'").set_index("example_id") for run in runs[:2]
     }
     right = {name: (rows.label == rows.predicted).astype(float) for name, rows in right.items()}
     gap = right["large"] - right["small"]
@@ -114,9 +116,9 @@ def test_the_page_holds_each_run_s_numbers(runs, html):
     quality, gaps = download(html, "quality"), download(html, "differences")
     for run in runs:
         own = run.table("adaptation").query("method == 'full' and split == 'test'")
-        shown = quality[(quality.run == run.record["name"]) & (quality.method == "full")]
+        shown = quality[(quality.run == run.record.name) & (quality.method == "full")]
         assert shown.accuracy.tolist() == own.accuracy.tolist()
-        assert run.record["sufficiency"]["sentence"].replace("'", "&#39;") in html
+        assert run.record.sufficiency.sentence.replace("'", "&#39;") in html
     assert gaps.query("run == 'large' and method == 'top:3'").depth.iloc[0] == 0.25
     assert depth_share("full", 12) == FULL and depth_share("lora:8", 12) is None and depth_share("head", 6) == 0
     drift = download(html, "drift")
@@ -129,9 +131,9 @@ def test_the_page_holds_each_run_s_numbers(runs, html):
 
 
 def test_what_differs_and_bears_on_reading_is_listed(runs, tmp_path):
-    def change(tables, about):
-        about["study"]["resolved"]["adaptation"]["pooling"] = "mean"
-        about["provenance"]["device"] = "cuda"
+    def change(about):
+        about.study.resolved["adaptation"]["pooling"] = "mean"
+        about.provenance.device = "cuda"
 
     other = write(tmp_path / "gpu", "gpu", "e", methods=("head", "full"), margin=0.02, change=change)
     page = compare_runs([runs[0], other], tmp_path / "cmp").read_text(encoding="utf-8")
@@ -143,8 +145,8 @@ def test_what_differs_and_bears_on_reading_is_listed(runs, tmp_path):
 def test_tables_that_some_runs_lack_are_said(runs, tmp_path):
     lacking = ("differences", "sufficiency", "seed_differences", "pareto", "similarity", "predictions")
 
-    def change(tables, about):
-        about["sufficiency"] = None
+    def change(about):
+        about.sufficiency = None
 
     older = write(tmp_path / "older", "older", "f", methods=("head", "full"), drop=lacking, change=change)
     page = compare_runs([runs[0], older], tmp_path / "cmp").read_text(encoding="utf-8")
@@ -157,8 +159,8 @@ def test_names_are_told_apart_and_never_run(runs, tmp_path):
     labels = list(json.loads((tmp_path / "cmp" / "compare.json").read_text())["runs"])
     assert labels == ["twin · tiny · texts.csv (1)", "twin · tiny · texts.csv (2)"]
 
-    def change(tables, about):
-        about |= {"question": EVIL}
+    def change(about):
+        about.question = EVIL
 
     evil = write(tmp_path / "evil", EVIL, "i", methods=("head", "full"), change=change)
     page = compare_runs([runs[0], evil], tmp_path / "evil-cmp").read_text(encoding="utf-8")
@@ -175,13 +177,13 @@ def test_what_is_not_comparable_is_refused_in_one_sentence(runs, tmp_path):
     copy = write(tmp_path / "copy", "copy", "a", methods=("head", "full"))
     refused(cli(one, copy.folder, *out), "one and the same training", "copy")
     unfinished = write(tmp_path / "unfinished", "unfinished", "j", methods=("head", "full"))
-    unfinished.record |= {"status": "failed", "error": "interrupted"}
+    unfinished.record.status, unfinished.record.error = "failed", "interrupted"
     unfinished.save()
     refused(cli(one, unfinished.folder, *out), "failed (interrupted)", "finish it first with: layerprobe run")
     foreign = write(tmp_path / "foreign", "foreign", "k", methods=("head", "full"))
-    foreign.record["schema"] = 99
-    foreign.save()
-    refused(cli(one, foreign.folder, *out), "schema 99", "reads 1")
+    path = foreign.folder / "run.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
+    refused(cli(one, foreign.folder, *out), "schema 99", "reads schema 2", "repeat the run with: layerprobe run x.toml")
     bare = write(tmp_path / "bare", "bare", "l", methods=("head", "full"), drop=("adaptation",))
     refused(cli(one, bare.folder, *out), "holds no table of quality")
     apart = write(tmp_path / "apart", "apart", "m", methods=("top:5", "top:6"))
@@ -210,7 +212,9 @@ def test_comparing_needs_no_torch(runs, tmp_path):
         "        if name.split('.')[0] in ('torch', 'transformers', 'sae_lens'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, No())\n"
         "from layerprobe.report import compare_runs\n"
-        f"print(compare_runs([{str(runs[0].folder)!r}, {str(runs[1].folder)!r}], {str(tmp_path / 'cmp')!r}))"
+        "from layerprobe.runs import Run\n"
+        f"runs = [Run.load({str(runs[0].folder)!r}), Run.load({str(runs[1].folder)!r})]\n"
+        f"print(compare_runs(runs, {str(tmp_path / 'cmp')!r}))"
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.strip() == str(tmp_path / "cmp" / "index.html")

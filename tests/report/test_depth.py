@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated import METHODS, depth_study
-from test_report import adaptation, page, record
+from fabricated import METHODS, complete, depth_study, record
+from test_report import adaptation, page
 
+from layerprobe.record import Conclusion
 from layerprobe.report import findings
 from layerprobe.report._depth import depth_context
 from layerprobe.report._depth_figures import colours, drift_by_depth, spoken
@@ -19,7 +20,7 @@ from layerprobe.report._depth_words import depth_findings, recommendation
 @pytest.fixture(scope="module")
 def study():
     tables, kept = depth_study(n=1500)
-    return tables, record(sufficiency=kept)
+    return complete(tables, record(sufficiency=kept))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,8 @@ def test_without_paired_answers_no_interval_of_the_difference_is_claimed():
 
 def concluded(**more):
     plain = {"reference": "full", "margin": 0.01, "alpha": 0.05, "smallest": None, "undecided": None, "needed": None}
-    return plain | {"sentence": "S.", "n": 400, "seeds": 1, "conditional_on_seeds": True, "left_out": {}} | more
+    rest = {"sentence": "S.", "n": 400, "seeds": 1, "conditional_on_seeds": True, "left_out": {}}
+    return Conclusion(**plain | rest | more)
 
 
 def test_the_recommendation_says_what_is_saved_and_how_sure_it_is():
@@ -96,7 +98,7 @@ def test_a_study_of_every_depth_is_told_in_a_few_sentences(study):
     found = findings(tables, about)
     assert len(found) <= 6
     text = " ".join(finding.text for finding in found)
-    assert about["sufficiency"]["sentence"] in text
+    assert about.sufficiency.sentence in text
     assert "Under head" in text and "Under full" in text and "Under top:3" not in text
     assert {finding.figure for finding in found} <= {"drift", "quality", "cost"}
 
@@ -233,14 +235,15 @@ def test_the_inside_is_drawn_for_every_method_and_each(study, context):
 
 def test_the_page_says_what_was_judged_and_on_what(study, tmp_path):
     tables, about = study
-    about = about | {"study": {"given": None, "resolved": {"name": "x", "adaptation": {"pooling": "mean"}}}}
+    about = about.model_copy(deep=True)
+    about.study.resolved |= {"adaptation": {"pooling": "mean"}}
     html = page(tmp_path / "run", tables, about)
     assert "a linear head on the mean over a text&#39;s tokens" in html
     assert "logistic regression on the pretrained last layer reaches 0.701" in html and "on the first token" in html
     assert "train with dropout throughout" in html and "frozen blocks are in eval mode" in html
     assert "never resampled" in html and "speak of these seeds only" in html
     assert '<input type="range" id="depth-slider"' in html and 'aria-live="polite"' in html
-    for figure in re.findall(r'data-chosen="([^"]+)"', html):
+    for figure in re.findall(r'data-figure="([^"]+)"', html):
         chooses = re.findall(rf'<select id="([^"]+)" data-chooses="{figure}"', html)
         assert all(f'<label for="{name}">' in html for name in chooses)
     for data in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', html, flags=re.S):
@@ -249,7 +252,7 @@ def test_the_page_says_what_was_judged_and_on_what(study, tmp_path):
 
 def test_crossed_seeds_and_what_was_left_out_are_said(study, tmp_path):
     tables, about = study
-    kept = about["sufficiency"] | {
+    kept = about.sufficiency.model_dump() | {
         "conditional_on_seeds": False,
         "seeds": 5,
         "left_out": {"shuffled-labels": "it is a control"},
@@ -273,4 +276,4 @@ def test_one_method_is_a_whole_page(tmp_path):
     tables, kept = depth_study(methods=("full",), seeds=(0,), n=200, ood=False)
     assert kept is None
     html = page(tmp_path / "run", tables)
-    assert "no drift of several methods" in html and 'data-chosen="weights"' in html
+    assert "no drift of several methods" in html and 'data-figure="weights"' in html

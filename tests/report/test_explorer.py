@@ -8,7 +8,8 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import EVIL, adaptation, page, record, similarity
+from fabricated import record
+from test_report import EVIL, adaptation, page, similarity
 
 from layerprobe.report import _explorer
 from layerprobe.report._explorer import explorer, texts
@@ -198,9 +199,7 @@ def test_names_and_tokens_stay_data(tmp_path):
     html = page(tmp_path / "run", tables(), record(name=EVIL))
     assert "<script>alert" not in html and "<img src=x" not in html
     own = re.findall(r"<script>(?!/\*\*)(.*?)</script>", html, flags=re.S)[-1]
-    assert "explorer-data" in own and not re.search(
-        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", own
-    )
+    assert "data-tokens" in own and not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", own)
 
 
 def luminance(colour):

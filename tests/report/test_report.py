@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from fabricated import complete, record
 
 from layerprobe.report import findings, write_report
 from layerprobe.runs import Run
@@ -56,63 +57,18 @@ def adaptation(**accuracy):
     return pd.DataFrame(rows)
 
 
-def record(**more):
-    return {
-        "schema": 1,
-        "status": "complete",
-        "name": "planted",
-        "question": "What changed?",
-        "study": {"given": None, "resolved": {"name": "planted"}},
-        "command": "layerprobe run x.toml",
-        "provenance": {
-            "git_commit": None,
-            "git_dirty": None,
-            "python": "3.11",
-            "platform": "x",
-            "packages": {"torch": "2"},
-            "device": "cpu",
-            "precision": "fp32",
-            "started": "now",
-            "finished": "then",
-            "seconds": 1.0,
-        },
-        "tasks": [],
-        "findings": [],
-        "error": None,
-        "recomputed": [],
-        "data": {
-            "name": "texts.csv",
-            "label_names": ["a", "b"],
-            "n_train": 10,
-            "n_test": 50,
-            "n_unseen": 0,
-            "notes": [],
-            "fingerprint": "f",
-            "revision": None,
-        },
-        "encoder": {
-            "name": "tiny",
-            "family": "bert",
-            "n_layers": 2,
-            "width": 8,
-            "fingerprint": "e",
-            "pooler": "none",
-            "revision": None,
-        },
-        **more,
-    }
-
-
 def page(folder, tables, about=None):
-    run = Run.create(folder, about or record())
+    """The page of a run with these tables."""
+    tables, about = complete(tables, about or record())
+    run = Run.create(folder, about)
     run.save_tables(tables)
-    run.record["findings"] = [{"text": f.text, "figure": f.figure} for f in findings(tables, run.record)]
+    run.record.findings = findings(tables, run.record)
     run.save()
     return write_report(run, folder / "index.html").read_text(encoding="utf-8")
 
 
 def sentences(tables):
-    return " ".join(finding.text for finding in findings(tables, record()))
+    return " ".join(finding.text for finding in findings(*complete(tables, record())))
 
 
 def test_the_answer_follows_planted_numbers():
@@ -153,7 +109,7 @@ def test_data_cannot_escape_into_the_page(tmp_path):
         ),
     }
     about = record(name=EVIL, question=EVIL, command=EVIL)
-    about["data"] |= {"notes": [EVIL], "label_names": [EVIL, "b"], "name": EVIL}
+    about.data.notes, about.data.label_names, about.data.name = [EVIL], [EVIL, "b"], EVIL
     html = page(tmp_path / "run", tables, about)
     assert "<script>alert" not in html and "<img src=x" not in html
     assert html.count("</script>") == html.count("<script")
@@ -202,4 +158,4 @@ def test_reports_need_no_torch(tmp_path):
 def test_captions_count_the_texts_of_the_unit_that_they_are_about(tmp_path):
     few = similarity([1, 0.5]).assign(n=30)
     html = page(tmp_path, {"similarity": pd.concat([few, similarity([1, 0.6], unit="mean")])})
-    assert "over each token of 30 test texts" in html and "same 30 test texts" in html
+    assert "over each token of 30 test examples" in html and "same 30 test examples" in html

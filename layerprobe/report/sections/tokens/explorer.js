@@ -1,5 +1,5 @@
 // The table of latents, and the page of one: #latent/<method>/<layer>/<side>/<number> opens it.
-const stock = read("explorer-data");
+const stock = read("data-tokens").explorer;
 if (stock) {
   const ROWS = 25, COLUMNS = [
     ["latent", "latent", 0], ["kind", "kind"], ["density", "fires on", "%"], ["label", "label"], ["auroc", "AUROC", 2],

@@ -1,10 +1,4 @@
-const depth = read("depth-data");
-document.querySelectorAll("[data-chosen]").forEach(node => {
-  const group = depth.groups[node.dataset.chosen], picks = [...document.querySelectorAll(`[data-chooses="${node.dataset.chosen}"]`)];
-  const draw = () => { if (plots.includes(node)) plots.splice(plots.indexOf(node), 1); place(node, group[picks.map(pick => pick.value).join("|")] || Object.values(group)[0]); };
-  picks.forEach(pick => pick.addEventListener("change", draw));
-  draw();
-});
+const depth = read("data-inside");
 if (depth.slider) {
   const node = document.getElementById("depth-drift"), slider = document.getElementById("depth-slider"), said = document.getElementById("depth-said");
   const {figure, steps} = depth.slider;
@@ -22,4 +16,3 @@ if (depth.slider) {
   slider.addEventListener("input", bring);
   bring();
 }
-document.querySelectorAll("details").forEach(fold => fold.addEventListener("toggle", () => fold.querySelectorAll(".plot").forEach(node => { if (plots.includes(node)) Plotly.Plots.resize(node); })));

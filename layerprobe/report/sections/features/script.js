@@ -2,5 +2,5 @@
 const featureMethod = document.getElementById("features-method");
 if (featureMethod) featureMethod.addEventListener("change", () => document.querySelectorAll(".of-method").forEach(panel => {
   panel.hidden = panel.dataset.number !== featureMethod.value;
-  if (!panel.hidden) panel.querySelectorAll(".plot").forEach(node => { plots.splice(plots.indexOf(node), 1); place(node, drawn[node.dataset.figure]); });
+  if (!panel.hidden) panel.querySelectorAll(".plot").forEach(draw);
 }));

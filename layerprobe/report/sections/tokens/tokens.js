@@ -22,7 +22,7 @@ const tokenLine = (title, words, values, top, digits) => {
 // The method to begin with: the deepest that was asked about, never the control.
 const foremost = select => { const named = [...select.options].map(o => !o.value.startsWith("shuffled-labels")); select.selectedIndex = Math.max(0, named.lastIndexOf(true)); };
 const spread = pairs => { const values = []; (pairs || []).forEach(([i, v]) => { values[i] = v; }); return values; };
-const tokens = read("token-data");
+const tokens = read("data-tokens").tokens;
 if (tokens) {
   const [text, list, run, slider, colour, every, view, legend] = ["text", "text-list", "run", "layer", "colour", "every", "view", "legend"].map(id => document.getElementById(id));
   const all = Object.entries(tokens.texts).map(([id, t]) => ({id, name: `${t.label}: ${t.tokens.slice(1, -1).join(" ").replaceAll(" ##", "")}`}));

@@ -1,0 +1,66 @@
+"""The layer strip: how much each layer changed under each method, on one small figure."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from layerprobe.record import RunRecord
+from layerprobe.report import queries
+from layerprobe.report.section import Tables
+from layerprobe.report.theme import EMPHASIS, SCALE, label_layers, styled
+
+
+def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
+    """One row per method, one cell per layer: 1 - CKA (or cosine), outlined where the interval is below `BEGINS`."""
+    similarity = tables["similarity"]
+    unit = queries.unit_of(similarity)
+    measure = "cka" if "cka" in set(similarity.measure) else "paired_cosine"
+    drifts = {name: queries.drift_of(similarity, name, measure, unit) for name in queries.methods(tables, record)}
+    drifts = {name: drift for name, drift in drifts.items() if len(drift)}
+    if not drifts:
+        return None
+    layers = [int(layer) for layer in next(iter(drifts.values())).layer]
+    hover = [
+        [
+            f"{name}, layer {row.layer}<br>{measure} {row.value:.4f} ({row.ci_low:.4f} to {row.ci_high:.4f})"
+            for row in drift.itertuples()
+        ]
+        for name, drift in drifts.items()
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[1 - value for value in drift.value] for drift in drifts.values()],
+            x=layers,
+            y=list(drifts),
+            colorscale=SCALE,
+            zmin=0,
+            zmax=1,
+            xgap=3,
+            ygap=3,
+            text=hover,
+            hoverinfo="text",
+            colorbar={"title": f"1 - {measure}", "thickness": 12},
+        )
+    )
+    for y, drift in enumerate(drifts.values()):
+        for x, value, high in zip(layers, drift.value, drift.ci_high, strict=True):
+            change = 1 - value
+            figure.add_annotation(
+                x=x,
+                y=y,
+                text=f"{round(change, 2) + 0.0:.2f}",
+                showarrow=False,
+                font={"color": "#111" if change > 0.6 else "#fff", "size": 13},
+            )
+            if high < queries.BEGINS:
+                figure.add_shape(
+                    type="rect",
+                    x0=x - 0.48,
+                    x1=x + 0.48,
+                    y0=y - 0.47,
+                    y1=y + 0.47,
+                    line={"color": EMPHASIS, "width": 3},
+                )
+    label_layers(figure, showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    return styled(figure, height=130 + 46 * len(drifts))

@@ -1,0 +1,81 @@
+"""Colours, error bars, bands and the layout that every figure shares; transparent, so that it fits a light and a dark page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from layerprobe.report import queries
+
+if TYPE_CHECKING:
+    from layerprobe.record import RunRecord
+
+# Okabe and Ito's palette, safe for colour-blind readers; black is left out, which a dark page would hide.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SCALE = "Viridis"
+# From blue to amber at similar lightness: blue and amber are distinguishable for colour-blind readers, and every colour has
+# a contrast of at least 3:1 to a white and to a dark page, which no scale from dark to light has.
+BY_DEPTH = [[0.0, "#4f63d9"], [0.3, "#9a52c6"], [0.55, "#cf4a86"], [0.8, "#d8612f"], [1.0, "#bd8000"]]
+WITHOUT_DEPTH = ("#1f8f7a", "#4d8f2f", "#3b8fb5", "#8a7a3a")
+"""Colours of methods that have no depth: LoRA, bias terms, checkpoints."""
+PLAIN = "#888"
+"""Colour of controls, baselines and helper lines."""
+EMPHASIS = "#D55E00"
+"""Colour of outlines."""
+
+
+def method_colours(names: Sequence[str], record: RunRecord) -> dict[str, str]:
+    """A colour per method: by depth from the head to all blocks, others by their position; baselines are grey."""
+    deep = [name for name in names if queries.has_depth(name, record)]
+    steps = [i / max(1, len(deep) - 1) for i in range(len(deep))]
+    chosen = dict(zip(deep, sample_colorscale(BY_DEPTH, steps), strict=True)) if deep else {}
+    for i, name in enumerate(name for name in names if name not in chosen):
+        method = queries.method(name, record)
+        plain = method is None or method.is_control
+        chosen[name] = PLAIN if plain else WITHOUT_DEPTH[i % len(WITHOUT_DEPTH)]
+    return chosen
+
+
+def error_bars(value: Any, low: Any, high: Any, colour: str | None = None, **style: Any) -> dict[str, Any]:
+    """Error bars from `low` to `high` around `value`, for `error_x` and `error_y`."""
+    bars = {"type": "data", "symmetric": False, "array": high - value, "arrayminus": value - low, **style}
+    return bars if colour is None else {**bars, "color": colour}
+
+
+def add_band(figure: go.Figure, x: Any, low: Any, high: Any, colour: str, **options: Any) -> None:
+    """Add the area between two lines, without hover text or legend."""
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*high, *low[::-1]],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.2,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        **options,
+    )
+
+
+def label_layers(figure: go.Figure, **options: Any) -> None:
+    """Title the x axis and put one tick per layer."""
+    figure.update_xaxes(title="layer (0 = embeddings)", dtick=1, **options)
+
+
+def styled(figure: go.Figure, *, height: int) -> go.Figure:
+    """Apply the layout that every figure shares."""
+    figure.update_layout(
+        height=height,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 60, "r": 20, "t": 36, "b": 50},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        legend={"orientation": "h", "y": -0.22},
+    )
+    grid = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.4)", "automargin": True}
+    figure.update_xaxes(**grid)
+    figure.update_yaxes(**grid)
+    return figure
