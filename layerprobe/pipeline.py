@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -26,9 +27,9 @@ from layerprobe.record import (
     Conclusion,
     DataRecord,
     EncoderRecord,
-    Finding,
     MeasureRecord,
     MethodRecord,
+    Provenance,
     RunRecord,
     StudyRecord,
     TaskRecord,
@@ -174,7 +175,7 @@ def run(
         question=study.question,
         study=StudyRecord(given=given, resolved=study.resolved()),
         command=command or f"layerprobe.run(Study.load(...), out={str(folder)!r})",
-        provenance=provenance(device),
+        provenance=Provenance(**provenance(device)),
     )
     Run.prepare(folder)
     lock = FileLock(folder / LOCK, timeout=0)
@@ -253,6 +254,8 @@ def _describe(record: RunRecord, context: Context) -> None:
     record.methods = [
         MethodRecord(
             name=method.name,
+            label=method.label,
+            trains_embeddings=method.trains_embeddings,
             depth=method.depth(resolved.n_layers),
             is_control=method.is_control,
             uses_seed=method.uses_seed,
@@ -265,14 +268,20 @@ def _describe(record: RunRecord, context: Context) -> None:
             name=measure.name,
             label=measure.label,
             kind=measure.kind,
-            low=measure.low,
-            high=measure.high,
+            low=_finite(measure.range[0]),
+            high=_finite(measure.range[1]),
             symmetric=measure.symmetric,
+            exact=measure.attains_top,
             baseline_of=measure.baseline_of,
             citation=measure.citation,
         )
         for measure in MEASURES
+        if {measure.name, measure.baseline_of} & set(context.study.similarity.measures)
     ]
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
 
 
 def _notes(context: Context) -> list[str]:
@@ -303,7 +312,9 @@ def _note(result: Run, task: Stage, artifact: Artifact) -> None:
             concurrent=artifact.meta.concurrent_tasks,
         )
     )
-    result.record.artifacts.append(ArtifactRecord(stage=task.name, name=task.title, folder=str(artifact.folder)))
+    if task.opened is not None and (artifact.folder / task.opened).is_dir():
+        folder = str(artifact.folder / task.opened)
+        result.record.artifacts.append(ArtifactRecord(stage=task.name, name=task.title, folder=folder))
 
 
 def _collect(result: Run, context: Context, finished: Mapping[Stage, Artifact], store: ArtifactStore) -> None:
@@ -327,7 +338,7 @@ def _collect(result: Run, context: Context, finished: Mapping[Stage, Artifact], 
     tables = {name: _with_facts(pd.concat(frames, ignore_index=True), context.resolved) for name, frames in parts.items()}
     specs = {spec.name: spec for stage in REGISTRY for spec in stage.tables} | {EXAMPLES.name: EXAMPLES}
     result.save_tables(tables, specs)
-    result.record.findings = [Finding(text=f.text, figure=f.figure) for f in findings(tables, result.record)]
+    result.record.findings = findings(tables, result.record)
 
 
 def _with_facts(table: pd.DataFrame, resolved: ResolvedStudy) -> pd.DataFrame:
@@ -338,11 +349,12 @@ def _with_facts(table: pd.DataFrame, resolved: ResolvedStudy) -> pd.DataFrame:
         return table
     methods = {method.name: method for method in resolved.shape.methods}
     depths = {name: method.depth(resolved.n_layers) for name, method in methods.items()}
-    return table.assign(
-        depth=pd.array([depths.get(name) for name in table["method"]], dtype="Int64"),
-        is_control=[name in methods and methods[name].is_control for name in table["method"]],
-        is_reference=[name not in methods for name in table["method"]],
-    )
+    facts = {
+        "depth": pd.Series([depths.get(name) for name in table["method"]], dtype="Int64", index=table.index),
+        "is_control": [name in methods and methods[name].is_control for name in table["method"]],
+        "is_reference": [name not in methods for name in table["method"]],
+    }
+    return table.assign(**{name: values for name, values in facts.items() if name not in table.columns})
 
 
 def _examples_table(context: Context) -> pd.DataFrame:

@@ -168,6 +168,8 @@ class Stage:
     """Whether a build resumes from what an interrupted one left in its folder."""
     accelerator: ClassVar[bool] = False
     """Whether it computes on the study's device."""
+    opened: ClassVar[str | None] = None
+    """Folder of the artifact that people may open on its own, such as a checkpoint."""
     first_guess: ClassVar[float] = 2.0
     """Seconds to expect where nothing is known from earlier runs."""
     study_keys: ClassVar[Mapping[str, str]] = {}

@@ -27,6 +27,7 @@ class Adapt(ModelStage):
         True  # frozen values follow from the encoder and the examples, which are in the identity
     )
     first_guess: ClassVar = 60.0
+    opened: ClassVar = "checkpoint"
     tables: ClassVar = (ADAPTATION, PREDICTIONS)
 
     @classmethod

@@ -24,6 +24,7 @@ class _Capture(ModelStage):
 
     accelerator: ClassVar = True
     first_guess: ClassVar = 6.0
+    opened: ClassVar = "rows"
     copies_base: ClassVar = True
     """Whether the rows of a model with the base's body are copied from the base's capture. Those of the test examples are
     computed, as a check that base and adapted agree bit by bit there."""
@@ -53,9 +54,9 @@ class _Capture(ModelStage):
         return {str(layer): value for layer, value in content_digests(folder / "rows").items()}
 
     def checksums(self, folder: Path) -> Mapping[str, str]:
-        from layerprobe.activations import file_checksums
+        from layerprobe.activations import ActivationStore
 
-        return {f"rows/{name}": value for name, value in file_checksums(folder / "rows").items()}
+        return {f"rows/{name}": value for name, value in ActivationStore.open(folder / "rows").checksums.items()}
 
     def examples(self, context: Context) -> Examples:
         raise NotImplementedError

@@ -70,5 +70,5 @@ class Geometry(ModelStage):
 def _describe(context: Context, rows: Any, unit: Any, layer: int) -> Any:
     from layerprobe.similarity import geometry
 
-    table = geometry.describe(rows.unit(unit, layer), rows.groups(unit), most=MOST_ROWS, seed=context.seed)
+    table = geometry.describe(rows.unit(unit, layer), rows.groups(unit), max_rows=MOST_ROWS, seed=context.seed)
     return table.assign(layer=layer, unit=unit)

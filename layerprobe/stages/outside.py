@@ -11,7 +11,7 @@ from layerprobe.context import Context, label_order
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._quality import ADAPTATION, PREDICTIONS, predictions_table, quality_row
-from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.adapt import Adapt, adapt_config
 from layerprobe.store import Artifact, ArtifactMeta
 
 
@@ -42,15 +42,9 @@ class Outside(ModelStage):
         from layerprobe import adaptation
 
         model, order = context.adapted_model(parents["adapt"]), label_order(parents["adapt"])
-        rows, predictions = [], []
+        rows, predictions, config = [], [], adapt_config(context.resolved)
         for ood in context.ood:
-            probabilities = adaptation.probabilities(
-                model,
-                context.encoder,
-                ood.examples,
-                max_length=context.study.data.max_length,
-                device=context.device,
-            )[:, order]
+            probabilities = adaptation.probabilities(model, context.encoder, ood.examples, config)[:, order]
             allowed = np.isin(np.arange(probabilities.shape[1]), ood.classes)
             # The smallest positive number keeps a row from being all zero.
             probabilities = np.where(allowed, probabilities + np.finfo(np.float64).tiny, 0)

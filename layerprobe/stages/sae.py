@@ -37,6 +37,7 @@ class Sae(LayerStage):
     resumable: ClassVar = True
     accelerator: ClassVar = True
     first_guess: ClassVar = 15.0
+    opened: ClassVar = "dictionary"
 
     @property
     def title(self) -> str:

@@ -37,7 +37,7 @@ class Similarity(ModelStage):
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import pandas as pd
 
-        from layerprobe.similarity import LINEAR, compare, grid
+        from layerprobe.similarity import compare, find_measures, grid
 
         base, adapted = paired_rows(parents)
         settings = context.study.similarity
@@ -59,7 +59,7 @@ class Similarity(ModelStage):
                     {**named, "layer": layer, "measure": measure, "why": why}
                     for layer, measure, why in table.attrs["left_out"]
                 ]
-            linear = [name for name in settings.measures if name in LINEAR]
+            linear = [measure.name for measure in find_measures(settings.measures, "similarity") if measure.linear]
             if linear:
                 sides = {
                     side: {layer: store.unit(unit, layer) for layer in layers}
