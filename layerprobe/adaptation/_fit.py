@@ -89,20 +89,28 @@ def fit(
         keep: called with the number of steps done at each of `config.checkpoints` points before the end of the blocks'
             training.
     """
-    result = Fit([], {})
+    config, result = training.config, Fit([], {})
     for phase in training.method.phases:
         if phase == "head":
-            result = _fit_head(training, model, examples)
-            if training.method.trains_blocks:
-                result = Fit(result.log, {f"head_{key}": value for key, value in result.settings.items()})
+            head = train_head(training, model, examples)
+            settings = {
+                "precision": "fp32",
+                "optimizer": "L-BFGS" if config.head_learning_rate is None else "Adam",
+                "learning_rate": config.head_learning_rate,
+                "penalty": head.penalty,
+                "validation_share": SHARE,
+                "gradient_norm": head.gradient,
+            }
+            prefix = "head_" if training.method.trains_blocks else ""
+            result = Fit(head.log, {f"{prefix}{key}": value for key, value in settings.items()})
         else:
             log = train_blocks(training, model, examples, learning_rate, keep)
             done = result.log[-1]["step"] if result.log else 0  # steps of a head come first
             settings = {
-                "precision": training.config.resolved_precision,
+                "precision": config.resolved_precision,
                 "learning_rate": learning_rate,
-                "epochs": training.config.epochs,
-                "batch_size": training.config.batch_size,
+                "epochs": config.epochs,
+                "batch_size": config.batch_size,
             }
             log = result.log + [{**entry, "step": done + entry["step"]} for entry in log]
             result = Fit(log, result.settings | settings)
@@ -157,30 +165,6 @@ def search_rate(training: Training, around: float) -> Search:
 def _require_gradients(model: nn.Module, names: frozenset[str]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-
-
-def _fit_head(training: Training, model: Any, examples: np.ndarray) -> Fit:
-    frozen = training.frozen[training.encoder.n_layers]
-    model.eval()
-    head = train_head(
-        model,
-        training.encoder,
-        frozen.batch(examples).to(training.config.device),
-        training.labels[examples],
-        sorted(head_parameter_names(model, training.encoder)),
-        seed=training.seed,
-        learning_rate=training.config.head_learning_rate,
-        progress=training.config.progress,
-    )
-    settings = {
-        "precision": "fp32",
-        "optimizer": head.optimizer,
-        "learning_rate": head.learning_rate,
-        "penalty": head.penalty,
-        "validation_share": SHARE,
-        "gradient_norm": head.gradient,
-    }
-    return Fit(head.log, settings)
 
 
 @torch.inference_mode()

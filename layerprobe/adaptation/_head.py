@@ -1,10 +1,11 @@
-"""Training the head alone, on what the frozen body puts out."""
+"""Training the head alone, on the output of the frozen body."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,146 +14,110 @@ from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from layerprobe.adaptation._validation import validation_folds
-from layerprobe.encoder import Encoder
+from layerprobe.encoder import head_parameter_names
+
+if TYPE_CHECKING:
+    from layerprobe.adaptation._fit import Training
 
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-"""From weak to strong: each fit goes on from the one before, and a head that a strong penalty has shrunk to nothing, which
-is a stationary point of a head with a hidden layer, is then not where others start."""
+"""From weak to strong: each fit starts from the previous one, so that none starts from a head that a strong penalty has
+shrunk to zero, which is a stationary point of a head with a hidden layer."""
 UNVALIDATED = 1e-3
-"""The penalty where no class has a text to spare for choosing."""
+"""The penalty where no class has an example to spare for validation."""
 STEPS = 400
 """Of Adam, and at most of L-BFGS."""
 CHOOSING_STEPS = 100
-"""At most, of L-BFGS with one penalty on the way."""
+"""At most, of L-BFGS with one penalty in cross-validation."""
 
 
 @dataclass(frozen=True)
 class HeadFit:
-    """What was chosen for a head, and how the choice came about."""
+    """What was chosen for a head, and the log of its training."""
 
-    optimizer: str
-    learning_rate: float | None
-    """Of Adam; L-BFGS finds its own step lengths."""
     penalty: float
     gradient: float
     """Norm of the objective's gradient at the end; near 0 where training converged."""
     log: list[dict[str, Any]]
 
 
+def train_head(training: Training, model: Any, examples: np.ndarray) -> HeadFit:
+    """Train the head to convergence on the frozen values of layer L, in place; the model is put in eval mode.
+
+    The objective is mean cross-entropy, without dropout, plus penalty / 2 * (sum of squared weights, and of squared changes
+    of a norm's scale), over all examples at once. The penalty is chosen by stratified cross-validation on the training
+    examples (`validation_folds`): the strongest whose cross-entropy is within one standard error of the least (Breiman et
+    al. 1984), so that a lucky choice on few examples does not give an over-confident head. The head is then trained with it
+    on all of them, from the weights that it had in the first fold. The objective is minimised by L-BFGS; with
+    `head_learning_rate` by Adam, the rate decaying to zero along a cosine, from the initial weights each time.
+
+    Args:
+        training: data, seed and configuration.
+        model: a classifier.
+        examples: numbers of the examples to train on.
+    """
+    encoder, config = training.encoder, training.config
+    inputs = training.frozen[encoder.n_layers].batch(examples).to(config.device)
+    labels = torch.as_tensor(training.labels[examples], device=config.device)
+    masks = validation_folds(training.labels[examples], training.seed)
+    folds = [torch.as_tensor(held, device=config.device) for held in masks]
+    body = model.base_model
+    head = _Objective(model, head_parameter_names(model, encoder), config.head_learning_rate)
+    setattr(model.eval(), model.base_model_prefix, _CachedBody(body, encoder.family, encoder.pooler).to(config.device))
+    try:
+        start = values = head.values()
+        first_fold = dict.fromkeys(PENALTIES, start)
+        losses: dict[float, list[Tensor]] = {penalty: [] for penalty in PENALTIES}
+        steps = dict.fromkeys(PENALTIES, 0)
+        pairs = list(product(range(len(folds)), PENALTIES))
+        for fold, penalty in tqdm(
+            pairs, desc="choosing the head's penalty", leave=False, disable=not config.progress, delay=1
+        ):
+            held = folds[fold]
+            if penalty == PENALTIES[0] or head.rate is not None:
+                values = start
+            steps[penalty] += len(head.minimise(values, inputs[~held], labels[~held], penalty, CHOOSING_STEPS))
+            losses[penalty].append(head.losses(inputs[held], labels[held]))
+            values = head.values()
+            if fold == 0 and head.rate is None:
+                first_fold[penalty] = values
+        log = []
+        chosen = UNVALIDATED
+        if folds:
+            validation = {penalty: torch.cat(parts) for penalty, parts in losses.items()}
+            log = [head.entry(steps[p], float(validation[p].mean()), "validation") for p in PENALTIES]
+            chosen = _strongest_within_one_error(validation)
+        history = head.minimise(first_fold[chosen] if folds else start, inputs, labels, chosen, STEPS)
+        every = max(1, len(history) // 20)
+        log += [
+            head.entry(step, loss, "train") for step, loss in enumerate(history, 1) if step == 1 or step % every == 0
+        ]
+        return HeadFit(chosen, head.gradient(), log)
+    finally:
+        setattr(model, model.base_model_prefix, body)
+
+
 class _CachedBody(nn.Module):
-    """Stands in for the body: puts out what the body put out before, through what of it belongs to the head."""
+    """Replaces the body: its input is the body's frozen output, which it passes through the parts that belong to the head."""
 
     def __init__(self, body: nn.Module, family: str, pooler: str) -> None:
         super().__init__()
         self.family = family
-        self.pooler = body.pooler if pooler == "new" else None
-        self.final_norm = getattr(body, "final_norm", None)
-        self.rows: Tensor | None = None
+        self.pooler: Any = body.pooler if pooler == "new" else None
+        self.final_norm: Any = getattr(body, "final_norm", None)
 
-    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
-        assert self.rows is not None
-        rows = self.rows
+    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        rows = inputs_embeds
         if self.final_norm is not None:
-            norm: Any = self.final_norm
-            rows = rows * norm.weight
-            if norm.bias is not None:
-                rows = rows + norm.bias
-        pooler: Any = self.pooler
-        if pooler is None:
+            rows = rows * self.final_norm.weight
+            if self.final_norm.bias is not None:
+                rows = rows + self.final_norm.bias
+        if self.pooler is None:
             pooled = rows[:, 0]
-        elif self.family == "albert":  # a bare linear map, with what follows it in the body's own forward
-            pooled = torch.tanh(pooler(rows[:, 0]))
+        elif self.family == "albert":  # a linear map; the body's own forward applies the activation
+            pooled = torch.tanh(self.pooler(rows[:, 0]))
         else:
-            pooled = pooler(rows)
+            pooled = self.pooler(rows)
         return BaseModelOutputWithPooling(last_hidden_state=rows, pooler_output=pooled)
-
-
-def train_head(
-    model: nn.Module,
-    encoder: Encoder,
-    inputs: Tensor,
-    labels: np.ndarray,
-    trained: Sequence[str],
-    *,
-    seed: int,
-    learning_rate: float | None,
-    progress: bool,
-) -> HeadFit:
-    """Train the head to convergence on cached body outputs `(texts, 1, width)`, in place.
-
-    The objective is mean cross-entropy, without dropout, plus penalty / 2 * (sum of squared weights, and of squared changes
-    of a norm's scale), over all examples at once. The penalty is chosen by stratified cross-validation on the training examples (`validation_folds`): the
-    strongest whose cross-entropy is within one standard error of the least (Breiman et al. 1984), so that a lucky choice on
-    few examples does not give an over-confident head. The head is then trained with it on all of them, from the weights that it had in the first fold.
-    It is minimised by L-BFGS; with a learning rate by Adam, the rate decaying to zero along a cosine, from the initial
-    weights each time.
-    """
-    target = torch.as_tensor(labels, device=inputs.device)
-    named = {name: parameter for name, parameter in model.named_parameters() if name in trained}
-    parameters = list(named.values())
-    # A norm's scale could take over what the penalty takes from the matrices, so it is held to its initial value.
-    centers = [
-        torch.zeros_like(p) if p.dim() > 1 else p.detach().clone() if name.endswith("norm.weight") else None
-        for name, p in named.items()
-    ]
-    prefix = str(model.base_model_prefix)
-    body = getattr(model, prefix)
-    stub = _CachedBody(body, encoder.family, encoder.pooler).to(inputs.device)
-    folds = [torch.as_tensor(held, device=inputs.device) for held in validation_folds(labels, seed)]
-    start = _values(parameters)
-    log: list[dict[str, Any]] = []
-    setattr(model, prefix, stub)
-    try:
-        losses: dict[float, list[Tensor]] = {penalty: [] for penalty in PENALTIES}
-        steps = dict.fromkeys(PENALTIES, 0)
-        weights = dict.fromkeys((*PENALTIES, UNVALIDATED), start)
-        bar = tqdm(
-            total=len(folds) * len(PENALTIES),
-            desc="choosing the head's penalty",
-            leave=False,
-            disable=not progress,
-            delay=1,
-        )
-        for number, held in enumerate(folds):
-            _restore(parameters, start)
-            for candidate in PENALTIES:
-                fit = _Objective(model, stub, parameters, centers, inputs[~held], target[~held], candidate)
-                if learning_rate is not None:
-                    _restore(parameters, start)
-                    fit.adam(learning_rate)
-                else:
-                    fit.lbfgs(CHOOSING_STEPS)
-                with torch.no_grad():
-                    stub.rows = inputs[held]
-                    logits = _logits(model, stub.rows).double().cpu()
-                    losses[candidate].append(nn.functional.cross_entropy(logits, target[held].cpu(), reduction="none"))
-                steps[candidate] += len(fit.losses)
-                if number == 0:
-                    weights[candidate] = _values(parameters)
-                bar.update()
-        bar.close()
-        penalty = UNVALIDATED
-        if folds:
-            judged = {candidate: torch.cat(parts) for candidate, parts in losses.items()}
-            log = [_entry(steps[c], float(judged[c].mean()), learning_rate, "validation") for c in PENALTIES]
-            penalty = _strongest_within_one_error(judged)
-        fit = _Objective(model, stub, parameters, centers, inputs, target, penalty)
-        if learning_rate is not None:
-            _restore(parameters, start)
-            fit.adam(learning_rate)
-        else:
-            _restore(parameters, weights[penalty])
-            fit.lbfgs(STEPS)
-        every = max(1, len(fit.losses) // 20)
-        log += [
-            _entry(step, loss, learning_rate, "train")
-            for step, loss in enumerate(fit.losses, 1)
-            if step == 1 or step % every == 0
-        ]
-        gradient = fit.gradient()
-    finally:
-        setattr(model, prefix, body)
-    return HeadFit("L-BFGS" if learning_rate is None else "Adam", learning_rate, penalty, gradient, log)
 
 
 def _strongest_within_one_error(losses: Mapping[float, Tensor]) -> float:
@@ -162,53 +127,75 @@ def _strongest_within_one_error(losses: Mapping[float, Tensor]) -> float:
         losses: held-out losses of the same examples by penalty, from weak to strong.
     """
     best = min(losses, key=lambda penalty: float(losses[penalty].mean()))
-    chosen = best
-    for penalty, loss in losses.items():
-        difference = loss - losses[best]
-        if penalty > best and float(difference.mean()) <= float(difference.std()) / len(loss) ** 0.5:
-            chosen = penalty
-    return chosen
+    differences = {penalty: loss - losses[best] for penalty, loss in losses.items()}
+    return max(p for p, d in differences.items() if p == best or float(d.mean()) <= float(d.std()) / len(d) ** 0.5)
 
 
 class _Objective:
-    """Penalised cross-entropy of a head over all texts at once, and two ways down it."""
+    """Penalised cross-entropy of a head over all examples at once, minimised by Adam (with a rate) or L-BFGS (without)."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        stub: _CachedBody,
-        parameters: list[nn.Parameter],
-        centers: list[Tensor | None],
-        inputs: Tensor,
-        labels: Tensor,
-        penalty: float,
-    ) -> None:
-        self.model, self.stub, self.parameters = model, stub, parameters
+    def __init__(self, model: nn.Module, names: frozenset[str], rate: float | None) -> None:
+        self.model, self.rate = model, rate
+        named = {name: parameter for name, parameter in model.named_parameters() if name in names}
+        self.parameters = list(named.values())
+        # A norm's scale could compensate for the penalty on the matrices, so it is penalised around its initial value.
+        self.centers = [
+            torch.zeros_like(p) if p.dim() > 1 else p.detach().clone() if name.endswith("norm.weight") else None
+            for name, p in named.items()
+        ]
+
+    def values(self) -> list[Tensor]:
+        """A copy of the parameters."""
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    def minimise(self, start: list[Tensor], inputs: Tensor, labels: Tensor, penalty: float, steps: int) -> list[float]:
+        """Cross-entropy, without the penalty, at each evaluation."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, start, strict=True):
+                parameter.copy_(value)
         self.inputs, self.labels, self.penalty = inputs, labels, penalty
-        self.centers = centers
-        self.losses: list[float] = []
-        """Cross-entropy at each evaluation, the penalty left out."""
+        self.history: list[float] = []
+        if self.rate is None:
+            self._lbfgs(steps)
+        else:
+            self._adam(self.rate)
+        return self.history
 
-    def evaluate(self) -> Tensor:
-        """The objective, with its gradient left on the parameters."""
+    @torch.no_grad()
+    def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each example, in float64."""
+        return nn.functional.cross_entropy(self._logits(inputs).double().cpu(), labels.cpu(), reduction="none")
+
+    def gradient(self) -> float:
+        """Norm of the gradient at the present parameters."""
+        self._evaluate()
+        return float(torch.stack([p.grad.norm() for p in self.parameters if p.grad is not None]).norm())
+
+    def entry(self, step: int, loss: float, split: str) -> dict[str, Any]:
+        """A row of the training log."""
+        rate = np.nan if self.rate is None else self.rate
+        return {"step": step, "epoch": float(step), "loss": loss, "learning_rate": rate, "split": split}
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        return self.model(inputs_embeds=inputs, attention_mask=mask).logits
+
+    def _evaluate(self) -> Tensor:
+        """The objective; its gradient is left on the parameters."""
         for parameter in self.parameters:
             parameter.grad = None
-        self.stub.rows = self.inputs
-        entropy = nn.functional.cross_entropy(_logits(self.model, self.inputs), self.labels)
-        squares = [
-            (parameter - center).square().sum()
-            for parameter, center in zip(self.parameters, self.centers, strict=True)
-            if center is not None
-        ]
+        entropy = nn.functional.cross_entropy(self._logits(self.inputs), self.labels)
+        centered = zip(self.parameters, self.centers, strict=True)
+        squares = [(parameter - center).square().sum() for parameter, center in centered if center is not None]
         total = entropy + self.penalty / 2 * torch.stack(squares).sum()
         total.backward()
-        self.losses.append(float(entropy.detach()))
+        self.history.append(float(entropy.detach()))
         return total
 
-    def lbfgs(self, steps: int) -> None:
-        """At most so many iterations. A line search that ends at a kink (of a ReLU) is started again, while that helps."""
+    def _lbfgs(self, steps: int) -> None:
+        """At most so many iterations. A line search that ends at a kink (of a ReLU) is restarted as long as that helps."""
         before, done = np.inf, 0
-        while done < steps and (now := float(self.evaluate().detach())) < before - 1e-6:
+        while done < steps and (now := float(self._evaluate().detach())) < before - 1e-6:
             before = now
             optimizer = torch.optim.LBFGS(
                 self.parameters,
@@ -219,40 +206,13 @@ class _Objective:
                 tolerance_change=1e-9,
                 line_search_fn="strong_wolfe",
             )
-            optimizer.step(self.evaluate)
+            optimizer.step(self._evaluate)
             done += optimizer.state[self.parameters[0]]["n_iter"]
 
-    def adam(self, rate: float) -> None:
+    def _adam(self, rate: float) -> None:
         optimizer = torch.optim.Adam(self.parameters, lr=rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
         for _ in range(STEPS):
-            self.evaluate()
+            self._evaluate()
             optimizer.step()
             schedule.step()
-
-    def gradient(self) -> float:
-        """Norm of the gradient where the parameters are now."""
-        kept = len(self.losses)
-        self.evaluate()
-        del self.losses[kept:]
-        return float(torch.stack([p.grad.norm() for p in self.parameters if p.grad is not None]).norm())
-
-
-def _entry(step: int, loss: float, learning_rate: float | None, split: str) -> dict[str, Any]:
-    rate = float("nan") if learning_rate is None else learning_rate
-    return {"step": step, "epoch": float(step), "loss": loss, "learning_rate": rate, "split": split}
-
-
-def _logits(model: nn.Module, rows: Tensor) -> Tensor:
-    mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
-    return model(input_ids=mask, attention_mask=mask).logits
-
-
-def _values(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]
-
-
-def _restore(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
