@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerprobe.errors import EncoderError
+
 FAMILIES: Mapping[str, str] = {
     "bert": "encoder.layer",
     "roberta": "encoder.layer",
@@ -87,6 +89,41 @@ def resumed(model: nn.Module, layer: int, state: Callable[[], Tensor]) -> Iterat
 
     with _hooked(model, edit, skipped=frozenset(range(1, layer + 1))):
         yield
+
+
+@contextlib.contextmanager
+def refuse_autocast(model: nn.Module, device: str) -> Iterator[None]:
+    """Within this context, a pass in any other precision than float32 raises.
+
+    The type of the outputs alone does not show autocast, under which norms still return float32.
+
+    Args:
+        model: a model with floating-point parameters.
+        device: where it computes.
+
+    Raises:
+        EncoderError: if a parameter is not float32 or a module runs under autocast.
+    """
+
+    def refuse(precision: object) -> None:
+        raise EncoderError(
+            f"The model computes in {precision}, not float32, as a model does that was wrapped for mixed-precision "
+            "training; save it and load it again."
+        )
+
+    def check(module: nn.Module, args: Any) -> None:
+        if torch.is_autocast_enabled(torch.device(device).type):
+            refuse("mixed precision")
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            refuse(parameter.dtype)
+    handles = [module.register_forward_pre_hook(check) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

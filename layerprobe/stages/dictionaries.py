@@ -40,9 +40,7 @@ def train_sae(
         asked, seed = inputs.study.sae, inputs.study.seeds[0]
         matrix = _rows(done, rows).tokens(layer)
         n = len(matrix)
-        sae.train(
-            matrix,
-            folder / "dictionary",
+        config = sae.SaeConfig(
             architecture=asked.architecture,
             expansion=asked.expansion,
             k=asked.k,
@@ -50,10 +48,11 @@ def train_sae(
             batch_size=BATCH,
             seed=seed + 1 if other_seed else seed,
             order_seed=seed + 2 if other_order else None,
-            start=None if start is None else dictionary_of(done, start),
             frozen_decoder=frozen,
-            progress=inputs.progress,
         )
+        begin = None if start is None else dictionary_of(inputs, done, start)
+        target = folder / "dictionary"
+        sae.train(matrix, target, config, start=begin, device=inputs.device, progress=inputs.progress)
 
     return build
 
@@ -69,13 +68,9 @@ def train_crosscoder(inputs: Inputs, rows: str, layer: int) -> Build:
             return
         asked, (n, width) = inputs.study.sae, base.tokens(layer).shape
         d_sae = sae.default_width(n, width, asked.expansion)
+        config = sae.CrosscoderConfig(d_sae=d_sae, k=asked.k or sae.default_k(width, d_sae), seed=inputs.study.seeds[0])
         sae.crosscoder.train(
-            base.tokens(layer),
-            adapted.tokens(layer),
-            d_sae=d_sae,
-            k=asked.k or sae.default_k(width, d_sae),
-            seed=inputs.study.seeds[0],
-            progress=inputs.progress,
+            base.tokens(layer), adapted.tokens(layer), config, device=inputs.device, progress=inputs.progress
         ).save(folder / "crosscoder")
 
     return build
@@ -107,16 +102,14 @@ def transfer(
         stores = dict(zip(("base", "adapted"), pair_of(done, capture), strict=True))
         tokens = {side: store.tokens(layer) for side, store in stores.items()}
         groups = stores["base"].groups("token")
-        dictionaries = {role: dictionary_of(done, task) for role, task in tasks.items()}
+        dictionaries = {role: dictionary_of(inputs, done, task) for role, task in tasks.items()}
         keys = {role: done[task].key for role, task in tasks.items()}
         if "untrained" in inputs.study.sae.controls:
             for side, made_from in (("base", "capture-sae: base"), ("adapted", rows)):
                 dictionaries[f"{side}:untrained"] = sae.untrained(
                     dictionaries[side],
                     _rows(done, made_from).tokens(layer),
-                    architecture=inputs.study.sae.architecture,
-                    k=inputs.study.sae.k,
-                    seed=inputs.study.seeds[0],
+                    sae.SaeConfig(inputs.study.sae.architecture, k=inputs.study.sae.k, seed=inputs.study.seeds[0]),
                 )
                 keys[f"{side}:untrained"] = f"untrained beside {keys[side]}"
         # Of an untouched layer both sides are one and the same, so each thing is worked out once.
@@ -126,17 +119,17 @@ def transfer(
 
         @cache
         def measured(key: str, on: str) -> Any:
-            return sae.evaluate(by_key[key], tokens[on], groups, progress=inputs.progress)
+            codes = sae.encode(by_key[key], tokens[on], progress=inputs.progress)
+            return sae.evaluate(by_key[key], tokens[on], codes, groups, progress=inputs.progress)
 
         @cache
         def lost(classifier: str) -> pd.DataFrame:
             chosen = numbered(done[classifier], inputs.rerun)
             told = {key: by_key[key] for role, key in keys.items() if role in TASK_LOSS_ROLES}
             return sae.task_loss(
-                model_of(inputs, done, classifier),
+                model_of(inputs, done, classifier).to(inputs.device),
                 inputs.encoder,
                 chosen,
-                chosen.labels,
                 layer,
                 told,
                 max_length=inputs.study.data.max_length,
@@ -181,11 +174,11 @@ TASK_LOSS_ROLES = ("base", "adapted", "base:untrained", "base:frozen-decoder")
 """Dictionaries that the classifier is run with."""
 
 
-def dictionary_of(done: Parents, task: str) -> Dictionary:
-    """A trained dictionary."""
+def dictionary_of(inputs: Inputs, done: Parents, task: str) -> Dictionary:
+    """A trained dictionary, on the device of the run."""
     from layerprobe import sae
 
-    return sae.load(done[task].folder / "dictionary")
+    return sae.load(done[task].folder / "dictionary", device=inputs.device)
 
 
 def _rows(done: Parents, task: str) -> ActivationStore:

@@ -26,13 +26,10 @@ def associate(inputs: Inputs, layer: int, capture: str, sae_task: str) -> Build:
         from layerprobe.activations import ActivationStore
 
         store = ActivationStore.open(done[capture].folder / "rows")
-        dictionary, rows = dictionary_of(done, sae_task), store.tokens(layer)
         example = store.groups("token")
         labels = inputs.corpus.test.labels[: int(example.max()) + 1]
-        codes = sae.sparse_codes(dictionary, rows, progress=inputs.progress)
-        table = sae.associations(
-            dictionary, rows, store.rows, labels, inputs.corpus.label_names, codes=codes, progress=inputs.progress
-        )
+        codes = sae.encode(dictionary_of(inputs, done, sae_task), store.tokens(layer), progress=inputs.progress)
+        table = sae.associations(codes, store.rows, labels, inputs.corpus.label_names)
         null = sae.label_null(codes, example, labels, seed=inputs.study.seeds[0])
         table.to_parquet(folder / ABOUT, index=False)
         sae.latent_shares(table, codes, example, null).to_parquet(folder / SHARES, index=False)
@@ -52,9 +49,11 @@ def match_bases(inputs: Inputs, layer: int, tasks: Mapping[str, str]) -> Build:
         from layerprobe.activations import ActivationStore
 
         rows = ActivationStore.open(done["capture: base"].folder / "rows").tokens(layer)
-        base = dictionary_of(done, tasks["base"])
+        base = dictionary_of(inputs, done, tasks["base"])
+        base_codes = sae.encode(base, rows, progress=inputs.progress)
         for role in [role for role in tasks if role != "base"]:
-            found = sae.match(base, dictionary_of(done, tasks[role]), rows, rows, progress=inputs.progress)
+            other = dictionary_of(inputs, done, tasks[role])
+            found = sae.match(base, other, base_codes, sae.encode(other, rows, progress=inputs.progress))
             name = role.partition(":")[2]
             found.table.to_parquet(folder / f"{name}.parquet", index=False)
             found.reverse.to_parquet(folder / f"{name}-reverse.parquet", index=False)
@@ -101,10 +100,13 @@ def latents(
         named: dict[str, Any] = {"method": method.name, "seed": seed, "layer": layer}
         base, adapted = pair_of(done, capture)
         tokens = {"base": base.tokens(layer), "adapted": adapted.tokens(layer)}
-        read = {role: dictionary_of(done, task) for role, task in tasks.items()}
+        read = {role: dictionary_of(inputs, done, task) for role, task in tasks.items()}
+
+        base_codes = sae.encode(read["base"], tokens["base"], progress=inputs.progress)
 
         def matched(other: str) -> Matching:
-            return sae.match(read["base"], read[other], tokens["base"], tokens["adapted"], progress=inputs.progress)
+            codes = sae.encode(read[other], tokens["adapted"], progress=inputs.progress)
+            return sae.match(read["base"], read[other], base_codes, codes)
 
         n_rows = len(tokens["base"])
         own, null = matched("adapted"), _null(done, nulls, "other-order", n_rows)
@@ -122,9 +124,10 @@ def latents(
         save(folder, "matching", pd.DataFrame(rows))
         census = None
         if crosscoder is not None and (done[crosscoder].folder / "crosscoder").is_dir():
-            joint = sae.Crosscoder.load(done[crosscoder].folder / "crosscoder")
-            census = sae.census(joint, tokens["base"], tokens["adapted"])
-            variance = joint.explained_variance(tokens["base"], tokens["adapted"])
+            joint = sae.Crosscoder.load(done[crosscoder].folder / "crosscoder", device=inputs.device)
+            joint_codes = joint.encode(tokens["base"], tokens["adapted"])
+            census = sae.census(joint, tokens["base"], tokens["adapted"], joint_codes)
+            variance = joint.explained_variance(tokens["base"], tokens["adapted"], joint_codes)
             about = {"ev_base": variance[0], "ev_adapted": variance[1], "d_sae": joint.d_sae, "k": joint.k}
             save(folder, "census", census.assign(**named, **about))
         against = sae.compare_to_null(own, null, seed=inputs.study.seeds[0])
@@ -155,7 +158,7 @@ def _placed(joint: Any, census: Any, dictionary: Any, side: str) -> Any:
 
     live = np.flatnonzero(census["kind"] != "dead")
     theirs = joint.decoder[live, 0 if side == "base" else 1].astype(np.float64)
-    own = dictionary.sae.W_dec.detach().numpy().astype(np.float64)
+    own = dictionary.decoder.cpu().numpy().astype(np.float64)
     theirs, own = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) for z in (theirs, own))
     cosine = own @ theirs.T
     nearest = cosine.argmax(1)

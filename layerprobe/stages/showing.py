@@ -66,6 +66,8 @@ def sentence_latents(
         import numpy as np
         import pandas as pd
 
+        from layerprobe import sae
+
         stores = dict(zip(("base", "adapted"), pair_of(done, capture), strict=True))
         chosen = shown_rows(inputs, stores["base"])
         if np.array_equal(stores["base"].tokens(layer), stores["adapted"].tokens(layer)):
@@ -78,7 +80,8 @@ def sentence_latents(
             judged = about[about.judged].sort_values(["task", "effect"], ascending=False)
             top = judged["latent"].to_numpy()[:TOP_LATENTS]
             for on, store in stores.items():
-                codes = np.asarray(dictionary_of(done, task).encode(store.tokens(layer)[chosen]))[:, top]
+                dictionary, part = dictionary_of(inputs, done, task), store.tokens(layer)[chosen]
+                codes = sae.encode(dictionary, part, progress=inputs.progress)[:, top].toarray()
                 row, column = np.nonzero(codes)
                 where = token_frame(store, store.rows.iloc[chosen])[["example_id", "token_index"]].iloc[row]
                 values = pd.DataFrame({"latent": top[column], "activation": codes[row, column]})
@@ -121,14 +124,14 @@ def exhibit(
         labels = inputs.corpus.test.labels[: int(about["example"].max()) + 1]
         table = pd.read_parquet(done[compared].folder / "tables" / "latents.parquet")
         codes = {
-            (side, on): sae.sparse_codes(dictionary_of(done, tasks[side]), rows[on], progress=inputs.progress)
+            (side, on): sae.encode(dictionary_of(inputs, done, tasks[side]), rows[on], progress=inputs.progress)
             for side in sides
             for on in sides
         }
         found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("histograms", "classes", "examples")}
         for side in sides:
             part = table[table["side"] == side]
-            latents = sae.foremost(part, SHOWN_LATENTS)
+            latents = sae.top_latents(part, SHOWN_LATENTS)
             readings = {on: codes[side, on][:, latents] for on in sorted(sides, key=lambda on: on != side)}
             if not untouched:
                 other = codes["adapted" if side == "base" else "base", "adapted" if side == "base" else "base"]

@@ -45,23 +45,22 @@ def transfer_steps(
 
         def measure(step: int, store: ActivationStore, model: Any) -> None:
             for layer, sides in tasks.items():
-                dictionaries = {side: dictionary_of(done, task) for side, task in sides.items()}
+                dictionaries = {side: dictionary_of(inputs, done, task) for side, task in sides.items()}
                 lost = None
                 if model is not None:
                     lost = sae.task_loss(
-                        model,
+                        model.to(inputs.device),
                         inputs.encoder,
                         chosen,
-                        chosen.labels,
                         layer,
                         dictionaries,
                         max_length=inputs.study.data.max_length,
                         progress=inputs.progress,
                     ).set_index("variant")
                 for side, dictionary in dictionaries.items():
-                    found = sae.evaluate(
-                        dictionary, store.tokens(layer), store.groups("token"), progress=inputs.progress
-                    )
+                    tokens = store.tokens(layer)
+                    codes = sae.encode(dictionary, tokens, progress=inputs.progress)
+                    found = sae.evaluate(dictionary, tokens, codes, store.groups("token"), progress=inputs.progress)
                     row: dict[str, Any] = {"step": step, "layer": layer, "trained_on": side, "l0": found.l0}
                     row |= {"explained_variance": found.explained_variance}
                     row |= {"ev_low": found.ev_low, "ev_high": found.ev_high, "n": found.examples}
