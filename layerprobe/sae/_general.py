@@ -1,4 +1,4 @@
-"""Which latents follow general properties of tokens, where tokens of one example depend on each other."""
+"""Which latents are associated with general properties of tokens, where tokens of one example are dependent."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class _Columns:
 
     @cached_property
     def _pairs(self) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Order of the entries by latent and example (None: as they stand), first entry of each pair, its latent and
-        example, and first pair of each latent; every latent has some."""
+        """Order of the entries by latent and example (None: as stored), first entry of each pair, its latent and example,
+        and first pair of each latent; every latent has some."""
         n_examples = len(self.lengths)
         key = np.repeat(np.arange(self.lift.shape[1]) * n_examples, np.diff(self.lift.indptr))
         key += self.example[self.lift.indices]
@@ -60,17 +60,17 @@ class _Columns:
 
     @cached_property
     def squared_lift(self) -> csc_array:
-        """What each active token adds to the sum of squared scores."""
+        """The contribution of each active token to the sum of squared scores."""
         zero = np.repeat(self.zero, np.diff(self.lift.indptr))
         return _like(self.lift, self.lift.data * (self.lift.data + 2 * zero))
 
     @cached_property
     def doubled_zero(self) -> np.ndarray:
-        """Twice the silent score, for each pair."""
+        """Twice the zero-activation score, for each pair."""
         return 2 * self.zero[self._pairs[2]]
 
     def of_pairs(self, of_example: np.ndarray) -> np.ndarray:
-        """A number of each example, for each pair."""
+        """A value per example, for each pair."""
         return of_example[self._pairs[3]]
 
     def by_latent(self, of_pair: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ class _Columns:
         return np.add.reduceat(of_pair, self._pairs[4])
 
     def pair_sums(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Sum of weighted lifts over each pair of a latent and an example that it is active in."""
+        """Sums of weighted lifts over each pair of a latent and an example that it is active in."""
         order, first = self._pairs[:2]
         values = self.lift.data if weights is None else self.lift.data * weights[self.lift.indices]
         return np.add.reduceat(values if order is None else values[order], first)
@@ -100,43 +100,43 @@ def general_tests(
 
     A statistic is a sum over tokens of the latent's centred rank (ties averaged) times the centred property: the rank
     sum of a binary property's tokens, or of a numeric property's ranks. Since a sparse latent can follow a numeric
-    property at one end only, being in its lowest or highest tenth is tested too. The effect is Spearman's correlation
-    for all of them. For a binary property it is small where the latent is silent on most tokens that have the property
-    *or* active on many that don't; AUROC sees only the first, and by a floor on it 99% of the latents of a real
-    dictionary were found to be about some token.
+    property at one end only, membership of its lowest and highest tenth is tested too. The effect is Spearman's
+    correlation for all of them. For a binary property it is small where the latent is inactive on most tokens that have
+    the property *or* active on many that do not; AUROC depends on the first alone, and with a threshold on AUROC 99% of
+    the latents of a real dictionary were associated with some token.
 
-    Its variance under independence of the two is that of a permutation of tokens, times a design effect for tokens of
-    one example being dependent: the largest of 1; of (1 - r) + r sum_e (sum_i b_ei)^2 / sum b^2, with r the
-    correlation of the latent's ranks within examples, as if whole examples were dealt anew (Kish 1965); and of the
-    cluster-robust variance of the slope of ranks on the property (Liang and Zeger 1986) over the robust one that takes
-    tokens for independent (White 1980). The last also sees neighbours that resemble each other more than distant tokens
-    do, but few examples understate it; as a ratio, it leaves out that a property's tokens vary more where the latent
+    The variance under independence is that of a permutation of tokens, times a design effect for the dependence of
+    tokens within an example: the largest of 1; of (1 - r) + r sum_e (sum_i b_ei)^2 / sum b^2, with r the correlation of
+    the latent's ranks within examples, as if whole examples were permuted (Kish 1965); and of the cluster-robust
+    variance of the slope of ranks on the property (Liang and Zeger 1986) over the robust one for independent tokens
+    (White 1980). The last also accounts for neighbours that resemble each other more than distant tokens do, but is
+    too small with few examples; as a ratio, it is not affected by a property's tokens varying more where the latent
     follows it. The skewness is that of a permutation of tokens, times the root of the design effect, as for whole
-    examples dealt as one token each.
+    examples that are permuted as one token each.
     """
     from scipy.stats import rankdata
 
     if not len(judged):
         return GeneralTests((), *[np.zeros((0, 0))] * 3)
     scores = _ranked(codes if len(judged) == codes.shape[1] else codes[:, judged], example)
-    names, found = [], []
+    names, tests = [], []
     for name, member in properties.binary.items():
         names.append((name, "yes", "no"))
-        found.append(_member(scores, member))
+        tests.append(_member(scores, member))
     for name, value in properties.numeric.items():
         names.append((name, "high", "low"))
-        found.append(_numeric(scores, rankdata(value) - (len(value) + 1) / 2))
+        tests.append(_numeric(scores, rankdata(value) - (len(value) + 1) / 2))
         low, high = np.quantile(value, [0.1, 0.9])
-        for where, member in (("lowest tenth", value <= low), ("highest tenth", value >= high)):
-            # Ties may make a tenth of far more.
+        for tenth, member in (("lowest tenth", value <= low), ("highest tenth", value >= high)):
+            # With ties a tenth may hold far more.
             if member.mean() < 0.5:
-                names.append((name, where, f"not {where}"))
-                found.append(_member(scores, member))
+                names.append((name, tenth, f"not {tenth}"))
+                tests.append(_member(scores, member))
     if properties.common:
         names += [("token", token, f"not {token}") for token in properties.common]
-        found.append(_identity(scores, properties))
+        tests.append(_identity(scores, properties))
     empty = np.zeros((0, len(judged)))
-    return GeneralTests(tuple(names), *[np.concatenate([empty, *parts]) for parts in zip(*found, strict=True)])
+    return GeneralTests(tuple(names), *[np.concatenate([empty, *parts]) for parts in zip(*tests, strict=True)])
 
 
 _Tested = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -146,7 +146,7 @@ _Tested = tuple[np.ndarray, np.ndarray, np.ndarray]
 def _ranked(columns: Any, example: np.ndarray) -> _Columns:
     latent = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
     ranks = sparse_ranks(columns.data, latent, np.full(columns.shape[1], columns.shape[0]))
-    # Nothing can be said of a latent that is equally active on all tokens.
+    # Undefined for a latent that is equally active on all tokens.
     squares = np.where(ranks.squares > 0, ranks.squares, np.nan)
     return _Columns(_like(columns, ranks.values - ranks.zero[latent]), ranks.zero, squares, ranks.cubes, example)
 
@@ -183,12 +183,12 @@ def _tested(scores: _Columns, b: np.ndarray) -> tuple[np.ndarray, float, np.ndar
     together = s2 - 2 * slope * sw + slope**2 * (squares**2).sum()
     apart = scores.squared_lift.T @ b**2 + zero**2 * power
     apart += slope**2 * (b**4).sum() - 2 * slope * (scores.lift.T @ b**3 + zero * (b**3).sum())
-    dealt = (of_example**2).sum() / power
-    return total, float(power), _p(scores, total, power, (b**3).sum(), together, apart, dealt)
+    permuted = (of_example**2).sum() / power
+    return total, float(power), _p(scores, total, power, (b**3).sum(), together, apart, permuted)
 
 
 def _identity(scores: _Columns, properties: Properties) -> _Tested:
-    """Tests of all common tokens at once: the sums of `_tested`, over the tokens' own few examples."""
+    """Tests of all common tokens at once: the sums of `_tested`, over the few examples of each token."""
     n, n_examples, n_tokens = len(scores.example), len(scores.lengths), len(properties.common)
     common = np.flatnonzero(properties.identity >= 0)
     pairs, pair = np.unique(
@@ -218,14 +218,14 @@ def _identity(scores: _Columns, properties: Properties) -> _Tested:
     share = counts / n
     power = n * share * (1 - share)
     crossed = np.bincount(token, times * scores.lengths[example])
-    dealt = (square_counts[:, 0] - 2 * share * crossed + share**2 * (scores.lengths**2).sum()) / power
-    p = _p(scores, total, power[:, None], (power * (1 - 2 * share))[:, None], together, apart, dealt[:, None])
+    permuted = (square_counts[:, 0] - 2 * share * crossed + share**2 * (scores.lengths**2).sum()) / power
+    p = _p(scores, total, power[:, None], (power * (1 - 2 * share))[:, None], together, apart, permuted[:, None])
     auroc = 0.5 + total / (counts * (n - counts))[:, None]
     return total / np.sqrt(scores.squares * power[:, None]), auroc, p
 
 
 def _merged(matrix: csc_array, group: np.ndarray, n_groups: int) -> csc_array:
-    """Sums of a matrix' rows by group; rows of group -1 fall away."""
+    """Sums of a matrix's rows by group; rows of group -1 are dropped."""
     from scipy.sparse import csc_array
 
     rows = group[matrix.indices]
@@ -247,13 +247,13 @@ def _by_token(scores: _Columns, identity: np.ndarray, n_tokens: int) -> np.ndarr
     return sums.reshape(n_tokens, squared.shape[1])
 
 
-def _p(scores: _Columns, total: Any, power: Any, cubes: Any, together: Any, apart: Any, dealt: Any) -> np.ndarray:
+def _p(scores: _Columns, total: Any, power: Any, cubes: Any, together: Any, apart: Any, permuted: Any) -> np.ndarray:
     n = len(scores.example)
     alone = scores.squares * power / (n - 1)
-    # Where a latent follows a property to the letter, both robust variances are nothing but rounding.
+    # For a latent that follows a property exactly, both robust variances are rounding errors.
     least = 1e-9 * alone
     ratio = (np.maximum(together, 0) + least) / (np.maximum(apart, 0) + least)
     r = scores.correlation
-    design = np.maximum(np.maximum(1, (1 - r) + r * dealt), ratio)
+    design = np.maximum(np.maximum(1, (1 - r) + r * permuted), ratio)
     skew = n * scores.cubes * cubes / ((n - 1) * (n - 2)) / alone**1.5 * np.sqrt(design)
     return two_sided_p(total / np.sqrt(alone * design), np.broadcast_to(skew, np.shape(total)))

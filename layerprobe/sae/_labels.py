@@ -1,4 +1,4 @@
-"""Which latents tell labels apart among texts of equal length."""
+"""Which latents distinguish labels among examples of equal length."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from layerprobe.errors import MeasureError
-from layerprobe.sae._ranks import MINIMUM_ACTIVE, sparse_ranks, threshold, two_sided_p
+from layerprobe.sae._ranks import MINIMUM_ACTIVE, sparse_ranks, two_sided_p
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
 
 POOLINGS = ("max", "mean")
 STRATUM = 20
-"""Examples that a stratum of lengths has at least."""
+"""Least number of examples in a stratum of lengths."""
+DRAWS = 50
+"""Permutations tested at a time."""
 
 
 @dataclass(frozen=True)
 class LabelNull:
-    """What the search for task latents finds when labels are permuted."""
+    """Task latents under permuted labels."""
 
     share: float
-    """Share of judged latents that come out as task latents: mean over permutations."""
+    """Share of tested latents that come out as task latents: mean over permutations."""
     high: float
     """Its 95th percentile."""
     any_share: float
-    """Share of permutations with any task latent at all: at most the false-discovery rate, if the search is sound."""
+    """Share of permutations with any task latent: at most the false-discovery rate if the search is valid."""
     shares: Float[np.ndarray, " permutations"]
-    """Share of each permutation."""
+    """Share under each permutation."""
 
 
 class Scores(NamedTuple):
@@ -47,9 +49,9 @@ class StratifiedRanks:
     """Ranks of one pooling within strata of length, weighted by 1 / (n + 1) of the stratum (van Elteren 1960)."""
 
     lift: csc_array
-    """Weighted rank of each active example less that of the silent ones of its stratum: examples x latents."""
+    """Weighted rank of each active example minus that of the inactive ones of its stratum: examples x latents."""
     zero: Float[np.ndarray, "strata latents"]
-    """Weighted centred rank of silent examples."""
+    """Weighted centred rank of inactive examples."""
     squares: Float[np.ndarray, "strata latents"]
     cubes: Float[np.ndarray, "strata latents"]
 
@@ -67,27 +69,74 @@ class StratifiedRanks:
         spread = np.sqrt(pairs @ self.squares)
         third = (pairs * (sizes - 2 * ones)) @ self.cubes
         scale = (pairs / (sizes + 1)).sum(1)[:, None]
-        # A latent with one value in each stratum, or a class that fills its strata, has nothing to be ranked.
-        able = (spread > 0) & (scale > 0)
-        safe = np.where(able, spread, 1)
+        # Undefined for a latent with one value in each stratum, or a class that fills its strata.
+        defined = (spread > 0) & (scale > 0)
+        safe = np.where(defined, spread, 1)
         return Scores(
-            np.where(able, 0.5 + total / np.where(scale > 0, scale, 1), np.nan),
-            np.where(able, total / safe, np.nan),
-            np.where(able, third / safe**3, np.nan),
+            np.where(defined, 0.5 + total / np.where(scale > 0, scale, 1), np.nan),
+            np.where(defined, total / safe, np.nan),
+            np.where(defined, third / safe**3, np.nan),
         )
+
+
+@dataclass(frozen=True)
+class RankedExamples:
+    """Activations pooled over each example's tokens, and ranked within strata of length."""
+
+    latent: Int[np.ndarray, " pairs"]
+    """Latent of each pair of a latent and an example that it is active in."""
+    example: Int[np.ndarray, " pairs"]
+    strata: Int[np.ndarray, " examples"]
+    active: Int[np.ndarray, " latents"]
+    """Examples that each latent is active in."""
+    judged: Int[np.ndarray, " judged"]
+    """Latents that are active in enough examples to be tested."""
+    poolings: tuple[StratifiedRanks, ...]
+    """Ranks of the judged latents, by pooling."""
+
+
+def rank_examples(
+    codes: csc_array, example: Int[np.ndarray, " rows"], labels: Int[np.ndarray, " examples"]
+) -> RankedExamples:
+    """Pool activations over examples, and rank them within strata of length.
+
+    Raises:
+        MeasureError: if rows, examples and labels do not fit, or fewer than two labels occur.
+    """
+    if len(example) != codes.shape[0]:
+        raise MeasureError(
+            f"There are {codes.shape[0]} rows of activations and {len(example)} tokens; give one token per row."
+        )
+    lengths = np.bincount(example) if len(example) else np.zeros(0, dtype=np.int64)
+    if len(lengths) != len(labels):
+        raise MeasureError(
+            f"The tokens are of examples 0 to {len(lengths) - 1} and there are {len(labels)} labels; give one label per "
+            "example."
+        )
+    if (lengths == 0).any():
+        raise MeasureError(f"Example {int(np.flatnonzero(lengths == 0)[0])} has no row; number examples from 0.")
+    compared_classes(labels)
+    strata = length_strata(lengths)
+    latent, number, pooled = active_examples(codes, example)
+    active = np.bincount(latent, minlength=codes.shape[1])
+    judged = np.flatnonzero(active >= MINIMUM_ACTIVE)
+    kept = np.isin(latent, judged)
+    column = np.searchsorted(judged, latent[kept])
+    poolings = tuple(_stratified(values[kept], column, number[kept], strata, len(judged)) for values in pooled)
+    return RankedExamples(latent, number, strata, active, judged, poolings)
 
 
 def class_counts(
     members: Bool[np.ndarray, "classes examples"], strata: Int[np.ndarray, " examples"]
 ) -> tuple[Float[np.ndarray, "classes strata"], Float[np.ndarray, " strata"]]:
-    """Members of each class in each stratum, and the strata's sizes."""
+    """Members of each class in each stratum, and the sizes of the strata."""
     sizes = np.bincount(strata)
     ones = np.stack([np.bincount(strata, weights=row, minlength=len(sizes)) for row in members])
     return ones, sizes.astype(np.float64)
 
 
 def length_strata(lengths: Int[np.ndarray, " examples"]) -> Int[np.ndarray, " examples"]:
-    """Strata of neighbouring lengths: as narrow as lengths and at least 20 examples each allow."""
+    """Strata of neighbouring lengths, as narrow as possible with at least 20 examples each."""
     distinct, number, counts = np.unique(lengths, return_inverse=True, return_counts=True)
     stratum = np.zeros(len(distinct), dtype=np.int64)
     current, held = 0, 0
@@ -100,23 +149,21 @@ def length_strata(lengths: Int[np.ndarray, " examples"]) -> Int[np.ndarray, " ex
 
 
 def compared_classes(labels: Int[np.ndarray, " examples"]) -> Int[np.ndarray, " classes"]:
-    """Classes to set against the rest; of two only the second, since the first comparison would be its mirror.
+    """Classes to compare with the rest; of two only the second, since the first comparison would mirror it.
 
     Raises:
         MeasureError: if fewer than two labels occur.
     """
     present = np.unique(labels)
     if len(present) < 2:
-        raise MeasureError(
-            f"The texts have {len(present)} label; give texts of at least two, for latents to tell apart."
-        )
+        raise MeasureError(f"The examples have {len(present)} label; give examples of at least two.")
     return present[1:] if len(present) == 2 else present
 
 
 def active_examples(
     codes: csc_array, example: Int[np.ndarray, " rows"]
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Float[np.ndarray, "2 pairs"]]:
-    """Latent and example of each pair in which the one is active in the other, with its max and mean over tokens."""
+    """Latent and example of each pair in which the latent is active, with its max and mean over the tokens."""
     lengths = np.bincount(example)
     latent = np.repeat(np.arange(codes.shape[1]), np.diff(codes.indptr))
     key = latent * len(lengths) + example[codes.indices]
@@ -132,43 +179,32 @@ def active_examples(
     return latent, numbers, np.stack([np.maximum.reduceat(values, first).astype(np.float64), sums / lengths[numbers]])
 
 
-def stratified_ranks(
-    latent: Int[np.ndarray, " pairs"],
-    example: Int[np.ndarray, " pairs"],
-    pooled: Float[np.ndarray, "poolings pairs"],
-    strata: Int[np.ndarray, " examples"],
-    judged: Int[np.ndarray, " judged"],
-) -> tuple[StratifiedRanks, ...]:
-    """Ranks of the judged latents by each pooling of their activations, given where they are active."""
+def _stratified(
+    values: np.ndarray, column: np.ndarray, example: np.ndarray, strata: np.ndarray, n_latents: int
+) -> StratifiedRanks:
+    """Ranks of one pooling, given where latents are active."""
     from scipy.sparse import csc_array
 
     sizes = np.bincount(strata)
-    n_strata, n_latents = len(sizes), len(judged)
-    kept = np.isin(latent, judged)
-    column, example = np.searchsorted(judged, latent[kept]), example[kept]
+    n_strata, n = len(sizes), sizes.astype(np.float64)
     group = column * n_strata + strata[example]
-    weight = 1 / (sizes + 1.0)
-    n = sizes.astype(np.float64)
+    weight = 1 / (n + 1)
     with np.errstate(divide="ignore"):
         second = np.where(n > 1, weight**2 / (n * (n - 1)), 0)
         third = np.where(n > 2, weight**3 / (n * (n - 1) * (n - 2)), 0)
+    ranks = sparse_ranks(values, group, np.tile(sizes, n_latents))
 
-    def ranked(values: np.ndarray) -> StratifiedRanks:
-        ranks = sparse_ranks(values, group, np.tile(sizes, n_latents))
+    def by_stratum(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return sums.reshape(n_latents, n_strata).T * weights[:, None]
 
-        def by_stratum(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
-            return sums.reshape(n_latents, n_strata).T * weights[:, None]
-
-        lift = (ranks.values - ranks.zero[group]) * weight[strata[example]]
-        pointers = np.searchsorted(column, np.arange(n_latents + 1))
-        return StratifiedRanks(
-            csc_array((lift, example, pointers), shape=(len(strata), n_latents)),
-            by_stratum(ranks.zero, weight),
-            by_stratum(ranks.squares, second),
-            by_stratum(ranks.cubes, third),
-        )
-
-    return tuple(ranked(values[kept]) for values in pooled)
+    lift = (ranks.values - ranks.zero[group]) * weight[strata[example]]
+    pointers = np.searchsorted(column, np.arange(n_latents + 1))
+    return StratifiedRanks(
+        csc_array((lift, example, pointers), shape=(len(strata), n_latents)),
+        by_stratum(ranks.zero, weight),
+        by_stratum(ranks.squares, second),
+        by_stratum(ranks.cubes, third),
+    )
 
 
 def label_null(
@@ -184,58 +220,40 @@ def label_null(
     """Repeat the search for task latents with labels permuted among examples of one stratum of length.
 
     Activations are ranked once, and each permutation goes through the whole procedure of `associations`: every class
-    and pooling, one false-discovery family, the floor on the effect.
+    and pooling, one false-discovery family, the threshold on the effect.
 
     Args:
-        codes: a dictionary's activations, of `sparse_codes`.
+        codes: a dictionary's activations, by `encode`.
         example: example of each row.
         labels: label number of each example.
-        permutations: how many.
-        seed: of the permutations.
+        permutations: number of permutations.
+        seed: seed of the permutations.
         effect: least |2 AUROC - 1|.
         q: false-discovery rate.
 
     Raises:
-        MeasureError: if fewer than two labels occur, or lengths differ.
+        MeasureError: if rows, examples and labels do not fit, or fewer than two labels occur.
     """
-    check_examples(codes.shape[0], example, labels)
-    compared_classes(labels)
-    strata = length_strata(np.bincount(example))
-    latent, number, pooled = active_examples(codes, example)
-    judged = np.flatnonzero(np.bincount(latent, minlength=codes.shape[1]) >= MINIMUM_ACTIVE)
-    ranks = stratified_ranks(latent, number, pooled, strata, judged)
-    return null_of(ranks, labels, strata, permutations, seed, effect, q)
-
-
-def null_of(
-    ranks: tuple[StratifiedRanks, ...],
-    labels: Int[np.ndarray, " examples"],
-    strata: Int[np.ndarray, " examples"],
-    permutations: int,
-    seed: int,
-    effect: float,
-    q: float,
-) -> LabelNull:
-    """`label_null` of activations that are ranked already."""
-    if not permutations or not ranks[0].zero.shape[1]:
+    ranked = rank_examples(codes, example, labels)
+    if not permutations or not len(ranked.judged):
         return LabelNull(np.nan, np.nan, np.nan, np.full(permutations, np.nan))
     compared = compared_classes(labels)
-    dense = [pooling.lift.astype(np.float32).toarray() for pooling in ranks]
+    dense = [pooling.lift.astype(np.float32).toarray() for pooling in ranked.poolings]
     shares = np.concatenate(
         [
-            _shares(ranks, dense, drawn[:, None, :] == compared[:, None], strata, effect, q)
-            for drawn in _draws(labels, strata, permutations, seed)
+            _shares(ranked, dense, drawn[:, None, :] == compared[:, None], effect, q)
+            for drawn in _draws(labels, ranked.strata, permutations, seed)
         ]
     )
     return LabelNull(float(shares.mean()), float(np.quantile(shares, 0.95)), float((shares > 0).mean()), shares)
 
 
 def _draws(labels: np.ndarray, strata: np.ndarray, permutations: int, seed: int) -> Iterator[np.ndarray]:
-    """Labels permuted within strata, in blocks of 50 permutations."""
+    """Labels permuted within strata, in blocks of permutations."""
     rng = np.random.default_rng(seed)
     order = np.argsort(strata, kind="stable")
-    for start in range(0, permutations, 50):
-        noise = rng.random((min(50, permutations - start), len(labels)))
+    for start in range(0, permutations, DRAWS):
+        noise = rng.random((min(DRAWS, permutations - start), len(labels)))
         # Sorting by stratum and then by noise shuffles the members of each stratum.
         shuffled = np.argsort(strata + noise, axis=1)
         drawn = np.empty(noise.shape, dtype=labels.dtype)
@@ -244,48 +262,36 @@ def _draws(labels: np.ndarray, strata: np.ndarray, permutations: int, seed: int)
 
 
 def _shares(
-    ranks: tuple[StratifiedRanks, ...],
+    ranked: RankedExamples,
     dense: list[np.ndarray],
     members: Bool[np.ndarray, "draws classes examples"],
-    strata: np.ndarray,
     effect: float,
     q: float,
 ) -> np.ndarray:
     """Share of task latents under each labelling; all have the same counts in each stratum."""
     from scipy.special import ndtri
+    from scipy.stats import false_discovery_control
 
-    ones, sizes = class_counts(members[0], strata)
+    ones, sizes = class_counts(members[0], ranked.strata)
     flat = members.reshape(-1, members.shape[-1]).astype(np.float32)
     fields = []
-    for pooling, lift in zip(ranks, dense, strict=True):
+    for pooling, lift in zip(ranked.poolings, dense, strict=True):
         total = (flat @ lift).reshape(*members.shape[:2], -1)
         fields.append(pooling.standardised(total + ones @ pooling.zero, ones, sizes))
-    z = np.stack([np.broadcast_to(f.z, f.auroc.shape) for f in fields], axis=1)
-    skew = np.stack([np.broadcast_to(f.skew, f.auroc.shape) for f in fields], axis=1)
-    auroc = np.stack([f.auroc for f in fields], axis=1)
+    auroc, z, skew = (
+        np.stack([np.broadcast_to(part, field.auroc.shape) for part, field in zip(parts, fields, strict=True)], axis=1)
+        for parts in zip(*fields, strict=True)
+    )
     tests = int(np.isfinite(z[0]).sum())
     shares = np.zeros(len(members))
     for i in range(len(members)):
-        # p is never below the normal approximation's, so only these can have p <= q.
-        at = np.nonzero(np.abs(z[i]) >= -ndtri(q / 2))
-        p = two_sided_p(z[i][at], skew[i][at])
-        found = (p <= threshold(p, tests, q)) & (np.abs(2 * auroc[i][at] - 1) >= effect)
-        shares[i] = len(np.unique(at[-1][found])) / z.shape[-1]
+        # p is never below the normal approximation's, so only these can have p <= q. Leaving out the others, which
+        # come last in the order of p, divides Benjamini and Hochberg's factor by the share of tests that is left.
+        able = np.nonzero(np.abs(z[i]) >= -ndtri(q / 2))
+        p = two_sided_p(z[i][able], skew[i][able])
+        if len(p):
+            discovered = (false_discovery_control(p) * (tests / len(p)) <= q) & (
+                np.abs(2 * auroc[i][able] - 1) >= effect
+            )
+            shares[i] = len(np.unique(able[-1][discovered])) / z.shape[-1]
     return shares
-
-
-def check_examples(n_rows: int, example: np.ndarray, labels: np.ndarray) -> None:
-    """Make sure that rows, examples and labels fit.
-
-    Raises:
-        MeasureError: naming what does not.
-    """
-    if len(example) != n_rows:
-        raise MeasureError(f"There are {n_rows} rows of activations and {len(example)} tokens; give one token a row.")
-    counts = np.bincount(example) if len(example) else np.zeros(0, dtype=np.int64)
-    if len(counts) != len(labels):
-        raise MeasureError(
-            f"The tokens are of examples 0 to {len(counts) - 1} and there are {len(labels)} labels; give one label an example."
-        )
-    if (counts == 0).any():
-        raise MeasureError(f"Example {int(np.flatnonzero(counts == 0)[0])} has no row; number examples from 0 on.")

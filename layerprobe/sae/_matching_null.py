@@ -1,4 +1,4 @@
-"""Which latents were lost and which are new, beyond what chance alone changes between two dictionaries."""
+"""Which latents were lost and which are new, compared with two dictionaries that differ by chance alone."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PERCENTILE = 5
-"""A match worse than this percentile of the null is none."""
+"""A match below this percentile of the null counts as none."""
 RESAMPLES = 2000
 ROUNDING = 1e-6
-"""How far a match must be below the null's percentile: equal dictionaries differ by rounding alone."""
+"""How far a match must be below the null's percentile to count as none: equal dictionaries differ by rounding."""
 
 
 @dataclass(frozen=True)
 class NullComparison:
-    """How many latents have no match, judged by how well a dictionary matches one that differs by chance alone.
+    """Latents without a match, by the standard of a dictionary that differs by chance alone.
 
-    By construction about 5% of the null's own pairs are below its 5th percentile: read `lost_share` beside
-    `null_lost_share` and `new_share` beside `null_new_share`, never beside zero.
+    By construction about 5% of the null's pairs are below its 5th percentile: compare `lost_share` with
+    `null_lost_share` and `new_share` with `null_new_share`, never with zero.
     """
 
     on: str
@@ -42,27 +42,27 @@ class NullComparison:
     lost_share: float
     """Of the first dictionary's live latents."""
     lost_low: float
-    """Exact 95% interval (Clopper and Pearson) over latents: it holds for these two trained dictionaries and this
-    threshold. How much another seed would change them is not in it."""
+    """Exact 95% interval (Clopper and Pearson) over latents, given these two trained dictionaries and this threshold: it
+    does not include variation over seeds."""
     lost_high: float
     new_share: float
     """Of the second dictionary's live latents."""
     new_low: float
     new_high: float
     null_lost_share: float
-    """Share of its first dictionary's live latents that the null itself would call lost."""
+    """Share of the live latents of the null's first dictionary that are lost by the same threshold."""
     null_new_share: float
-    """Share of its second dictionary's live latents that the null itself would call new."""
+    """Share of the live latents of the null's second dictionary that are new by the same threshold."""
     mean: float
     """Mean over the first dictionary's pairs; a latent without a partner counts among the lost, not here."""
     mean_low: float
-    """95% percentile interval over 2,000 resamples of latents; so for the null and the difference."""
+    """95% percentile interval over 2,000 resamples of latents; likewise for the null and the difference."""
     mean_high: float
     null_mean: float
     null_low: float
     null_high: float
     difference: float
-    """Match less null match, over latents that have both, resampled together."""
+    """Match minus null match, over latents that have both, resampled together."""
     difference_low: float
     difference_high: float
     n: int
@@ -74,17 +74,17 @@ class NullComparison:
 def compare_to_null(
     matched: Matching, null: Matching, *, on: Literal["cosine", "correlation"] = "cosine", seed: int = 0
 ) -> NullComparison:
-    """Tell which latents were lost and which are new, by a null that differs from the first dictionary by chance alone.
+    """Determine which latents were lost and which are new, by a null that differs by chance alone.
 
     Args:
-        matched: the first dictionary (base's) matched with the one in question (adapted's).
-        null: the first dictionary matched with its own kind: continued from it on the same rows in another order where
-            the one in question started from it, else trained from another start.
-        on: which match decides.
-        seed: of the resamples.
+        matched: the first dictionary (base's) matched with the second (adapted's).
+        null: the first dictionary matched with one trained on the same rows: continued from it in another order of rows
+            if the second started from it, else trained from another start.
+        on: the match to use.
+        seed: seed of the resamples.
 
     Raises:
-        MeasureError: if the two do not begin with one dictionary read on the same rows, or were not matched on what is asked for.
+        MeasureError: if the first dictionary of the two or its rows differ, or they were not matched on `on`.
     """
     from scipy.stats import binomtest
 
@@ -95,12 +95,12 @@ def compare_to_null(
         )
     if not np.array_equal(matched.table["density"], null.table["density"], equal_nan=True):
         raise MeasureError(
-            "The first dictionary fires on other shares of rows in the match than in the null; match the same dictionary "
-            "on the same rows both times."
+            "The first dictionary has other densities in the match than in the null; match the same dictionary on the same "
+            "rows both times."
         )
-    for name, given in (("match", matched), ("null", null)):
-        if given.table[on].isna().all():
-            raise MeasureError(f"The {name} has no {on}; give match the rows of both sides, and widths that fit.")
+    for name, matching in (("match", matched), ("null", null)):
+        if matching.table[on].isna().all():
+            raise MeasureError(f"The {name} has no {on}; give match the activations of both sides, and equal widths.")
     threshold = float(np.nanpercentile(null.table[on], PERCENTILE))
     (lost, live), (new, live_other) = (_unmatched(table, on, threshold) for table in (matched.table, matched.reverse))
     (null_lost, null_live), (null_new, null_other) = (
@@ -109,10 +109,10 @@ def compare_to_null(
     n, n_other = len(live), len(live_other)
     lost_interval = binomtest(len(lost), n).proportion_ci(0.95)
     new_interval = binomtest(len(new), n_other).proportion_ci(0.95)
-    pairs, null_pairs = (given.table[on].to_numpy(dtype=np.float64) for given in (matched, null))
-    mean, mean_low, mean_high = _bootstrap(pairs, seed)
-    null_mean, null_low, null_high = _bootstrap(null_pairs, seed)
-    difference, difference_low, difference_high = _bootstrap(pairs - null_pairs, seed)
+    pairs, null_pairs = (matching.table[on].to_numpy(dtype=np.float64) for matching in (matched, null))
+    mean, mean_low, mean_high = _mean_interval(pairs, seed)
+    null_mean, null_low, null_high = _mean_interval(null_pairs, seed)
+    difference, difference_low, difference_high = _mean_interval(pairs - null_pairs, seed)
     return NullComparison(
         on=on,
         threshold=threshold,
@@ -148,11 +148,14 @@ def _unmatched(table: pd.DataFrame, on: str, threshold: float) -> tuple[Int[np.n
     return np.flatnonzero(live & ~matched), np.flatnonzero(live)
 
 
-def _bootstrap(values: Float[np.ndarray, " n"], seed: int) -> tuple[float, float, float]:
+def _mean_interval(values: Float[np.ndarray, " n"], seed: int) -> tuple[float, float, float]:
+    """Mean, and its 95% percentile interval by the bootstrap."""
+    from scipy.stats import bootstrap
+
     values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan"), float("nan")
+    if len(values) < 2:
+        return (float(values.mean()) if len(values) else float("nan"),) * 3
     rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    resampled = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=rng)
+    low, high = resampled.confidence_interval
     return float(values.mean()), float(low), float(high)

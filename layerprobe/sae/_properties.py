@@ -1,4 +1,4 @@
-"""What can be said of a token from the text alone."""
+"""General properties of tokens, computed from the text alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("example", "token_index", "token", "special")
 COMMONEST = 256
-"""Tokens, at most, whose identity is a property of its own."""
+"""Most tokens whose identity is tested as a property."""
 OCCURRENCES = 20
-"""How often such a token occurs at least, in 10 examples at least."""
+"""Least number of occurrences of such a token, in at least 10 examples."""
 EXAMPLES = 10
 
 _ENGLISH = """
@@ -34,7 +34,7 @@ _ENGLISH = """
     will with within without would yet you your yours yourself yourselves
 """
 FUNCTION_WORDS = frozenset(_ENGLISH.split())
-"""English words that carry grammar rather than content."""
+"""English function words."""
 
 _PLACEHOLDER = re.compile(r"\[[A-Z]+\d*\]|<[a-z_]+>")
 _SPACE_MARKS = ("Ġ", "▁")
@@ -42,33 +42,33 @@ _SPACE_MARKS = ("Ġ", "▁")
 
 @dataclass(frozen=True)
 class Properties:
-    """Properties of each token, in the order in which the tokens were given; those that do not vary are left out."""
+    """Properties of each token, in the order of the table; those that do not vary are left out."""
 
     binary: dict[str, Bool[np.ndarray, " n"]]
     """continuation, punctuation, capitals, digits, function_word, content_word, special."""
     numeric: dict[str, Float[np.ndarray, " n"]]
-    """position (0 for an example's first token), length (tokens of its example), frequency (its count in the texts)."""
+    """position (0 for an example's first token), length (tokens of its example), frequency (its count in the examples)."""
     identity: Int[np.ndarray, " n"]
-    """Number of the token's kind among the common ones; -1 if it is not common."""
+    """Index of the token in `common`; -1 if it is not common."""
     common: tuple[str, ...]
-    """The common tokens, commonest first."""
+    """The common tokens, most frequent first."""
 
 
 def token_properties(tokens: pd.DataFrame) -> Properties:
-    """General properties of tokens, computed from the text itself.
+    """Compute general properties of tokens.
 
-    * continuation: a piece that goes on with a word. With WordPiece it is marked (`##`); with tokenizers that mark a
-      leading space instead (`Ġ` or `▁`: RoBERTa, ModernBERT, ALBERT) it is a token without the mark that follows
-      another one that is neither special nor punctuation. Left out if the tokens show neither mark.
-    * punctuation: nothing but characters of Unicode's categories P and S.
-    * capitals, digits: at least one such character. An uncased tokenizer leaves no capitals, so the property falls away.
+    * continuation: a token that continues a word. WordPiece marks it (`##`); with tokenizers that mark a leading space
+      instead (`Ġ` or `▁`: RoBERTa, ModernBERT, ALBERT) it is a token without the mark that follows another one that is
+      neither special nor punctuation. Left out if the tokens show neither mark.
+    * punctuation: only characters of Unicode's categories P and S.
+    * capitals, digits: at least one such character. An uncased tokenizer keeps no capitals, so the property is left out.
     * function_word: a whole word of a list of English ones; content_word: any other whole or split word.
     * special: added by the tokenizer, as `[CLS]` is.
-    * frequency is counted in these texts; identity is known of the (at most 256) commonest tokens that occur
-      20 times or more, in 10 examples or more.
+    * frequency is counted in these examples; identity is known for the (at most 256) most frequent tokens that occur at
+      least 20 times, in at least 10 examples.
 
     Args:
-        tokens: example (number), token_index, token, special, one row a token, as an activation store's `rows`.
+        tokens: one row per token: example (number), token_index, token, special, as `ActivationStore.rows`.
 
     Raises:
         MeasureError: if a column is missing or there is no token.
@@ -82,9 +82,9 @@ def token_properties(tokens: pd.DataFrame) -> Properties:
     example = tokens["example"].to_numpy(dtype=np.int64)
     index = tokens["token_index"].to_numpy(dtype=np.int64)
     special = tokens["special"].to_numpy(dtype=bool)
-    kind, found = pd.factorize(tokens["token"].to_numpy(dtype=object))
-    names = [str(name) for name in found]
-    mark = _mark([name for name, plain in zip(names, _any_plain(kind, special), strict=True) if plain])
+    kind, distinct = pd.factorize(tokens["token"].to_numpy(dtype=object))
+    names = [str(name) for name in distinct]
+    mark = _mark([name for name, plain in zip(names, _in_text(kind, special), strict=True) if plain])
     texts = [_surface(name, mark) for name in names]
 
     def each(test: list[bool]) -> np.ndarray:
@@ -101,9 +101,9 @@ def token_properties(tokens: pd.DataFrame) -> Properties:
         unmarked = each([not name.startswith(mark) and bool(text) for name, text in zip(names, texts, strict=True)])
         before = np.concatenate([[True], (special | punctuation)[order][:-1] | (np.diff(example[order]) != 0)])
         continuation[order] = (unmarked & ~punctuation)[order] & ~before
-    goes_on = np.zeros(len(kind), dtype=bool)
-    goes_on[order] = np.append(continuation[order][1:] & (np.diff(example[order]) == 0), False)
-    function = each([t.lower() in FUNCTION_WORDS for t in texts]) & ~continuation & ~goes_on
+    continued = np.zeros(len(kind), dtype=bool)
+    continued[order] = np.append(continuation[order][1:] & (np.diff(example[order]) == 0), False)
+    function = each([t.lower() in FUNCTION_WORDS for t in texts]) & ~continuation & ~continued
     counts = np.bincount(kind)
     binary = {
         "continuation": continuation,
@@ -125,20 +125,20 @@ def token_properties(tokens: pd.DataFrame) -> Properties:
     numbers = np.full(len(names), -1, dtype=np.int64)
     numbers[common] = np.arange(len(common))
     return Properties(
-        {name: value for name, value in binary.items() if _spread(value, example)},
+        {name: value for name, value in binary.items() if _varies(value, example)},
         {name: value for name, value in numeric.items() if value.min() < value.max()},
         numbers[kind],
         tuple(names[i] for i in common),
     )
 
 
-def _any_plain(kind: np.ndarray, special: np.ndarray) -> np.ndarray:
-    """Which kinds of token stand somewhere as text rather than as special tokens."""
+def _in_text(kind: np.ndarray, special: np.ndarray) -> np.ndarray:
+    """Which distinct tokens occur as text rather than as special tokens."""
     return np.bincount(kind[~special], minlength=int(kind.max()) + 1) > 0
 
 
 def _mark(names: list[str]) -> str:
-    """How these tokens tell a word's start from its continuation: `##`, a space mark, or nothing."""
+    """How these tokens mark the continuation or the start of a word: `##`, a space mark, or nothing."""
     counts = {"##": sum(name.startswith("##") and name.strip("#") != "" for name in names)}
     counts |= {mark: sum(name.startswith(mark) for name in names) for mark in _SPACE_MARKS}
     best = max(counts, key=lambda mark: counts[mark])
@@ -146,11 +146,11 @@ def _mark(names: list[str]) -> str:
 
 
 def _surface(name: str, mark: str) -> str:
-    """A token's characters without marks; nothing for placeholders such as `[UNK]`."""
+    """A token's characters without marks; empty for placeholders such as `[UNK]`."""
     if _PLACEHOLDER.fullmatch(name):
         return ""
     if mark == "Ġ":
-        # Byte-level tokens spell each byte as a character of its own.
+        # Byte-level tokens spell each byte as one character.
         from tokenizers.decoders import ByteLevel
 
         return str(ByteLevel().decode([name])).strip()
@@ -159,6 +159,6 @@ def _surface(name: str, mark: str) -> str:
     return name.removeprefix(mark)
 
 
-def _spread(value: np.ndarray, example: np.ndarray) -> bool:
-    """Whether a property holds in ten examples at least, and fails in as many."""
+def _varies(value: np.ndarray, example: np.ndarray) -> bool:
+    """Whether a property holds in at least ten examples, and fails in as many."""
     return min(len(np.unique(example[value])), len(np.unique(example[~value]))) >= EXAMPLES

@@ -8,27 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 CALIBRATION_ROWS = 8192
+READ_ROWS = 16_384
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What training needs to know of all rows beforehand."""
+    """Statistics of all rows that training needs beforehand."""
 
     mean: Float[torch.Tensor, " d"]
     factor: float
-    """Brings the rows' mean norm to sqrt(d)."""
+    """Scales the rows to a mean norm of sqrt(d)."""
     fingerprint: str
-    """Of the rows' number, sums and norms: tells other rows from the same."""
+    """Hash of the number, sums and norms of the rows, to recognise them."""
 
 
 def measure(rows: np.ndarray) -> Scale:
-    """One pass over all rows, in float64."""
+    """One pass over the stored rows, on the host, in float64."""
     total, norms = np.zeros(rows.shape[1]), 0.0
-    for start in range(0, len(rows), 16_384):
-        part = np.asarray(rows[start : start + 16_384], dtype=np.float64)
+    for start in range(0, len(rows), READ_ROWS):
+        part = np.asarray(rows[start : start + READ_ROWS], dtype=np.float64)
         total += part.sum(0)
         norms += float(np.linalg.norm(part, axis=1).sum())
     known = hashlib.sha256(repr(rows.shape).encode() + total.tobytes() + np.float64(norms).tobytes())
@@ -36,8 +37,8 @@ def measure(rows: np.ndarray) -> Scale:
     return Scale(torch.from_numpy(total / len(rows)).float(), factor, known.hexdigest())
 
 
-def order(n: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Numbers of the rows of each batch, without end: each pass visits every row once, and no batch is short."""
+def order(n: int, batch_size: int, seed: int | np.random.Generator) -> Iterator[Int[np.ndarray, " batch"]]:
+    """Row numbers of each batch, without end: each pass visits every row once, and no batch is short."""
     rng = np.random.default_rng(seed)
     waiting = np.zeros(0, dtype=np.int64)
     while True:
@@ -48,7 +49,6 @@ def order(n: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
         yield np.sort(batch)
 
 
-def spread(rows: np.ndarray) -> Float[torch.Tensor, "n d"]:
-    """Rows spread evenly over the whole set."""
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(CALIBRATION_ROWS, len(rows))).astype(np.int64))
-    return torch.from_numpy(np.array(rows[chosen], dtype=np.float32))
+def evenly_spaced(n: int) -> Int[np.ndarray, " sample"]:
+    """Numbers of up to 8,192 rows, evenly spaced among n, on which thresholds are set."""
+    return np.unique(np.linspace(0, n - 1, min(CALIBRATION_ROWS, n)).astype(np.int64))

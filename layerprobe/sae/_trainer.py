@@ -1,61 +1,76 @@
-"""One dictionary on its way: started, stepped and saved; sae-lens' trainer without its logging."""
+"""Training steps of one dictionary by sae-lens' trainer, without its logging; its start and its end."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from layerprobe.errors import StudyError
+from layerprobe.errors import ArgumentError
+from layerprobe.sae._config import Plan
 from layerprobe.sae._dictionary import Dictionary
-from layerprobe.sae._recipe import ONE_THRESHOLD, Recipe
-from layerprobe.sae._rows import Scale, order, spread
-from layerprobe.sae._selection import nth_largest
+from layerprobe.sae._rows import Scale, evenly_spaced, order
 
 LOGGED_STEPS = 200
 
 
-class Trainer(SAETrainer[Any, Any]):
-    """sae-lens' trainer with a history of its own and a fused optimizer, stepped from outside.
+def trainer_settings(plan: Plan, device: str = "cpu") -> SAETrainerConfig:
+    """The schedule, as sae-lens configures it."""
+    return SAETrainerConfig(
+        total_training_samples=plan.steps * plan.batch_size,
+        train_batch_size_samples=plan.batch_size,
+        device=device,
+        lr=plan.learning_rate,
+        # Unused by the constant schedule, but its default is an assertion error.
+        lr_end=plan.learning_rate / 10,
+        lr_warm_up_steps=plan.steps // 20,
+        lr_decay_steps=plan.steps // 5,
+        dead_feature_window=max(10, min(1000, plan.steps // 5)),
+        feature_sampling_window=max(1, min(2000, plan.steps)),
+    )
 
-    What it computes is sae-lens' own: its forward pass, losses, clipping, schedules and count of silent steps.
+
+class Trainer(SAETrainer[Any, Any]):
+    """sae-lens' trainer with a history and a fused optimizer; the caller makes the steps.
+
+    Forward pass, losses, clipping, schedules and the count of steps since a latent was active are sae-lens'.
     """
 
-    def __init__(self, recipe: Recipe, sae: Any, rows: np.ndarray, scale: Scale, order_seed: int) -> None:
-        self.order = order(len(rows), recipe.batch_size, order_seed)
-        self.rows, self.recipe = rows, recipe
-        super().__init__(cfg=recipe.settings(), sae=sae, data_provider=self._batches())
-        if recipe.frozen_decoder:
+    def __init__(self, plan: Plan, sae: Any, rows: np.ndarray, scale: Scale) -> None:
+        self.rows, self.plan = rows, plan
+        self.order = order(len(rows), plan.batch_size, plan.order_seed)
+        super().__init__(trainer_settings(plan, str(sae.device)), sae, self._batches())
+        if plan.frozen_decoder:
             sae.W_dec.requires_grad_(False)
         self.parameters = [p for p in sae.parameters() if p.requires_grad]
-        # The same Adam, seven times as quick on a CPU.
-        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.learning_rate, fused=True)
+        # The same Adam, seven times as fast on a CPU.
+        self.optimizer = torch.optim.Adam(self.parameters, lr=plan.learning_rate, fused=True)
         self.lr_scheduler = get_lr_scheduler(
             self.cfg.lr_scheduler_name,
             lr=self.cfg.lr,
             optimizer=self.optimizer,
             warm_up_steps=self.cfg.lr_warm_up_steps,
             decay_steps=self.cfg.lr_decay_steps,
-            training_steps=recipe.steps,
-            lr_end=recipe.learning_rate / 10,
+            training_steps=plan.steps,
+            lr_end=plan.learning_rate / 10,
             num_cycles=1,
         )
         self.activation_scaler.scaling_factor = scale.factor
         self.history: list[dict[str, float]] = []
-        self.every = max(1, recipe.steps // LOGGED_STEPS)
+        self.log_interval = max(1, plan.steps // LOGGED_STEPS)
         self.sae.train()
 
     def _batches(self) -> Iterator[Tensor]:
         for chosen in self.order:
-            yield torch.from_numpy(np.asarray(self.rows[chosen], dtype=np.float32))
+            yield torch.from_numpy(np.asarray(self.rows[chosen], dtype=np.float32)).to(self.sae.device)
 
     def advance(self) -> None:
         """One step on the next batch."""
@@ -85,65 +100,70 @@ class Trainer(SAETrainer[Any, Any]):
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
             scheduler.step()
-        if self.n_training_steps % self.every == 0:
+        if self.n_training_steps % self.log_interval == 0:
             self.history.append(self._logged(output, firing))
         self.n_training_steps += 1
 
     @torch.no_grad()
     def _logged(self, output: Any, firing: Tensor) -> dict[str, float]:
         x = output.sae_in
-        missed, spread_ = (output.sae_out - x).pow(2).sum(), (x - x.mean(0)).pow(2).sum()
+        errors, squares = (output.sae_out - x).pow(2).sum(), (x - x.mean(0)).pow(2).sum()
         loss = output.loss.item()
         if not np.isfinite(loss):
-            raise StudyError(
-                f"Training a sparse autoencoder diverged at step {self.n_training_steps} (the loss is {loss}); look for "
-                f"rows that are not finite, or lower the learning rate from {self.recipe.learning_rate:.3g}."
-            )
+            raise _divergence(self.plan, f" at step {self.n_training_steps} (the loss is {loss})")
         return {
             "step": self.n_training_steps,
             "loss": loss,
-            "explained_variance": (1 - missed / spread_).item(),
+            "explained_variance": (1 - errors / squares).item(),
             "l0": firing.sum().item() / len(x),
             "dead_share": self.dead_neurons.float().mean().item(),
         }
 
     def save(self, folder: Path) -> None:
-        """Fold the rows' scale into the weights, set the threshold, and write what sae-lens reads."""
+        """Fold the scale of the rows into the weights, set the threshold, and save in sae-lens' format."""
         if not all(bool(p.isfinite().all()) for p in self.sae.parameters()):
-            raise StudyError(
-                f"Training a sparse autoencoder diverged; lower the learning rate from {self.recipe.learning_rate:.3g}."
-            )
+            raise _divergence(self.plan)
         self.set_final_sae_metadata()
-        finish(self.sae, self.recipe, self.rows, self.activation_scaler.scaling_factor or 1.0, folder)
+        finish(self.sae, self.plan, self.rows, self.activation_scaler.scaling_factor or 1.0, folder)
 
 
-def started(recipe: Recipe, scale: Scale, *, seed: int, start: Dictionary | None = None) -> Any:
-    """A dictionary before its first step: random directions about the rows' mean, or another one's weights."""
-    with seeded(seed):
-        sae = recipe.build()
+def _divergence(plan: Plan, where: str = "") -> ArgumentError:
+    return ArgumentError(
+        f"Training of a sparse autoencoder diverged{where}; check {{rows}} for values that are not finite, or lower "
+        f"{{learning_rate}} from {plan.learning_rate:.3g}.",
+        *("rows", "learning_rate"),
+    )
+
+
+def initialise(plan: Plan, scale: Scale, start: Dictionary | None = None, device: str = "cpu") -> Any:
+    """A training SAE before its first step: random directions about the mean of the rows, or the weights of a start."""
+    # Drawn on the CPU, so that a seed gives the same weights on every device; torch's random state is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        sae = plan.architecture.build(d_in=plan.d_in, d_sae=plan.d_sae, k=plan.k, steps=plan.steps)
     with torch.no_grad():
-        if start is None:
+        if start is not None:
+            _copy(sae, start, scale.factor)
+        else:
             sae.b_dec.copy_(scale.mean * scale.factor)
-            if recipe.frozen_decoder:
-                # sae-lens starts rows of norm 0.1, which would have to grow; frozen ones cannot.
+            if plan.frozen_decoder:
+                # sae-lens starts with rows of norm 0.1, which would have to grow; frozen ones cannot.
                 sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
                 sae.W_enc.copy_(sae.W_dec.T)
-        else:
-            _copy(sae, start, recipe, scale.factor)
-    return sae
+    return sae.to(device)
 
 
-def _copy(sae: Any, start: Dictionary, recipe: Recipe, factor: float) -> None:
-    """Undo what saving folded, so that the first step's reconstruction is the start's own.
+def _copy(sae: Any, start: Dictionary, factor: float) -> None:
+    """Undo what saving folded, so that the first step's reconstruction equals the start's.
 
-    Saved weights take raw rows, and in the TopK family their decoder rows have norm 1. How the norm is shared between
-    encoder and decoder changes nothing there but the speed of either; each pair gets equal norms, which is what
-    gradient descent from a tied start tends to keep.
+    Saved weights take unscaled rows, and in the TopK family their decoder rows have norm 1. How the norm is divided
+    between encoder and decoder affects only how fast either is trained; each pair gets equal norms, which gradient
+    descent from a tied start tends to keep.
     """
     for name, value in start.sae.state_dict().items():
-        own = getattr(sae, name, None)
-        if own is not None and own.shape == value.shape:
-            own.data.copy_(value)
+        parameter = getattr(sae, name, None)
+        if parameter is not None and parameter.shape == value.shape:
+            parameter.data.copy_(value)
     sae.b_dec.data *= factor
     if not hasattr(sae.cfg, "rescale_acts_by_decoder_norm"):
         sae.W_enc.data /= factor
@@ -155,29 +175,23 @@ def _copy(sae: Any, start: Dictionary, recipe: Recipe, factor: float) -> None:
     sae.W_dec.data *= norm[:, None]
 
 
-def finish(sae: Any, recipe: Recipe, rows: np.ndarray, factor: float, folder: Path) -> None:
-    """Fold, calibrate and save."""
+def finish(sae: Any, plan: Plan, rows: np.ndarray, factor: float, folder: Path) -> None:
+    """Fold the scale of the rows into the weights, calibrate the threshold, and save."""
     sae.fold_activation_norm_scaling_factor(factor)
-    if recipe.architecture in ONE_THRESHOLD:
-        _calibrate(sae, rows, recipe.k)
-    sae.save_inference_model(folder)
+    if plan.architecture.recalibrated:
+        _calibrate(sae, rows, plan.k)
+    # A saved dictionary does not record where it was trained.
+    sae.to("cpu").save_inference_model(folder)
 
 
 @torch.no_grad()
 def _calibrate(sae: Any, rows: np.ndarray, k: int) -> None:
-    """Set the one threshold of a BatchTopK dictionary so that k latents are active on average."""
-    sample = spread(rows)
+    """Set the threshold so that k latents per row are active on average."""
+    sample = torch.from_numpy(np.array(rows[evenly_spaced(len(rows))], dtype=np.float32)).to(sae.device)
     hidden = torch.addmm(sae.b_enc, sample - sae.b_dec, sae.W_enc) * sae.W_dec.norm(dim=-1)
-    flat = hidden.relu().reshape(-1).numpy()
-    # As saved, the decoder's norms are folded into the encoder, so the threshold is in the units ranked here. What is
-    # active lies strictly above it.
-    value = nth_largest(flat, k * len(sample) + 1) if k * len(sample) < flat.size else 0.0
-    sae.topk_threshold = torch.tensor(value, dtype=sae.topk_threshold.dtype)
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch for a while, and leave its state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+    scores = hidden.relu().reshape(-1)
+    # When the dictionary is saved, the decoder's norms are folded into the encoder, so the threshold is in the units of
+    # these scores. A latent is active strictly above it.
+    rest = scores.numel() - k * len(sample)
+    value = scores.kthvalue(rest).values if rest > 0 else scores.new_zeros(())
+    sae.topk_threshold = value.to(sae.topk_threshold.dtype)

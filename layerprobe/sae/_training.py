@@ -1,222 +1,192 @@
-"""Dictionaries trained by sae-lens on rows that are already on disk, one or several in a pass."""
+"""Training of sparse autoencoders by sae-lens on rows that are on disk."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Num
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
-from layerprobe.errors import StudyError
-from layerprobe.sae import _checkpoint
+from layerprobe.errors import ArgumentError
+from layerprobe.files import write_atomically
+from layerprobe.sae._config import SaeConfig, plan
 from layerprobe.sae._dictionary import Dictionary, load
-from layerprobe.sae._recipe import Recipe, recipe
 from layerprobe.sae._rows import measure
-from layerprobe.sae._trainer import Trainer, started
+from layerprobe.sae._trainer import Trainer, finish, initialise
 
+CHECKPOINT = "training.safetensors"
 CHECKPOINT_SECONDS = 30.0
+COUNTERS = ("n_training_steps", "n_training_samples", "n_frac_active_samples")
+TRACKED = ("act_freq_scores", "n_forward_passes_since_fired")
 
 
 def train(
     rows: Num[np.ndarray, "n d"],
     folder: str | Path,
+    config: SaeConfig = SaeConfig(),  # noqa: B008, it is frozen
     *,
-    architecture: str = "topk",
-    expansion: float | None = None,
-    k: int | None = None,
-    samples: int | None = None,
-    batch_size: int = 1024,
-    learning_rate: float | None = None,
-    seed: int = 0,
-    order_seed: int | None = None,
     start: Dictionary | None = None,
-    frozen_decoder: bool = False,
+    device: str = "cpu",
     progress: bool = True,
-    description: str = "training a sparse autoencoder",
 ) -> Dictionary:
-    """Train a sparse autoencoder and save it in sae-lens' own format, with its training log beside it.
+    """Train a sparse autoencoder and save it in sae-lens' format, with its training log.
 
-    Rows are read in shuffled order, scaled to a mean norm of sqrt(d) while training; the scale is folded into the saved
-    weights, which take raw rows. The decoder's bias starts at the rows' mean: from zero, a large mean leaves most
-    latents dead. In the BatchTopK family the saved threshold is set so that k latents are active on average on
-    training rows; the running estimate that sae-lens keeps lags behind in short runs.
+    Rows are read in shuffled order and scaled to a mean norm of sqrt(d); the scale is folded into the saved weights,
+    which take unscaled rows. The decoder's bias starts at the mean of the rows: from zero, a large mean leaves most
+    latents dead. In the BatchTopK family the saved threshold is set so that k latents per training row are active on
+    average.
 
     Every half minute the state of training is written to `training.safetensors` in the folder. Called again with the
-    same rows and options, an interrupted training goes on from there and ends with the same weights as one that was
-    never interrupted; with others it starts anew. The file is removed at the end.
+    same rows, configuration and start, an interrupted training resumes and ends with the same weights as one that was
+    not interrupted; with others it starts again. The file is removed at the end.
 
     Args:
         rows: activations, rows x features; may be memory-mapped. At least as many as latents.
-        folder: gets `cfg.json`, `sae_weights.safetensors` and `history.parquet` (step, loss, explained_variance, l0,
-            dead_share, measured on the training batch).
-        architecture: as sae-lens names it.
-        expansion: latents for each feature of a row. By default four, or as many as leave two rows for
-            each latent. On 13,000 rows four explained .745 of held-out variance, two .727, one .701; on 3,000 rows, two
-            a latent, four were still ahead of two (.657, .646).
-        k: active latents a row, in the TopK family. By default one for each twelve features: 32 of 384.
-        samples: rows to train on, repeats counted. By default four passes, more for few rows: up to 32 passes, to reach
-            200 batches. On 13,000 rows 4 passes explained .679, 8 .724, 16 (203 batches) and 32 .745; on 3,000 rows 32
-            .657, 128 .614; on 60,000 rows 4 .781, 8 .795 at twice the time.
-        batch_size: rows in a step; never more than there are rows.
-        learning_rate: Adam's peak rate, warmed up over 5% of the steps and lowered to zero over the last 20%. By
-            default 3e-3 at 1,536 latents and in proportion to (1536 / latents)^(1/3) elsewhere, at most 1e-2. At 384
-            latents 3e-3 explained .726, 5e-3 .735, 1e-2 .732; at 1,536 1e-3 .749, 2e-3 .774, 3e-3 .781, 5e-3 .777; at
-            3,072 1e-3 .766, 2e-3 .790, 3e-3 .793 (60,000 token rows of MiniLM's last layer on tweets, k = 32).
-        seed: of the weights, and of the order of rows if that has none of its own.
-        order_seed: of the order of rows.
-        start: a dictionary of the same kind and sizes whose weights training goes on from, instead of random ones.
-        frozen_decoder: leave the decoder's directions as they start, and train the rest: with random directions, a
-            control that shows how much is explained without learning any (.35 where training them gives .78).
+        folder: receives `cfg.json`, `sae_weights.safetensors` and `history.parquet` (step, loss, explained_variance,
+            l0, dead_share, measured on the training batch).
+        config: architecture, sizes, schedule and seeds.
+        start: a dictionary of the same architecture and sizes whose weights training starts from.
+        device: where to train; the returned dictionary computes there too.
         progress: whether to draw a progress bar on stderr.
-        description: the bar's title.
 
     Raises:
-        StudyError: if the rows are too few, k, the width or the start do not fit, or training diverges.
+        ArgumentError: if there are too few rows, sizes or the start do not fit, or training diverges.
     """
-    made = recipe(
-        rows.shape,
-        architecture=architecture,
-        expansion=expansion,
-        k=k,
-        samples=samples,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        start=start,
-        frozen_decoder=frozen_decoder,
-    )
-    order_seed = seed if order_seed is None else order_seed
-    return _run([_Job(made, rows, Path(folder), seed, order_seed, start)], progress, description)[0]
+    import pandas as pd
+
+    folder = Path(folder)
+    sizes = plan(config, rows.shape, start)
+    scale = measure(rows)
+    trainer = Trainer(sizes, initialise(sizes, scale, start, device), rows, scale)
+    key = hashlib.sha256(repr([sizes, scale.fingerprint, _weights_digest(start)]).encode()).hexdigest()
+    _resume(trainer, folder / CHECKPOINT, key)
+    _run(trainer, folder / CHECKPOINT, key, progress)
+    trainer.save(folder)
+    pd.DataFrame(trainer.history).to_parquet(folder / "history.parquet", index=False)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    # What was saved is what is measured later.
+    return load(folder, device=device)
 
 
-def train_many(
-    rows: Mapping[str, Num[np.ndarray, "n d"]],
-    folders: Mapping[str, str | Path],
-    *,
-    architecture: str = "topk",
-    expansion: float | None = None,
-    k: int | None = None,
-    samples: int | None = None,
-    batch_size: int = 1024,
-    learning_rate: float | None = None,
-    seed: int = 0,
-    order_seed: int | None = None,
-    start: Mapping[str, Dictionary] | None = None,
-    frozen_decoder: bool = False,
-    progress: bool = True,
-    description: str = "training sparse autoencoders",
-) -> dict[str, Dictionary]:
-    """Train dictionaries of several layers or sides in one pass over their rows, a step of each in turn.
+def untrained(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], config: SaeConfig) -> Dictionary:
+    """A control: a dictionary of the same kind before training, with random directions about the mean of the rows.
 
-    Each ends with the same weights as `train` gives alone, since nothing is shared but the time; rows of equal number
-    are read in the same order. sae-lens' MultiSAETrainer does the same with plain trainers, which have no history,
-    cannot resume without a pickle and draw their own bar, so its steps are driven here.
-
-    One pass is for rows that are read together. On a CPU it is not quicker than one by one (`benchmarks/sae.py`
-    measures both) and holds all dictionaries and their optimizers in memory.
+    Two more controls are trained: with `frozen_decoder`, or with another `seed`.
 
     Args:
-        rows: activations by name.
-        folders: one for each name.
-        start: a dictionary to start from, for the names that have one.
-        **others: as in `train`, for all alike; what depends on rows or width is decided for each.
+        dictionary: a trained dictionary; gives the sizes and the device.
+        rows: those that it was trained on; give the mean, the scale and the threshold.
+        config: the configuration that it was trained with.
 
     Raises:
-        StudyError: as `train`, or if rows, folders and starts have different names.
+        ArgumentError: if the rows have another width.
     """
-    strange = sorted(set(rows) ^ set(folders)) or sorted(set(start or {}) - set(rows))
-    if strange or not rows:
-        raise StudyError(
-            f"train_many was given rows named {', '.join(map(repr, rows)) or 'nothing'} and folders named "
-            f"{', '.join(map(repr, folders)) or 'nothing'}; give one folder for each, and starts only for these"
-            + (f" ({strange[0]!r} is alone)." if strange else ".")
+    if rows.ndim != 2 or rows.shape[1] != dictionary.d_in:
+        raise ArgumentError(
+            f"{{rows}} has shape {rows.shape}, but the dictionary takes rows of {dictionary.d_in} features.", "rows"
         )
-    jobs = []
-    for name, own in rows.items():
-        begin = (start or {}).get(name)
-        made = recipe(
-            own.shape,
-            architecture=architecture,
-            expansion=expansion,
-            k=k,
-            samples=samples,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            start=begin,
-            frozen_decoder=frozen_decoder,
-        )
-        jobs.append(_Job(made, own, Path(folders[name]), seed, seed if order_seed is None else order_seed, begin))
-    return dict(zip(rows, _run(jobs, progress, description), strict=True))
+    sizes = plan(replace(config, frozen_decoder=False), rows.shape, dictionary)
+    scale = measure(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        finish(initialise(sizes, scale, device=str(dictionary.device)), sizes, rows, scale.factor, Path(folder))
+        return load(folder, device=str(dictionary.device))
 
 
-class _Job:
-    """One dictionary to be trained, and where it goes."""
-
-    def __init__(
-        self, made: Recipe, rows: np.ndarray, folder: Path, seed: int, order_seed: int, start: Dictionary | None
-    ) -> None:
-        scale = measure(rows)
-        known = [sorted(asdict(made).items()), scale.fingerprint, seed, order_seed, _weights_digest(start)]
-        self.key = hashlib.sha256(repr(known).encode()).hexdigest()
-        self.folder = folder
-        self.trainer = Trainer(made, started(made, scale, seed=seed, start=start), rows, scale, order_seed)
-        _checkpoint.resume(self.trainer, folder, self.key)
-
-    @property
-    def steps_left(self) -> int:
-        return self.trainer.recipe.steps - self.trainer.n_training_steps
-
-    def keep(self) -> None:
-        _checkpoint.save(self.trainer, self.folder, self.key)
-
-    def finish(self) -> Dictionary:
-        import pandas as pd
-
-        self.trainer.save(self.folder)
-        pd.DataFrame(self.trainer.history).to_parquet(self.folder / "history.parquet", index=False)
-        (self.folder / _checkpoint.CHECKPOINT).unlink(missing_ok=True)
-        # What is measured later is what was saved.
-        return load(self.folder)
-
-
-def _run(jobs: list[_Job], progress: bool, description: str) -> list[Dictionary]:
-    total, left = sum(job.trainer.recipe.steps for job in jobs), sum(job.steps_left for job in jobs)
-    kept = time.monotonic()
+def _run(trainer: Trainer, checkpoint: Path, key: str, progress: bool) -> None:
+    saved = time.monotonic()
+    steps = range(trainer.n_training_steps, trainer.plan.steps)
     with tqdm(
-        total=total,
-        initial=total - left,
-        desc=description,
+        total=trainer.plan.steps,
+        initial=trainer.n_training_steps,
+        desc="training a sparse autoencoder",
         unit="step",
         leave=False,
         disable=not progress,
         delay=1,
     ) as bar:
-        for job in _turns(jobs):
-            job.trainer.advance()
+        for step in steps:
+            trainer.advance()
             bar.update()
-            if job.trainer.history and job.trainer.history[-1]["step"] == job.trainer.n_training_steps - 1:
-                last = job.trainer.history[-1]
+            last = trainer.history[-1]
+            if last["step"] == step:
                 bar.set_postfix_str(
                     f"loss {last['loss']:.3g}, EV {last['explained_variance']:.2f}, L0 {last['l0']:.1f}, "
                     f"dead {last['dead_share']:.0%}",
                     refresh=False,
                 )
-            if time.monotonic() - kept >= CHECKPOINT_SECONDS:
-                for other in jobs:
-                    other.keep()
-                kept = time.monotonic()
-    return [job.finish() for job in jobs]
+            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                _save_state(trainer, checkpoint, key)
+                saved = time.monotonic()
 
 
-def _turns(jobs: list[_Job]) -> Iterator[_Job]:
-    """A step of each in turn until all are done."""
-    while waiting := [job for job in jobs if job.steps_left]:
-        yield from waiting
+def _save_state(trainer: Trainer, path: Path, key: str) -> None:
+    """Weights, optimizer and counters as safetensors, with the rest as JSON in the header."""
+    tensors = {f"weights.{name}": value for name, value in trainer.sae.state_dict().items()}
+    for number, parameter in enumerate(trainer.parameters):
+        for name, value in trainer.optimizer.state[parameter].items():
+            tensors[f"adam.{number}.{name}"] = value
+    tensors |= {name: getattr(trainer, name) for name in TRACKED}
+    state = {
+        "key": key,
+        "history": trainer.history,
+        "coefficients": {name: s.state_dict() for name, s in trainer.coefficient_schedulers.items()},
+        **{name: getattr(trainer, name) for name in COUNTERS},
+    }
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"state": json.dumps(state)}))
+
+
+def _resume(trainer: Trainer, path: Path, key: str) -> None:
+    """Restore a fresh trainer to the state of an interrupted one with the same key, if there is one."""
+    if not path.is_file():
+        return
+    try:
+        with safe_open(path, framework="pt", device=str(trainer.sae.device)) as file:
+            state = json.loads(file.metadata()["state"])
+            if state["key"] != key:
+                return
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception:
+        # Truncated or damaged: training starts again and replaces it.
+        return
+    _restore(trainer, state, tensors)
+
+
+@torch.no_grad()
+def _restore(trainer: Trainer, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    for name, value in trainer.sae.state_dict().items():
+        value.copy_(tensors[f"weights.{name}"])
+    with warnings.catch_warnings():
+        # torch warns of a schedule that moves before the optimizer does; here it returns to where it was.
+        warnings.simplefilter("ignore")
+        for _ in range(state["n_training_steps"]):
+            trainer.lr_scheduler.step()
+    for number, parameter in enumerate(trainer.parameters):
+        prefix = f"adam.{number}."
+        trainer.optimizer.state[parameter] = {
+            name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+        }
+    for name in TRACKED:
+        setattr(trainer, name, tensors[name])
+    for name in COUNTERS:
+        setattr(trainer, name, state[name])
+    for name, value in state["coefficients"].items():
+        trainer.coefficient_schedulers[name].load_state_dict(value)
+    trainer.history = state["history"]
+    for _ in range(trainer.n_training_steps):
+        next(trainer.order)
 
 
 def _weights_digest(start: Dictionary | None) -> str:
@@ -224,5 +194,5 @@ def _weights_digest(start: Dictionary | None) -> str:
         return ""
     digest = hashlib.sha256()
     for name, value in sorted(start.sae.state_dict().items()):
-        digest.update(name.encode() + torch.as_tensor(value).contiguous().numpy().tobytes())
+        digest.update(name.encode() + torch.as_tensor(value).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,261 +1,410 @@
-"""Training of a joint dictionary on paired base and adapted rows (a BatchTopK crosscoder)."""
+"""A joint dictionary of base and adapted rows (a BatchTopK crosscoder): trained, applied, saved and loaded."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from scipy.sparse import csr_array
+from jaxtyping import Bool, Float
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
 
-from layerprobe.errors import MeasureError, StudyError
-from layerprobe.sae._crosscoder import Crosscoder, paired, scaled
+from layerprobe.errors import ArgumentError, MeasureError, StorageError
+from layerprobe.files import write_json
+from layerprobe.sae._dictionary import check_finite, float64_device, row_batches, to_sparse
+from layerprobe.sae._evaluation import check_codes
+from layerprobe.sae._rows import READ_ROWS, evenly_spaced, order
 
-__all__ = ["Crosscoder", "train"]
+if TYPE_CHECKING:
+    from scipy.sparse import csc_array
+
+__all__ = ["Crosscoder", "CrosscoderConfig", "train"]
 
 EXPANSION = 4
-PASSES = 4
-LEAST_STEPS = 300
+PASSES, LEAST_STEPS = 4, 300
 AUXILIARY = 1 / 32
-"""Weight of the loss that revives latents that have fallen silent."""
-CALIBRATION_ROWS = 8192
-READ_ROWS = 8192
+"""Weight of the loss that revives inactive latents."""
+FORMAT = "layerprobe-crosscoder-1"
+WEIGHTS, SETTINGS = "crosscoder.safetensors", "crosscoder.json"
+ARRAYS = {
+    "encoder": ("d_sae", "sides", "d"),
+    "encoder_bias": ("d_sae",),
+    "decoder": ("d_sae", "sides", "d"),
+    "decoder_bias": ("sides", "d"),
+    "means": ("sides", "d"),
+    "scales": ("sides",),
+}
+
+
+@dataclass(frozen=True)
+class CrosscoderConfig:
+    """Everything that determines a crosscoder besides its rows."""
+
+    d_sae: int | None = None
+    """Number of latents. Default: four per feature of a side."""
+    k: float = 32
+    """Active latents per row, on average; may be fractional. With k below the true number of active features, latents
+    of one side suffer first, since they write on half as many sides; with k far above it, spare latents fit noise."""
+    steps: int | None = None
+    """Batches to train on. Default: four passes over the rows, and at least 300 steps."""
+    seed: int = 0
+    """Seed of the weights and the order of rows."""
+    penalty: float = 0.0
+    """Weight of the norm-weighted activations in the loss. It sets the weaker side of a one-sided latent to zero sooner,
+    at the price of smaller activations; .05 is small and .3 large."""
+    batch_size: int = 1024
+    """Rows per step; all rows where there are fewer."""
+    learning_rate: float | None = None
+    """Peak rate of Adam, after a warm-up over 5% of the steps and before a linear decay over the last half. Default:
+    .08 / sqrt(d), which is .01 for 64 features."""
+
+
+@dataclass(frozen=True, eq=False)
+class Crosscoder:
+    """One set of latents for base and adapted rows of the same tokens; each latent has a direction on either side.
+
+    Where an array has an axis of two, 0 is base and 1 adapted. The rows of each side are centred at their mean and
+    divided by their scale, which gives both sides equal RMS; weights are in these scaled units. The activation of a
+    latent is relu(<encoder, rows of both sides> + bias), set to zero where activation x (sum of its two decoder norms)
+    is below the threshold.
+    """
+
+    encoder: Float[np.ndarray, "d_sae 2 d"]
+    encoder_bias: Float[np.ndarray, " d_sae"]
+    decoder: Float[np.ndarray, "d_sae 2 d"]
+    """Direction of each latent on each side; its norm is how much the latent writes there."""
+    decoder_bias: Float[np.ndarray, "2 d"]
+    means: Float[np.ndarray, "2 d"]
+    """Mean of each side's training rows."""
+    scales: Float[np.ndarray, " 2"]
+    """Root mean squared distance of each side's training rows from their mean."""
+    threshold: float
+    k: float
+    """Active latents per row, on average over the training rows."""
+    device: str = "cpu"
+    """Where it computes."""
+
+    @property
+    def d_in(self) -> int:
+        """Features of one side's rows."""
+        return self.decoder.shape[2]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.decoder.shape[0]
+
+    @property
+    def norms(self) -> Float[np.ndarray, "d_sae 2"]:
+        """Norm of each latent's direction on each side."""
+        return np.linalg.norm(self.decoder, axis=2)
+
+    def encode(self, base_rows: Any, adapted_rows: Any) -> csc_array:
+        """Activations of all latents on all rows: a sparse matrix, rows x latents, stored by latent.
+
+        Args:
+            base_rows: (n, d); may be memory-mapped.
+            adapted_rows: (n, d), the same tokens in the same order.
+
+        Raises:
+            MeasureError: if the shapes differ from each other or from the dictionary's, or a value is not finite.
+        """
+        base_rows, adapted_rows = paired(base_rows, adapted_rows)
+        if base_rows.shape[1] != self.d_in:
+            raise MeasureError(
+                f"The rows have shape {base_rows.shape}, but the crosscoder takes {self.d_in} features per side; give rows "
+                "of the layer that it was trained on."
+            )
+        dense = (
+            self.activations(check_finite(self.scaled(base_rows, adapted_rows, batch), batch.start))
+            for batch in row_batches(len(base_rows))
+        )
+        return to_sparse(dense, (len(base_rows), self.d_sae))
+
+    def scaled(
+        self, base_rows: np.ndarray, adapted_rows: np.ndarray, chosen: slice | np.ndarray
+    ) -> Float[Tensor, "m both"]:
+        """Chosen rows of both sides next to each other, centred and scaled."""
+        rows = np.concatenate([base_rows[chosen], adapted_rows[chosen]], axis=1, dtype=np.float32)
+        scales = np.repeat(self.scales, self.d_in)
+        return (torch.from_numpy(rows).to(self.device) - self._flat(self.means)) / self._flat(scales)
+
+    def activations(self, rows: Float[Tensor, "m both"]) -> Float[Tensor, "m d_sae"]:
+        """Activations of all latents on scaled rows."""
+        encoder = self._flat(self.encoder).view(self.d_sae, -1)
+        codes = torch.addmm(self._flat(self.encoder_bias), rows, encoder.T).relu_()
+        codes[codes * self._flat(self.norms.sum(1)) < self.threshold] = 0
+        return codes
+
+    def explained_variance(self, base_rows: Any, adapted_rows: Any, codes: csc_array) -> Float[np.ndarray, " 2"]:
+        """Explained variance of each side's rows: 1 - E|x - reconstruction|^2 / (E|x|^2 - |E x|^2), from sums.
+
+        Args:
+            base_rows: (n, d); may be memory-mapped.
+            adapted_rows: (n, d), the same tokens in the same order.
+            codes: activations on these rows, by `encode`.
+
+        Raises:
+            MeasureError: if shapes do not fit, or the rows of a side do not vary.
+        """
+        base_rows, adapted_rows = paired(base_rows, adapted_rows)
+        n = len(base_rows)
+        check_codes(codes, n, self.d_sae)
+        by_row, device = codes.tocsr(), float64_device(torch.device(self.device))
+        sums = torch.zeros(2, 2, dtype=torch.float64, device=device)
+        totals = torch.zeros(2 * self.d_in, dtype=torch.float64, device=device)
+        decoder = self._flat(self.decoder).view(self.d_sae, -1)
+        for batch in row_batches(n):
+            rows = self.scaled(base_rows, adapted_rows, batch)
+            active = torch.from_numpy(by_row[batch].toarray()).to(self.device)
+            rebuilt = active @ decoder + self._flat(self.decoder_bias)
+            rows, rebuilt = (z.to(device).double() for z in (rows, rebuilt))
+            sums += torch.stack([z.square().view(-1, 2, self.d_in).sum((0, 2)) for z in (rows - rebuilt, rows)])
+            totals += rows.sum(0)
+        errors, squares = sums.cpu().numpy() / max(n, 1)
+        variance = squares - ((totals.cpu().numpy() / max(n, 1)) ** 2).reshape(2, -1).sum(1)
+        if not (variance > 0).all():
+            raise MeasureError(
+                f"Explained variance is undefined: {n} rows were given, and those of a side do not vary; give more rows."
+            )
+        return 1 - errors / variance
+
+    def save(self, folder: str | Path) -> None:
+        """Write `crosscoder.safetensors` and `crosscoder.json` into a folder, which is created if it does not exist."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}, folder / WEIGHTS)
+        settings = {"format": FORMAT, "d_sae": self.d_sae, "d_in": self.d_in, "k": self.k, "threshold": self.threshold}
+        write_json(folder / SETTINGS, settings)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "cpu") -> Crosscoder:
+        """Read what `save` wrote.
+
+        Raises:
+            StorageError: if it is missing or damaged, or its parts do not fit each other.
+        """
+        folder = Path(folder)
+        missing = [name for name in (SETTINGS, WEIGHTS) if not (folder / name).is_file()]
+        if missing:
+            raise StorageError(f"{folder} has no crosscoder ({missing[0]} is missing); train it again.")
+        try:
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            if settings["format"] != FORMAT:
+                raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
+            stored = load_file(folder / WEIGHTS)
+            sizes = {"d_sae": settings["d_sae"], "sides": 2, "d": settings["d_in"]}
+            for name, axes in ARRAYS.items():
+                array, shape = stored[name], tuple(sizes[axis] for axis in axes)
+                if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
+                    raise ValueError(f"{name} is not {' x '.join(map(str, shape))} finite float32 values")
+            arrays = {name: stored[name] for name in ARRAYS}
+            return cls(**arrays, threshold=float(settings["threshold"]), k=float(settings["k"]), device=device)
+        except Exception as error:
+            raise StorageError(f"The crosscoder in {folder} cannot be read ({error!r}); train it again.") from error
+
+    def _flat(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).reshape(-1).to(self.device)
 
 
 def train(
     base_rows: Any,
     adapted_rows: Any,
+    config: CrosscoderConfig = CrosscoderConfig(),
     *,
-    d_sae: int | None = None,
-    k: float = 32,
-    steps: int | None = None,
-    seed: int = 0,
-    penalty: float = 0.0,
-    batch_size: int = 1024,
-    learning_rate: float | None = None,
+    device: str = "cpu",
     progress: bool = True,
-    description: str = "training a crosscoder",
 ) -> Crosscoder:
-    """Train one dictionary on both sides of the same tokens, so that each latent can be placed between them.
+    """Train one dictionary on both sides of the same tokens, so that each latent can be located between them.
 
     Both sides are scaled to a mean squared norm of 1. The loss of a row is the squared error of both sides plus
-    penalty x sum f (|d_base| + |d_adapted|), plus 1/32 of what latents that have fallen silent leave of the error. In
-    a batch, the k x rows largest f (|d_base| + |d_adapted|) stay active (Lindsey et al. 2024, "Sparse Crosscoders";
+    penalty x sum f (|d_base| + |d_adapted|), plus 1/32 of the error of inactive latents that reconstruct the residual.
+    In a batch, the k x rows largest f (|d_base| + |d_adapted|) stay active (Lindsey et al. 2024, "Sparse Crosscoders";
     Bussmann et al. 2024, "BatchTopK"; Minder et al. 2025, "Overcoming Sparsity Artifacts in Crosscoders"). A latent
-    starts with the same random direction on both sides and in the encoder, so a difference between the sides is
-    learned, never drawn: sides with equal rows keep equal directions.
+    starts with the same random direction on both sides and in the encoder, so a difference between the sides is learned,
+    never drawn: sides with equal rows keep equal directions.
 
-    This is our own loop, not sae-lens', which ranks by the norm over both sides together: that would favour latents
-    of one side. Gradients are written out: few activations are non-zero, and sparse products take a fraction of the
-    time that dense automatic differentiation does.
-
-    With k below the true number of active features, latents of one side lose first, since they write on half as many
-    sides; with k far above it, spare latents fit noise. A penalty sets the weaker side of a one-sided latent to zero
-    sooner, at the price of shrunken activations; .05 is small and .3 large.
+    sae-lens has no crosscoder, and its BatchTopK on concatenated rows ranks by the norm over both sides together, which
+    would favour latents of one side.
 
     Args:
         base_rows: (n, d); may be memory-mapped; read in batches.
         adapted_rows: (n, d), the same tokens in the same order.
-        d_sae: latents; by default four for each feature of a side.
-        k: active latents a row, on average; may be fractional.
-        steps: batches to train on; by default four passes over the rows, and at least 300.
-        seed: of the weights and the order of rows.
-        penalty: weight of the norm-weighted activations in the loss.
-        batch_size: rows in a step; never more than there are.
-        learning_rate: Adam's peak rate, warmed up over 5% of the steps and lowered to 0 over the last half; by default
-            .08 / sqrt(d), which is .01 for 64 features.
+        config: sizes, schedule and seed.
+        device: where to train; the returned crosscoder computes there too.
         progress: whether to draw a progress bar on stderr.
-        description: the bar's title.
 
     Raises:
-        StudyError: if d_sae, k, steps or another setting is out of range, or the rows are fewer than the latents.
+        ArgumentError: if a value of the configuration is out of range, or there are fewer rows than latents.
         MeasureError: if the sides' shapes differ, a side does not vary, or a value is not finite.
     """
-    base_rows, adapted_rows = paired(base_rows, adapted_rows, "Training a crosscoder")
+    base_rows, adapted_rows = paired(base_rows, adapted_rows)
     n, d = base_rows.shape
-    d_sae = EXPANSION * d if d_sae is None else d_sae
-    batch_size = min(batch_size, n)
-    steps = max(LEAST_STEPS, PASSES * n // max(1, batch_size)) if steps is None else steps
-    learning_rate = 0.08 / d**0.5 if learning_rate is None else learning_rate
-    _check(n, d_sae, k, steps, penalty, batch_size, learning_rate)
+    batch_size = min(config.batch_size, n)
+    config = replace(
+        config,
+        d_sae=EXPANSION * d if config.d_sae is None else config.d_sae,
+        batch_size=batch_size,
+        steps=max(LEAST_STEPS, PASSES * n // max(1, batch_size)) if config.steps is None else config.steps,
+        learning_rate=0.08 / d**0.5 if config.learning_rate is None else config.learning_rate,
+    )
+    _check(config, n)
     moments = [_moments(rows, side) for rows, side in ((base_rows, "base"), (adapted_rows, "adapted"))]
     means, scales = (np.stack(part).astype(np.float32) for part in zip(*moments, strict=True))
-    rng = np.random.default_rng(seed)
-    weights = _start(rng, d_sae, d)
-    parameters = [torch.from_numpy(getattr(weights, field.name)) for field in fields(weights)]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    rng = np.random.default_rng(config.seed)
+    start = _start(rng, means, scales, config, device)
+    batches = (start.scaled(base_rows, adapted_rows, batch) for batch in order(n, batch_size, rng))
+    trained = _fit(start, batches, config, progress)
+    sample = evenly_spaced(n)
+    # The score from which k latents per row are active, on average over training rows.
+    scores = trained.activations(trained.scaled(base_rows, adapted_rows, sample)) * trained._flat(trained.norms.sum(1))
+    rank = max(0, scores.numel() - max(1, round(config.k * len(sample))))
+    return replace(trained, threshold=float(scores.reshape(-1).kthvalue(rank + 1).values))
+
+
+def _fit(
+    start: Crosscoder, batches: Iterator[Float[Tensor, "m both"]], config: CrosscoderConfig, progress: bool
+) -> Crosscoder:
+    shapes = {"encoder": (-1, 2 * start.d_in), "decoder": (-1, 2 * start.d_in)}
+    names = [field.name for field in fields(Weights)]
+    weights = Weights(**{name: start._flat(getattr(start, name)).clone().view(shapes.get(name, -1)) for name in names})
+    parameters = [getattr(weights, name).requires_grad_() for name in names]
+    steps: Any = config.steps
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate or 0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     patience = max(10, min(200, steps // 10))
-    silent = np.zeros(d_sae, dtype=np.int64)
-    waiting = np.zeros(0, dtype=np.int64)
-    for _ in tqdm(range(steps), desc=description, unit="step", leave=False, disable=not progress, delay=1):
-        if len(waiting) < batch_size:
-            waiting = np.concatenate([waiting, rng.permutation(n)])
-        # Sorted: a memory-mapped file is read forwards.
-        batch, waiting = np.sort(waiting[:batch_size]), waiting[batch_size:]
-        found = gradients(
-            weights, scaled(base_rows[batch], adapted_rows[batch], means, scales), k, penalty, silent > patience
-        )
-        silent = np.where(found.fired, 0, silent + 1)
-        for field, parameter in zip(fields(weights), parameters, strict=True):
-            parameter.grad = torch.from_numpy(getattr(found.slopes, field.name))
+    inactive = torch.zeros(start.d_sae, dtype=torch.long, device=start.device)
+    for _ in tqdm(range(steps), desc="training a crosscoder", unit="step", leave=False, disable=not progress, delay=1):
+        step = loss(weights, next(batches), config, inactive > patience)
+        optimizer.zero_grad()
+        step.loss.backward()
         optimizer.step()
         schedule.step()
-    trained = Crosscoder(
-        encoder=weights.encoder.reshape(d_sae, 2, d),
-        encoder_bias=weights.encoder_bias,
-        decoder=weights.decoder.reshape(d_sae, 2, d),
-        decoder_bias=weights.decoder_bias.reshape(2, d),
-        means=means,
-        scales=scales,
-        threshold=0.0,
-        k=float(k),
-    )
-    return replace(trained, threshold=_threshold(trained, base_rows, adapted_rows))
+        inactive = torch.where(step.fired, 0, inactive + 1)
+    trained = {name: getattr(weights, name).detach().cpu().numpy() for name in names}
+    return replace(start, **{name: array.reshape(getattr(start, name).shape) for name, array in trained.items()})
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Weights under training, or the loss's slopes in them: both sides beside each other."""
+    """Weights under training: both sides next to each other."""
 
-    encoder: Float[np.ndarray, "d_sae both"]
-    encoder_bias: Float[np.ndarray, " d_sae"]
-    decoder: Float[np.ndarray, "d_sae both"]
-    decoder_bias: Float[np.ndarray, " both"]
+    encoder: Float[Tensor, "d_sae both"]
+    encoder_bias: Float[Tensor, " d_sae"]
+    decoder: Float[Tensor, "d_sae both"]
+    decoder_bias: Float[Tensor, " both"]
 
 
 @dataclass(frozen=True, eq=False)
-class Gradients:
-    """What one batch says."""
+class Step:
+    """The loss of a batch."""
 
-    slopes: Weights
-    fired: Bool[np.ndarray, " d_sae"]
+    loss: Float[Tensor, ""]
+    fired: Bool[Tensor, " d_sae"]
     """Latents active in the batch."""
 
 
-def gradients(
-    weights: Weights, rows: Float[np.ndarray, "m both"], k: float, penalty: float, dead: Bool[np.ndarray, " d_sae"]
-) -> Gradients:
-    """Slopes of a batch's mean loss. What is selected counts as given, as do norms in the selection.
+def loss(
+    weights: Weights, rows: Float[Tensor, "m both"], config: CrosscoderConfig, dead: Bool[Tensor, " d_sae"]
+) -> Step:
+    """Mean loss of a batch. The selection, and the norms in it, have no gradient.
 
     Args:
-        weights: as they are.
+        weights: of the crosscoder.
         rows: scaled rows.
-        k: active latents a row, on average over the batch.
-        penalty: weight of the norm-weighted activations.
+        config: gives k and the penalty.
         dead: latents that the auxiliary loss is to revive.
     """
-    m, width = rows.shape
-    d_sae = len(dead)
-    sides = weights.decoder.reshape(d_sae, 2, -1)
-    norms = np.linalg.norm(sides, axis=2, keepdims=True)
-    total = norms.sum((1, 2))
-    hidden = _product(rows, weights.encoder.T) + weights.encoder_bias
-    chosen = largest(hidden * total, max(1, round(k * m)))
-    row, latent = np.divmod(chosen, d_sae)
-    codes = _sparse(hidden.reshape(-1)[chosen], row, latent, (m, d_sae))
-    error = codes @ weights.decoder + weights.decoder_bias - rows
-    pull = error * np.float32(2 / m)
-    back = _product(pull, weights.decoder.T).reshape(-1)[chosen] + np.float32(penalty / m) * total[latent]
-    inward = _sparse(back, row, latent, (m, d_sae))
-    slopes = Weights(inward.T @ rows, _sums(inward), codes.T @ pull, pull.sum(0))
-    if penalty:
-        units = sides / np.maximum(norms, np.float32(1e-12))
-        slopes.decoder[...] += units.reshape(d_sae, width) * (np.float32(penalty / m) * _sums(codes))[:, None]
-    if dead.any():
-        _revive(slopes, weights, rows, error, hidden, np.flatnonzero(dead))
-    return Gradients(slopes, np.bincount(latent, minlength=d_sae) > 0)
+    from layerprobe.sae import _sparse
+
+    m = len(rows)
+    shared = _sparse.Weights(weights.encoder.T, weights.encoder_bias, weights.decoder, weights.decoder_bias)
+    norms = weights.decoder.view(len(dead), 2, -1).norm(dim=2).sum(1)
+    with torch.no_grad():
+        hidden = torch.addmm(shared.b_enc, rows, shared.w_enc)
+        chosen = _sparse.largest_of_batch(hidden * norms, max(1, round(config.k * m)))
+        latents = chosen % len(dead)
+    rebuilt, values = _sparse.reconstruct(rows, shared, hidden, chosen, centred=False)
+    error = rebuilt - rows
+    total = error.square().sum() / m
+    if config.penalty:
+        total = total + config.penalty / m * (values * norms[latents]).sum()
+    if bool(dead.any()):
+        total = total + AUXILIARY / m * _residual(weights, rows, error.detach(), dead).square().sum()
+    return Step(total, torch.bincount(latents, minlength=len(dead)) > 0)
 
 
-def _revive(
-    slopes: Weights,
-    weights: Weights,
-    rows: Float[np.ndarray, "m both"],
-    error: Float[np.ndarray, "m both"],
-    hidden: Float[np.ndarray, "m d_sae"],
-    dead: Int[np.ndarray, " n_dead"],
-) -> None:
-    """Add the slopes of the auxiliary loss: silent latents are asked to explain the error (Gao et al. 2024)."""
-    m, width = rows.shape
-    mine = hidden[:, dead]
-    keep = min(max(1, width // 4), len(dead))
-    bound = np.partition(mine, len(dead) - keep, axis=1)[:, len(dead) - keep]
-    row, latent = np.nonzero((mine >= bound[:, None]) & (mine > 0))
-    codes = _sparse(mine[row, latent], row, latent, mine.shape)
-    decoder = weights.decoder[dead]
-    pull = (codes @ decoder + error) * np.float32(2 * AUXILIARY / m)
-    inward = _sparse(_product(pull, decoder.T)[row, latent], row, latent, mine.shape)
-    slopes.decoder[dead] += codes.T @ pull
-    slopes.encoder[dead] += inward.T @ rows
-    slopes.encoder_bias[dead] += _sums(inward)
+def _residual(
+    weights: Weights, rows: Float[Tensor, "m both"], error: Float[Tensor, "m both"], dead: Bool[Tensor, " d_sae"]
+) -> Float[Tensor, "m both"]:
+    """The error that remains when inactive latents are to reconstruct it (Gao et al. 2024)."""
+    columns = dead.nonzero()[:, 0]
+    hidden = torch.addmm(weights.encoder_bias[columns], rows, weights.encoder[columns].T)
+    kept = hidden.topk(min(max(1, rows.shape[1] // 4), len(columns)), sorted=False).indices
+    codes = (hidden * torch.zeros_like(hidden).scatter_(1, kept, 1.0)).relu()
+    return codes @ weights.decoder[columns] + error
 
 
-def largest(scores: Float[np.ndarray, "m d_sae"], count: int) -> Int[np.ndarray, " chosen"]:
-    """Flat positions, in rising order, of the largest positive scores of a whole batch; among equals the first.
+def paired(base_rows: Any, adapted_rows: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides' rows as arrays, memory-mapped ones unchanged.
 
-    Exact, and on a CPU several times as fast as `torch.topk` over a whole batch.
+    Raises:
+        MeasureError: if they are not two matrices of one shape.
     """
-    flat = scores.reshape(-1)
-    if count >= flat.size:
-        return np.flatnonzero(flat > 0)
-    bound = np.partition(flat, flat.size - count)[flat.size - count]
-    if bound <= 0:
-        return np.flatnonzero(flat > 0)
-    found = np.flatnonzero(flat >= bound)
-    surplus = len(found) - count
-    if surplus:
-        found = np.delete(found, np.flatnonzero(flat[found] == bound)[-surplus:])
-    return found
+    base, adapted = np.asanyarray(base_rows), np.asanyarray(adapted_rows)
+    if base.ndim != 2 or base.shape != adapted.shape or not base.shape[1]:
+        raise MeasureError(
+            f"{{base_rows}} has shape {base.shape} and {{adapted_rows}} {adapted.shape}; give two matrices, rows x "
+            "features, of the same tokens in the same order.",
+            *("base_rows", "adapted_rows"),
+        )
+    return base, adapted
 
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    # torch's product follows torch's number of threads, as all else in a run does.
-    return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
-
-
-def _sparse(values: np.ndarray, row: np.ndarray, latent: np.ndarray, shape: tuple[int, ...]) -> csr_array:
-    return csr_array((values, latent, np.searchsorted(row, np.arange(shape[0] + 1))), shape=shape)
-
-
-def _sums(codes: csr_array) -> Float[np.ndarray, " d_sae"]:
-    return np.bincount(codes.indices, weights=codes.data, minlength=codes.shape[1]).astype(np.float32)
-
-
-def _start(rng: np.random.Generator, d_sae: int, d: int) -> Weights:
-    directions = rng.standard_normal((d_sae, d), dtype=np.float32)
+def _start(
+    rng: np.random.Generator, means: np.ndarray, scales: np.ndarray, config: CrosscoderConfig, device: str
+) -> Crosscoder:
+    """Random directions of norm 1 over both sides, the same on either side and in the encoder."""
+    d_sae: Any = config.d_sae
+    directions = rng.standard_normal((d_sae, means.shape[1]), dtype=np.float32)
     both = np.concatenate([directions, directions], axis=1)
     both /= np.linalg.norm(both, axis=1, keepdims=True)
-    return Weights(both.copy(), np.zeros(d_sae, np.float32), both, np.zeros(2 * d, np.float32))
+    both = both.reshape(d_sae, 2, -1)
+    zeros = np.zeros(d_sae, np.float32), np.zeros_like(means)
+    return Crosscoder(both, zeros[0], both, zeros[1], means, scales, threshold=0.0, k=float(config.k), device=device)
 
 
 def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / max(1, steps // 20), 2 * (steps - step) / steps)
 
 
-def _check(n: int, d_sae: int, k: float, steps: int, penalty: float, batch_size: int, learning_rate: float) -> None:
-    if d_sae < 1:
-        raise StudyError(f"A crosscoder was asked to have d_sae = {d_sae} latents; ask for at least 1.")
-    if not 0 < k <= d_sae:
-        raise StudyError(
-            f"A crosscoder was given k = {k} active latents a row of d_sae = {d_sae}; give k above 0 and at most {d_sae}."
+def _check(config: CrosscoderConfig, n: int) -> None:
+    for name in ("d_sae", "k", "steps", "batch_size", "learning_rate"):
+        if not getattr(config, name) > 0:
+            raise ArgumentError(f"{{{name}}} is {getattr(config, name)}; it must be above 0.", name)
+    if not config.penalty >= 0:
+        raise ArgumentError(f"{{penalty}} is {config.penalty}; it must not be negative.", "penalty")
+    d_sae: Any = config.d_sae
+    if config.k > d_sae:
+        raise ArgumentError(
+            f"{{k}} is {config.k}, but the crosscoder has {d_sae} latents; choose {{k}} of at most {d_sae}.", "k"
         )
     if n < max(2, d_sae):
-        raise StudyError(
-            f"A crosscoder of {d_sae} latents was given {n} rows; it needs at least {max(2, d_sae)}: give more texts or "
-            "lower d_sae."
-        )
-    if steps < 1 or batch_size < 1 or not learning_rate > 0 or not penalty >= 0:
-        raise StudyError(
-            f"A crosscoder was given steps = {steps}, batch_size = {batch_size}, learning_rate = {learning_rate}, "
-            f"penalty = {penalty}; the first three are above 0, and the penalty is not negative."
+        raise ArgumentError(
+            f"A crosscoder of {d_sae} latents was given {n} rows; it needs at least {max(2, d_sae)}: give more rows or "
+            "lower {d_sae}.",
+            "d_sae",
         )
 
 
 def _moments(rows: np.ndarray, side: str) -> tuple[Float[np.ndarray, " d"], np.float64]:
-    """Mean row, and root mean squared distance from it."""
+    """Mean row, and root mean squared distance from it: two passes over the stored rows, on the host, in float64."""
     n, d = rows.shape
     total, square = np.zeros(d), 0.0
     starts = range(0, n, READ_ROWS)
@@ -264,8 +413,8 @@ def _moments(rows: np.ndarray, side: str) -> tuple[Float[np.ndarray, " d"], np.f
         finite = np.isfinite(part).all(1)
         if not finite.all():
             raise MeasureError(
-                f"Training a crosscoder was given NaN or infinite values (first in row {start + int(finite.argmin())} "
-                f"of the {side} side); drop or correct these rows."
+                f"A crosscoder was given NaN or infinite values (first in row {start + int(finite.argmin())} of the "
+                f"{side} side); drop or correct these rows."
             )
         total += part.sum(0)
     mean = total / n
@@ -274,16 +423,6 @@ def _moments(rows: np.ndarray, side: str) -> tuple[Float[np.ndarray, " d"], np.f
     # Float32 resolves 1e-7 of a value: less than that of the mean is rounding.
     if square / n <= 1e-13 * (mean**2).sum():
         raise MeasureError(
-            f"Training a crosscoder was given {n} rows of the {side} side that do not vary; give rows of several texts."
+            f"A crosscoder was given {n} rows of the {side} side that do not vary; give rows of several examples."
         )
     return mean, np.sqrt(square / n)
-
-
-def _threshold(crosscoder: Crosscoder, base_rows: np.ndarray, adapted_rows: np.ndarray) -> float:
-    """Score from which k latents a row are active, on average over training rows spread over the whole set."""
-    n = len(base_rows)
-    spread = np.unique(np.linspace(0, n - 1, min(CALIBRATION_ROWS, n)).astype(np.int64))
-    scores = crosscoder.encode(base_rows[spread], adapted_rows[spread]) * crosscoder.norms.sum(1)
-    flat = scores.reshape(-1)
-    position = max(0, flat.size - max(1, round(crosscoder.k * len(spread))))
-    return float(np.partition(flat, position)[position])

@@ -1,4 +1,4 @@
-"""What latents are about: AUROC, p and FDR against other libraries and slow twins, planted latents named, chance kept."""
+"""Associations of latents: AUROC, p and FDR against other libraries and slow twins, planted latents, permuted labels."""
 
 import numpy as np
 import pandas as pd
@@ -9,20 +9,7 @@ from sklearn.metrics import mutual_info_score, roc_auc_score
 
 from layerprobe import sae
 from layerprobe.errors import MeasureError
-from layerprobe.sae import _associations, _labels
-
-
-class Given(sae.Dictionary):
-    """A stand-in for a dictionary whose latents are the rows' own positive numbers."""
-
-    @property
-    def d_in(self):
-        return self.sae
-
-    d_sae = d_in
-
-    def encode(self, rows):
-        return np.maximum(np.array(rows, dtype=np.float32), 0)
+from layerprobe.sae import _labels
 
 
 def texts(lengths, seed=0):
@@ -49,8 +36,7 @@ def pooled(rows, example):
 
 
 def run(rows, tokens, labels, names="abcdef", **settings):
-    given = Given(rows.shape[1])
-    return sae.associations(given, rows, tokens, np.asarray(labels), list(names), progress=False, **settings)
+    return sae.associations(csc_array(np.maximum(rows, 0)), tokens, np.asarray(labels), list(names), **settings)
 
 
 def test_with_one_stratum_and_equal_classes_the_numbers_are_those_of_other_libraries():
@@ -251,26 +237,23 @@ def dependent(n_examples=150, latents=30, seed=0):
 def test_with_labels_permuted_at_most_a_share_q_of_searches_finds_anything(shares, effect):
     rows, tokens, rng = dependent()
     labels = rng.choice(len(shares), p=shares, size=150)
-    codes = sae.sparse_codes(Given(30), rows, progress=False)
+    codes = csc_array(rows)
     null = sae.label_null(codes, tokens.example.to_numpy(), labels, permutations=200, effect=effect)
     q, error = 0.05, np.sqrt(0.05 * 0.95 / 200)
     assert null.any_share <= q + 2 * error
     assert len(null.shares) == 200 and null.share == null.shares.mean() and null.high == np.quantile(null.shares, 0.95)
 
 
-def test_so_it_is_with_labels_permuted_over_all_lengths():
+def test_permuting_labels_over_all_lengths_finds_as_little():
     rows, tokens, rng = dependent(80, 12)
     labels = np.sort(rng.choice(3, p=[0.5, 0.4, 0.1], size=80))
-    example = tokens.example.to_numpy()
-    latent, number, both = _labels.active_examples(csc_array(rows), example)
-    rest = (np.arange(3), list("abc"), np.bincount(example), np.arange(12), 0, 0.05)
-    found = [_associations._task(latent, number, both, rng.permutation(labels), *rest).task.any() for _ in range(200)]
+    found = [run(rows, tokens, rng.permutation(labels), effect=0).task.any() for _ in range(200)]
     assert np.mean(found) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
 
 
 def test_the_normal_approximation_alone_would_not_keep_that_share(monkeypatch):
     """A class of 3% and latents that are active in 4% of the examples: what a balanced test never meets."""
-    codes = sae.sparse_codes(Given(300), sparse(400, 300, 0.04), progress=False)
+    codes = csc_array(sparse(400, 300, 0.04))
     arguments = (codes, np.arange(400), (np.arange(400) < 12).astype(int))
     assert sae.label_null(*arguments).any_share <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
     monkeypatch.setattr(_labels, "two_sided_p", lambda z, skew: 2 * norm.sf(np.abs(z)))
@@ -284,7 +267,7 @@ def test_a_permutation_s_share_is_that_of_associations_with_those_labels(classes
     example = tokens.example.to_numpy()
     # The floor and the rate are loosened, so that permuted labels give something to find.
     loose = {"effect": 0.05, "q": 0.9}
-    codes = sae.sparse_codes(Given(18), rows, progress=False)
+    codes = csc_array(rows)
     null = sae.label_null(codes, example, labels, permutations=8, seed=4, **loose)
     strata = _labels.length_strata(np.bincount(example))
     (drawn,) = _labels._draws(labels, strata, 8, 4)
@@ -296,16 +279,6 @@ def test_a_permutation_s_share_is_that_of_associations_with_those_labels(classes
         shares.append(table.task.sum() / table.judged.sum())
     np.testing.assert_allclose(null.shares, shares)
     assert max(shares) > 0 and len({tuple(row) for row in drawn}) == 8
-
-
-def test_codes_are_the_dictionary_s_and_may_be_given():
-    rows, tokens, _ = dependent(60, 6)
-    rows = rows - 0.05
-    codes = sae.sparse_codes(Given(6), rows, batch_size=37, progress=False)
-    np.testing.assert_array_equal(codes.toarray(), Given(6).encode(rows))
-    labels = np.arange(60) % 2
-    pd.testing.assert_frame_equal(run(rows, tokens, labels), run(rows, tokens, labels, codes=codes))
-    assert sae.sparse_codes(Given(6), rows[:0], progress=False).shape == (0, 6)
 
 
 def test_a_store_s_rows_are_taken_as_they_are(tiny_encoder, tiny_corpus, tmp_path):
@@ -334,7 +307,7 @@ def test_a_dictionary_without_a_judged_latent_has_its_table():
     tokens, labels = texts([3] * 40), np.arange(40) % 2
     table = run(np.zeros((120, 4), dtype=np.float32), tokens, labels)
     assert table.kind.tolist() == ["dead"] * 4 and not table.task.any() and not table.general.any()
-    codes = sae.sparse_codes(Given(4), np.zeros((120, 4), dtype=np.float32), progress=False)
+    codes = csc_array(np.zeros((120, 4), dtype=np.float32))
     assert np.isnan(sae.label_null(codes, tokens.example.to_numpy(), labels).share)
 
 
@@ -361,15 +334,11 @@ def test_mistakes_are_named():
         run(rows[:-1], tokens, labels)
     with pytest.raises(MeasureError, match="examples 0 to 19 and there are 19 labels"):
         run(rows, tokens, labels[:-1])
-    with pytest.raises(MeasureError, match="1 label; give texts of at least two"):
+    with pytest.raises(MeasureError, match="1 label; give examples of at least two"):
         run(rows, tokens, np.zeros(20, dtype=int))
     with pytest.raises(MeasureError, match="no column `special`"):
         run(rows, tokens.drop(columns="special"), labels)
-    with pytest.raises(MeasureError, match="0 to 1 and there are 1 label names"):
+    with pytest.raises(MeasureError, match="0 to 1, but there are 1 label names"):
         run(rows, tokens, labels, names="a")
-    with pytest.raises(MeasureError, match=r"shape \(60, 4\); this dictionary takes 5 wide"):
-        sae.associations(Given(5), rows, tokens, labels, ["a", "b"], progress=False)
     with pytest.raises(MeasureError, match="Example 7 has no row"):
         run(rows[tokens.example != 7], tokens[tokens.example != 7], labels)
-    with pytest.raises(MeasureError, match=r"codes has shape \(60, 3\)"):
-        run(rows, tokens, labels, codes=sae.sparse_codes(Given(3), rows[:, :3], progress=False))

@@ -1,4 +1,4 @@
-"""How the kinds of latents shift from base to adapted, layer by layer."""
+"""Shares of latents by kind, and the layer where the adapted model's share of task latents exceeds the base's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from layerprobe.errors import MeasureError
 from layerprobe.sae._labels import LabelNull
+from layerprobe.stats import assign_folds, jackknife
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,34 +17,27 @@ if TYPE_CHECKING:
 
 FOLDS = 20
 KINDS = ("task", "general", "both", "unexplained")
-COUNTED = (*KINDS, "rare", "dead")
 
 
 def latent_shares(
-    table: pd.DataFrame,
-    codes: csc_array,
-    example: Int[np.ndarray, " rows"],
-    null: LabelNull | None = None,
-    *,
-    seed: int = 0,
+    table: pd.DataFrame, codes: csc_array, example: Int[np.ndarray, " rows"], null: LabelNull | None = None
 ) -> pd.DataFrame:
-    """One dictionary in one row: how many latents are of each kind, and how much of the activation is in task latents.
+    """Count the latents of each kind in one dictionary, and the share of activation mass in task latents.
 
-    Shares are of the latents that could be judged (active in at least 10 examples). The activation mass is the sum of
-    activations over all tokens of the test examples; its interval is a delete-group jackknife over 20 groups of
-    examples with a t quantile, for these latents being the task latents.
+    Shares are of the judged latents (active in at least 10 examples). The activation mass is the sum of activations
+    over all tokens of the test examples; its interval is a delete-group jackknife over 20 folds of examples with a t
+    quantile, for the given set of task latents.
 
     Args:
-        table: of `associations`.
-        codes: the dictionary's activations, of `sparse_codes`.
+        table: from `associations`.
+        codes: the dictionary's activations, by `encode`.
         example: example of each row.
-        null: of `label_null`, to stand beside the share of task latents.
-        seed: of the groups.
+        null: from `label_null`, to compare the share of task latents with.
 
     Returns:
-        latents (all), task, general, both, unexplained (judged ones), rare (active in fewer than 10 examples), dead:
-        counts; live (judged), share_task (task or both), share_low, share_high (95% Wilson interval, as if latents were
-        a sample), share_general (general or both), share_both, share_unexplained, share_permuted,
+        One row: latents (all), task, general, both, unexplained (judged ones), rare (active in fewer than 10 examples),
+        dead: counts; live (judged), share_task (task or both), share_low, share_high (95% Wilson interval, as if latents
+        were a sample), share_general (general or both), share_both, share_unexplained, share_permuted,
         share_permuted_high (95th percentile), mass_task, mass_low, mass_high, n (examples).
 
     Raises:
@@ -67,7 +61,7 @@ def latent_shares(
     def share(number: int) -> float:
         return number / live if live else np.nan
 
-    mass, low, high = _mass(codes, table["kind"].isin(["task", "both"]).to_numpy(), example, seed)
+    mass, low, high = _mass(codes, table["kind"].isin(["task", "both"]).to_numpy(), example)
     return pd.DataFrame(
         [
             {
@@ -93,83 +87,46 @@ def latent_shares(
     )
 
 
-def _mass(codes: csc_array, task: np.ndarray, example: np.ndarray, seed: int) -> tuple[float, float, float]:
+def _mass(codes: csc_array, task: np.ndarray, example: np.ndarray) -> tuple[float, float, float]:
     """Share of activation mass in task latents with its interval; NaN where it is undefined."""
-    from scipy.stats import t
-
     n_examples = int(example.max()) + 1
-    folds = min(FOLDS, n_examples)
-    group = np.random.default_rng(seed).permutation(np.arange(n_examples) % folds)[example]
-    of_task = np.bincount(group, codes @ task.astype(np.float64), minlength=folds)
-    of_all = np.bincount(group, codes @ np.ones(len(task)), minlength=folds)
+    n_folds = min(FOLDS, n_examples)
+    folds = assign_folds(n_examples, FOLDS, seed=0)[example]
+    of_task = np.bincount(folds, codes @ task.astype(np.float64), minlength=n_folds)
+    of_all = np.bincount(folds, codes @ np.ones(len(task)), minlength=n_folds)
     if not of_all.sum() > 0:
         return np.nan, np.nan, np.nan
-    value = of_task.sum() / of_all.sum()
-    rest = of_all.sum() - of_all
-    if folds < 2 or not (rest > 0).all():
-        return float(value), np.nan, np.nan
-    left = (of_task.sum() - of_task) / rest
-    reach = t.ppf(0.975, folds - 1) * np.sqrt((folds - 1) / folds * ((left - left.mean()) ** 2).sum())
-    return float(value), float(max(0, value - reach)), float(min(1, value + reach))
+    if n_folds < 2 or not (of_all.sum() - of_all > 0).all():
+        return float(of_task.sum() / of_all.sum()), np.nan, np.nan
 
+    def share(without: int | None) -> float:
+        left_out = (0, 0) if without is None else (of_task[without], of_all[without])
+        return float((of_task.sum() - left_out[0]) / (of_all.sum() - left_out[1]))
 
-def shift(base: pd.DataFrame, adapted: pd.DataFrame) -> pd.DataFrame:
-    """Latents of each kind in base's dictionary and in the adapted model's, side by side.
-
-    Args:
-        base, adapted: of `latent_shares`, one row each.
-
-    Returns:
-        One row a kind (task, general, both, unexplained, rare, dead): kind, base, adapted, difference (counts), and
-        base_share, adapted_share, difference_share: of judged latents for the first four, of all latents for the rest.
-
-    Raises:
-        MeasureError: if there is not one row a side.
-    """
-    import pandas as pd
-
-    if len(base) != 1 or len(adapted) != 1:
-        raise MeasureError(
-            f"shift was given {len(base)} rows of base and {len(adapted)} of adapted; give one of each, of one layer."
-        )
-    one, other = base.iloc[0], adapted.iloc[0]
-    rows = []
-    for kind in COUNTED:
-        whole = "live" if kind in KINDS else "latents"
-        shares = [side[kind] / side[whole] if side[whole] else np.nan for side in (one, other)]
-        rows.append(
-            {
-                "kind": kind,
-                "base": int(one[kind]),
-                "adapted": int(other[kind]),
-                "difference": int(other[kind]) - int(one[kind]),
-                "base_share": shares[0],
-                "adapted_share": shares[1],
-                "difference_share": shares[1] - shares[0],
-            }
-        )
-    return pd.DataFrame(rows)
+    mass = jackknife(share, n_folds, n_examples, low=0.0, high=1.0)
+    return mass.value, mass.low, mass.high
 
 
 def crossing(table: pd.DataFrame) -> pd.DataFrame:
-    """The first layer at which the adapted model's share of task latents, or of their mass, is beyond base's interval.
+    """The first layer where the adapted model's share of task latents, or of their mass, exceeds the base's interval.
 
     Each pair of training seed and dictionary seed is one run, read along the layers by itself; over runs the range is
-    given, never an interval made from a handful of them.
+    given, never an interval from a handful of them.
 
     Args:
         table: rows of `latent_shares` with method, seed, layer, side (base or adapted) and, where dictionaries were
             trained with several seeds, sae_seed.
 
     Returns:
-        One row a method and quantity: method, quantity (`share_task`, whose interval treats base's latents as a sample, or
-        `mass_task`, whose interval is over examples), layer (the median over runs that cross, the lower of two;
-        missing if none does), layer_low and layer_high (their range), crossed and runs (how many runs cross, of how
-        many), verdict (`flat`: adapted equals base exactly in every layer of every run; `never`; `crosses`; `undefined`: no
-        layer has both sides' numbers), note (`only one seed`, `only one training seed`, `only one dictionary seed` or nothing).
+        One row per method and quantity: method, quantity (`share_task`, whose interval treats base's latents as a
+        sample, or `mass_task`, whose interval is over examples), layer (the median over runs that cross, the lower of
+        two; missing if none does), layer_low and layer_high (their range), crossed and runs (how many runs cross, of how
+        many), verdict (`flat`: adapted equals base exactly in every layer of every run; `never`; `crosses`; `undefined`:
+        no layer has both sides' numbers), note (`only one seed`, `only one training seed`, `only one dictionary seed` or
+        nothing).
 
     Raises:
-        MeasureError: if a column is missing or a side of a layer is missing or given twice.
+        MeasureError: if a column is missing, or a side of a layer is missing or occurs twice.
     """
     import pandas as pd
 
@@ -185,14 +142,14 @@ def crossing(table: pd.DataFrame) -> pd.DataFrame:
     for method, part in table.groupby("method", sort=False):
         runs = [run for _, run in part.groupby(["seed", "sae_seed"], dropna=False)]
         for quantity, high in (("share_task", "share_high"), ("mass_task", "mass_high")):
-            found = [_crosses(run, quantity, high, str(method)) for run in runs]
-            layers = sorted(layer for layer, _, _ in found if layer is not None)
+            crossings = [_crosses(run, quantity, high, str(method)) for run in runs]
+            layers = sorted(layer for layer, _, _ in crossings if layer is not None)
             if layers:
                 verdict = "crosses"
-            elif all(defined == 0 for _, _, defined in found):
+            elif all(defined == 0 for _, _, defined in crossings):
                 verdict = "undefined"
             else:
-                verdict = "flat" if all(equal for _, equal, _ in found) else "never"
+                verdict = "flat" if all(equal for _, equal, _ in crossings) else "never"
             rows.append(
                 {
                     "method": method,
@@ -206,15 +163,13 @@ def crossing(table: pd.DataFrame) -> pd.DataFrame:
                     "note": _note(part["seed"].nunique(dropna=False), part["sae_seed"].nunique(dropna=False)),
                 }
             )
-    whole = {"layer": "Int64", "layer_low": "Int64", "layer_high": "Int64"}
     columns = ["method", "quantity", "layer", "layer_low", "layer_high", "crossed", "runs", "verdict", "note"]
-    return pd.DataFrame(rows, columns=columns).astype(whole)
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:5], "Int64"))
 
 
 def _crosses(run: pd.DataFrame, quantity: str, high: str, method: str) -> tuple[int | None, bool, int]:
     """First crossing of one run, whether the sides are equal throughout, and how many layers could be compared."""
-    sides = {side: run[run["side"] == side].set_index("layer").sort_index() for side in ("base", "adapted")}
-    base, adapted = sides["base"], sides["adapted"]
+    base, adapted = (run[run["side"] == side].set_index("layer").sort_index() for side in ("base", "adapted"))
     if not base.index.is_unique or not base.index.equals(adapted.index):
         raise MeasureError(
             f"crossing needs one row of base and one of adapted in each layer of each run; method {method} has layers "
