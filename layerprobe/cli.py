@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,13 @@ Precision = Annotated[
         help="Of fine-tuning. auto: bf16 where the processor has instructions for it, else fp32.",
     ),
 ]
+Jobs = Annotated[int, typer.Option("--jobs", metavar="N", help="Tasks that run side by side.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", metavar="M", help="Threads per task. Default: all cores, or the cores divided by the jobs."
+    ),
+]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", metavar="N", help="Training seed, instead of the study's. Repeatable.")
 ]
@@ -50,10 +58,12 @@ def run(
     overrides: Overrides = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    jobs: Jobs = 1,
+    threads: Threads = None,
     seed: Seeds = None,
 ) -> None:
     """Do what a study asks for, and write its report."""
-    _run(study, out, overrides or [], device, precision, seed or [], verb=["run", str(study)])
+    _run(study, out, overrides or [], _How(device, precision, jobs, threads), seed or [], verb=["run", str(study)])
 
 
 @app.command()
@@ -62,10 +72,19 @@ def demo(
     overrides: Overrides = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    jobs: Jobs = 1,
+    threads: Threads = None,
     seed: Seeds = None,
 ) -> None:
     """Run the quickstart on the bundled model and tweets: fine-tune, compare every layer, report. A few minutes."""
-    _run(analyses() / "quickstart.toml", out, overrides or [], device, precision, seed or [], verb=["demo"])
+    _run(
+        analyses() / "quickstart.toml",
+        out,
+        overrides or [],
+        _How(device, precision, jobs, threads),
+        seed or [],
+        verb=["demo"],
+    )
 
 
 @app.command()
@@ -158,15 +177,15 @@ def doctor() -> None:
     """Tell what this installation has and lacks: versions, device, bundled assets, disk."""
     import shutil
 
-    from layerprobe.artifacts import home
     from layerprobe.provenance import versions
+    from layerprobe.store import home
 
     for package, version in versions().items():
         print(f"{package:14} {version}")
     with _one_sentence():
-        from layerprobe import adaptation, bundled, inputs
+        from layerprobe import adaptation, bundled, resolve
 
-        device = inputs.resolve_device("auto")
+        device = resolve.resolve_device("auto")
         print(f"{'device':14} {device}, fine-tuning in {adaptation.precision(device)}")
         assets = {"minilm-l6": bundled.model_folder, "tweets": bundled.data_files, "bbc-news": bundled.data_files}
         for name, find in assets.items():
@@ -180,6 +199,22 @@ def doctor() -> None:
         there = next(folder for folder in (root, *root.parents) if folder.exists())
         writable = "writable" if os.access(there, os.W_OK) else "NOT writable"
         print(f"{'artifacts':14} {root} ({writable}, {_bytes(shutil.disk_usage(there).free)} free)")
+
+
+@dataclass(frozen=True)
+class _How:
+    """Options of how a study is run, none of which is part of the study."""
+
+    device: str
+    precision: str
+    jobs: int
+    threads: int | None
+
+    def options(self) -> list[str]:
+        """The options as words of a command, without those that have their default."""
+        defaults = _How("auto", "auto", 1, None)
+        changed = {name: value for name, value in vars(self).items() if value != getattr(defaults, name)}
+        return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
 
 
 def main() -> None:
@@ -197,16 +232,14 @@ def _run(
     path: Path,
     out: Path | None,
     overrides: list[str],
-    device: str,
-    precision: str,
+    how: _How,
     seeds: list[int],
     *,
     verb: list[str],
 ) -> None:
     options = [] if out is None else ["--out", str(out)]
     options += [word for override in overrides for word in ("--set", override)]
-    options += [] if device == "auto" else ["--device", device]
-    options += [] if precision == "auto" else ["--precision", precision]
+    options += how.options()
     options += [word for seed in seeds for word in ("--seed", str(seed))]
     command = shlex.join(["layerprobe", *verb, *options])
     with _one_sentence(resume=command):
@@ -214,7 +247,16 @@ def _run(
         from layerprobe import pipeline
 
         given = path.read_text(encoding="utf-8")
-        result = pipeline.run(study, out=out, device=device, precision=precision, given=given, command=command)
+        result = pipeline.run(
+            study,
+            out=out,
+            device=how.device,
+            precision=how.precision,
+            jobs=how.jobs,
+            threads=how.threads,
+            given=given,
+            command=command,
+        )
     print(result.folder / "index.html")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layerprobe import hub, interrupt
 from layerprobe.context import Context, shared_context
@@ -255,7 +255,7 @@ def _describe(record: RunRecord, context: Context) -> None:
         MethodRecord(
             name=method.name,
             label=method.label,
-            trains_embeddings=method.trains_embeddings,
+            trains_embeddings=method.frozen_layer(resolved.n_layers) is None,
             depth=method.depth(resolved.n_layers),
             is_control=method.is_control,
             uses_seed=method.uses_seed,
@@ -335,7 +335,9 @@ def _collect(result: Run, context: Context, finished: Mapping[Stage, Artifact], 
         if CONCLUSION in artifact.meta.files:
             conclusion = json.loads((artifact.folder / CONCLUSION).read_text(encoding="utf-8"))
             result.record.sufficiency = Conclusion(**conclusion)
-    tables = {name: _with_facts(pd.concat(frames, ignore_index=True), context.resolved) for name, frames in parts.items()}
+    tables = {
+        name: _with_facts(pd.concat(frames, ignore_index=True), context.resolved) for name, frames in parts.items()
+    }
     specs = {spec.name: spec for stage in REGISTRY for spec in stage.tables} | {EXAMPLES.name: EXAMPLES}
     result.save_tables(tables, specs)
     result.record.findings = findings(tables, result.record)
@@ -349,7 +351,7 @@ def _with_facts(table: pd.DataFrame, resolved: ResolvedStudy) -> pd.DataFrame:
         return table
     methods = {method.name: method for method in resolved.shape.methods}
     depths = {name: method.depth(resolved.n_layers) for name, method in methods.items()}
-    facts = {
+    facts: dict[str, Any] = {
         "depth": pd.Series([depths.get(name) for name in table["method"]], dtype="Int64", index=table.index),
         "is_control": [name in methods and methods[name].is_control for name in table["method"]],
         "is_reference": [name not in methods for name in table["method"]],

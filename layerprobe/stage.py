@@ -241,6 +241,12 @@ class ModelStage(Stage):
         return "base" if self.method is None else f"{self.method.name} seed {self.seed}"
 
     @property
+    def number_of_seed(self) -> int:
+        """The training seed, which every adapted model has."""
+        assert self.seed is not None
+        return self.seed
+
+    @property
     def named(self) -> dict[str, Json]:
         """Method and seed, as columns of a table and as part of an identity."""
         assert self.method is not None

@@ -282,7 +282,7 @@ def _about(label: str, run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str
     """What one run asked, used and concluded."""
     record, concluded = run.record, run.record.sufficiency
     tested = tables.get("sufficiency")
-    depths = [] if tested is None or not concluded else tested[tested.method == concluded.smallest].depth.dropna()
+    depths: Any = [] if tested is None or not concluded else tested[tested.method == concluded.smallest].depth.dropna()
     n_layers = _encoder(run).n_layers
     return {
         "label": label,

@@ -12,7 +12,7 @@ from layerprobe.files import write_json
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._quality import ADAPTATION, PREDICTIONS, predictions_table, quality_row
-from layerprobe.stages.frozen_blocks import FrozenBlocks
+from layerprobe.stages.frozen_blocks import FrozenBlocks, adapt_config
 from layerprobe.store import Artifact, ArtifactMeta
 
 
@@ -99,23 +99,3 @@ class Adapt(ModelStage):
     def size(self, study: ResolvedStudy) -> int:
         assert self.method is not None
         return study.model_bytes * (1 + (study.study.adaptation.checkpoints or 0)) if self.method.trains else 0
-
-
-def adapt_config(study: ResolvedStudy) -> Any:
-    """The adaptation library's configuration for a study."""
-    from layerprobe.adaptation import AdaptConfig
-
-    adaptation = study.study.adaptation
-    return AdaptConfig(
-        epochs=adaptation.epochs,
-        batch_size=adaptation.batch_size,
-        learning_rate=adaptation.learning_rate,
-        head_learning_rate=adaptation.head_learning_rate,
-        learning_rates=adaptation.learning_rates,
-        search=adaptation.search,
-        pooling=adaptation.pooling,
-        checkpoints=adaptation.checkpoints,
-        max_length=study.study.data.max_length,
-        precision=study.precision,
-        device=study.device,
-    )

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from layerprobe.context import Context
 from layerprobe.stage import Json, ResolvedStudy, Stage
-from layerprobe.stages._artifacts import dictionary_of, rows_of
+from layerprobe.stages._artifacts import rows_of
 from layerprobe.stages.capture import Capture
 from layerprobe.stages.encode import Encode, codes_of
 from layerprobe.stages.sae import Sae
@@ -58,14 +58,7 @@ class Associations(Stage):
         store, codes = rows_of(parents["rows"]), codes_of(parents, self.encode)
         example = store.groups("token")
         labels = context.corpus.test.labels[: int(example.max()) + 1]
-        table = sae.associations(
-            dictionary_of(parents["dictionary"]),
-            store.tokens(self.dictionary.number),
-            store.rows,
-            labels,
-            context.corpus.label_names,
-            codes=codes,
-        )
+        table = sae.associations(codes, store.rows, labels, context.corpus.label_names)
         null = sae.label_null(codes, example, labels, seed=context.seed)
         table.to_parquet(folder / TABLE, index=False)
         sae.latent_shares(table, codes, example, null).to_parquet(folder / SHARES, index=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from layerprobe.context import Context
 from layerprobe.stage import Json, ResolvedStudy, Stage
@@ -36,15 +36,8 @@ class FrozenBlocks(Stage):
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         from layerprobe.adaptation import compute_frozen
 
-        compute_frozen(
-            context.base_model(),
-            context.encoder,
-            context.corpus.train,
-            folder / "layers",
-            layers=_layers(context.resolved),
-            max_length=context.study.data.max_length,
-            device=context.device,
-        )
+        layers, config = _layers(context.resolved), adapt_config(context.resolved)
+        compute_frozen(context.encoder, context.corpus.train, layers, folder / "layers", config)
 
     def size(self, study: ResolvedStudy) -> int:
         rows = sum(study.n_train if layer == study.n_layers else study.train_tokens for layer in _layers(study))
@@ -55,3 +48,23 @@ def _layers(study: ResolvedStudy) -> tuple[int, ...]:
     from layerprobe.adaptation import cached_layers
 
     return cached_layers(study.shape.methods, study.n_layers)
+
+
+def adapt_config(study: ResolvedStudy) -> Any:
+    """The adaptation library's configuration for a study."""
+    from layerprobe.adaptation import AdaptConfig
+
+    adaptation = study.study.adaptation
+    return AdaptConfig(
+        epochs=adaptation.epochs,
+        batch_size=adaptation.batch_size,
+        learning_rate=adaptation.learning_rate,
+        head_learning_rate=adaptation.head_learning_rate,
+        learning_rates=adaptation.learning_rates,
+        search=adaptation.search,
+        pooling=adaptation.pooling,
+        checkpoints=adaptation.checkpoints,
+        max_length=study.study.data.max_length,
+        precision=study.precision,
+        device=study.device,
+    )

@@ -82,7 +82,8 @@ class Latents(LayerStage):
             if task.side == "adapted":
                 variant = {"trained": "other-order", "second-seed": "second-seed"}[task.variant]
                 start = {"trained": "same start", "second-seed": "different starts"}[task.variant]
-                matching = sae.match(*loaded, *with_codes(task), tokens["base"], tokens["adapted"])
+                other = with_codes(task)
+                matching = sae.match(loaded[0], other[0], loaded[1], other[1])
                 pairs.append((start, matching, null_matching(parents["null"], variant, len(tokens["base"]))))
         rows = []
         for start, matching, null in pairs:
@@ -91,7 +92,7 @@ class Latents(LayerStage):
                 fields = {key: value for key, value in vars(compared).items() if key not in ("lost", "kept", "new")}
                 rows.append({**self.named, "start": start, **fields})
         save(folder, "matching", pd.DataFrame(rows))
-        census = self._census(parents, tokens, folder)
+        census = self._census(context, parents, tokens, folder)
         _, matching, null = pairs[0]
         compared = sae.compare_to_null(matching, null, seed=context.seed)
         tables = []
@@ -103,7 +104,7 @@ class Latents(LayerStage):
             table = table.merge(partners.drop(columns=["density", "live"]), on="latent", how="left")
             table["unmatched"] = table["latent"].isin(unmatched)
             if census is not None:
-                table = table.join(_nearest_joint(*census, dictionary_of(parents[task.role]), task.side))
+                table = table.join(_nearest_joint(census[0], census[1], dictionary_of(parents[task.role]), task.side))
             tables.append(table.assign(**self.named, side=task.side))
         save(folder, "latents", pd.concat(tables, ignore_index=True))
         shares = []
@@ -113,15 +114,18 @@ class Latents(LayerStage):
             shares.append(table.assign(**self.named, side=task.side, dictionary=dictionary))
         save(folder, "latent_shares", pd.concat(shares, ignore_index=True))
 
-    def _census(self, parents: Mapping[str, Artifact], tokens: Mapping[str, Any], folder: Path) -> Any:
+    def _census(
+        self, context: Context, parents: Mapping[str, Artifact], tokens: Mapping[str, Any], folder: Path
+    ) -> Any:
         """The joint dictionary and the census of its latents, which is written; None without a joint dictionary."""
         from layerprobe import sae
 
         if not self.crosscoder or not (parents["crosscoder"].folder / "crosscoder").is_dir():
             return None
-        joint = sae.Crosscoder.load(parents["crosscoder"].folder / "crosscoder")
-        census = sae.census(joint, tokens["base"], tokens["adapted"])
-        variance = joint.explained_variance(tokens["base"], tokens["adapted"])
+        joint = sae.Crosscoder.load(parents["crosscoder"].folder / "crosscoder", device=context.device)
+        codes = joint.encode(tokens["base"], tokens["adapted"])
+        census = sae.census(joint, tokens["base"], tokens["adapted"], codes)
+        variance = joint.explained_variance(tokens["base"], tokens["adapted"], codes)
         quality = {"ev_base": variance[0], "ev_adapted": variance[1], "d_sae": joint.d_sae, "k": joint.k}
         save(folder, "census", census.assign(**self.named, **quality))
         return joint, census
@@ -134,7 +138,7 @@ def _nearest_joint(joint: Any, census: Any, dictionary: Any, side: str) -> Any:
 
     live = np.flatnonzero(census["kind"] != "dead")
     directions = joint.decoder[live, 0 if side == "base" else 1].astype(np.float64)
-    latents = dictionary.sae.W_dec.detach().numpy().astype(np.float64)
+    latents = dictionary.decoder.cpu().numpy().astype(np.float64)
     directions, latents = (
         z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) for z in (directions, latents)
     )

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from layerprobe.context import Context
 from layerprobe.stage import LayerStage, Stage
-from layerprobe.stages._artifacts import dictionary_of, rows_of
+from layerprobe.stages._artifacts import dictionary_of
 from layerprobe.stages.capture import Capture
 from layerprobe.stages.encode import Encode, codes_of
 from layerprobe.stages.sae import Sae
@@ -34,7 +34,6 @@ class Match(LayerStage):
     def parents(self) -> Mapping[str, Stage]:
         encodes = [Encode(dictionary, Capture.of_base()) for dictionary in self.dictionaries]
         return {
-            "rows": Capture.of_base(),
             **{dictionary.role: dictionary for dictionary in self.dictionaries},
             **{encode.role: encode for encode in encodes},
         }
@@ -42,13 +41,12 @@ class Match(LayerStage):
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         from layerprobe import sae
 
-        rows = rows_of(parents["rows"]).tokens(self.number)
         base, *others = (
-            (dictionary_of(parents[one.role]), codes_of(parents, Encode(one, Capture.of_base())))
+            (dictionary_of(parents[one.role], context.device), codes_of(parents, Encode(one, Capture.of_base())))
             for one in self.dictionaries
         )
         for dictionary, other in zip(self.dictionaries[1:], others, strict=True):
-            matching = sae.match(*base, *other, rows, rows)
+            matching = sae.match(base[0], other[0], base[1], other[1])
             matching.table.to_parquet(folder / f"{dictionary.variant}.parquet", index=False)
             matching.reverse.to_parquet(folder / f"{dictionary.variant}-reverse.parquet", index=False)
 
@@ -59,5 +57,5 @@ def null_matching(match: Artifact, variant: str, rows: int) -> Any:
 
     from layerprobe.sae import Matching
 
-    tables = (pd.read_parquet(match.folder / f"{name}.parquet") for name in (variant, f"{variant}-reverse"))
-    return Matching(*tables, rows)
+    table, reverse = (pd.read_parquet(match.folder / f"{name}.parquet") for name in (variant, f"{variant}-reverse"))
+    return Matching(table, reverse, rows)

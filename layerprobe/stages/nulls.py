@@ -61,7 +61,7 @@ class Nulls(ModelStage):
                     base.groups(unit),
                     measures=settings.measures,
                     draws=settings.shuffles,
-                    seed=self.seed,
+                    seed=self.number_of_seed,
                 )
             except MeasureError:
                 continue  # too few examples of equal length: this unit has no such null

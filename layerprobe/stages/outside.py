@@ -11,7 +11,8 @@ from layerprobe.context import Context, label_order
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._quality import ADAPTATION, PREDICTIONS, predictions_table, quality_row
-from layerprobe.stages.adapt import Adapt, adapt_config
+from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.frozen_blocks import adapt_config
 from layerprobe.store import Artifact, ArtifactMeta
 
 

@@ -50,7 +50,7 @@ class Similarity(ModelStage):
                     Layers(adapted, unit, compared, keep),
                     base.groups(unit)[keep],
                     measures=settings.measures,
-                    seed=self.seed,
+                    seed=self.number_of_seed,
                     leave_out_undefined=True,
                 )
                 named: dict[str, Any] = {**self.named, "unit": unit, "rows": rows}

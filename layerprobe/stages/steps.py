@@ -75,11 +75,13 @@ class Steps(ModelStage):
         def measure(step: int, store: Any, model: Any) -> None:
             for layer in self.layers:
                 assert isinstance(layer, int)
-                sides = {task.side: dictionary for task, dictionary in loaded.items() if task.layer == layer}
+                sides: dict[str, Any] = {
+                    task.side: dictionary for task, dictionary in loaded.items() if task.layer == layer
+                }
                 losses = None
                 if model is not None:
                     losses = sae.task_loss(
-                        model, context.encoder, examples, layer, sides, max_length=max_length, device=context.device
+                        model.to(context.device), context.encoder, examples, layer, sides, max_length=max_length
                     ).set_index("variant")
                 for side, dictionary in sides.items():
                     tokens = store.tokens(layer)

@@ -100,13 +100,12 @@ class Transfer(LayerStage):
             examples = relabelled(classifier, context.rerun_examples)
             variants = {parents[role].key: by_key[parents[role].key] for role in TASK_LOSS if role in loaded}
             table = sae.task_loss(
-                context.adapted_model(classifier),
+                context.adapted_model(classifier).to(context.device),
                 context.encoder,
                 examples,
                 self.number,
                 variants,
                 max_length=context.study.data.max_length,
-                device=context.device,
             )
             return table.set_index("variant")
 

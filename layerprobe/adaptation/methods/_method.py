@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from layerprobe.encoder import Encoder
 
 Phase = Literal["head", "blocks"]
+MANY_BLOCKS = 1000
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Method:
     def name(self) -> str:
         """The canonical text of the method: `parse` of it gives an equal method."""
         return self.syntax
+
+    @property
+    def label(self) -> str | None:
+        """A shorter name for figures; None where the name is short."""
+        return None
 
     @classmethod
     def parse(cls, text: str, n_layers: int | None) -> Self | None:
@@ -74,6 +80,11 @@ class Method:
     def body_parameters(self, model: Any, encoder: Encoder) -> frozenset[str]:
         """Names of the parameters that are trained besides the head: by default, all."""
         return frozenset(name for name, _ in model.named_parameters())
+
+    @property
+    def reads_frozen(self) -> bool:
+        """Whether training reads values of the base model, in a model of many blocks."""
+        return bool(self.cached_layers(MANY_BLOCKS))
 
     @property
     def trains(self) -> bool:

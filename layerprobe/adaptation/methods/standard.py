@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.adaptation.methods._method import Method, Phase
 from layerprobe.errors import ArgumentError
-from layerprobe.files import checksum
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,10 +143,9 @@ class Checkpoint(Method):
     def checkpoint_folder(self) -> Path:
         return Path(self.path).expanduser()
 
-    def identity(self, config: AdaptConfig) -> dict[str, Any]:
-        """The content of the folder."""
-        files = sorted(path for path in self.checkpoint_folder.glob("*") if path.is_file())
-        return {"checkpoint": {path.name: checksum(path) for path in files}}
+    @property
+    def label(self) -> str | None:
+        return f"checkpoint:…/{self.checkpoint_folder.name}" if "/" in self.path else None
 
 
 @dataclass(frozen=True)
