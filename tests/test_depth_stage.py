@@ -127,7 +127,7 @@ def test_the_tables_hold_what_the_test_texts_say(done, tmp_path):
     assert bought.loc[("drift", "full"), "value"] == pytest.approx(0.4)  # mean of .1 .5 .3 .7
     assert bought.loc[("drift", "head"), "value"] == 0
     kept = json.loads((folder / CONCLUSION).read_text())
-    assert kept["smallest"] == "head" and kept.left_out == {"shuffled-labels": "it is a control that learns no task"}
+    assert kept["smallest"] == "head" and kept["left_out"] == {"shuffled-labels": "it is a control that learns no task"}
     assert kept["sentence"].startswith("head is the smallest depth shown to be sufficient")
     assert kept["conditional_on_seeds"] is True and len(json.dumps(kept)) < 2000
 

@@ -253,11 +253,11 @@ def test_a_full_disk_keeps_what_was_finished(study_path, tmp_path, monkeypatch):
     assert {"adapt", "capture"} <= set(stages(result, reused=True))
 
 
-def test_two_runs_never_write_to_one_folder(study_path, home, tmp_path):
+def test_two_runs_never_write_to_one_folder(first, study_path, home, tmp_path):
     from filelock import FileLock
 
     (tmp_path / "out").mkdir()
-    run_folder = Run.create(tmp_path / "out", {"status": "running", "name": "the first"}).folder
+    run_folder = Run.create(tmp_path / "out", first.record.model_copy(update={"name": "the first"})).folder
     with FileLock(run_folder / ".lock"), pytest.raises(StorageError, match="Another run is writing"):
         run(Study.load(study_path), out=tmp_path / "out", home=home, progress=False)
     assert Run.load(run_folder).record.name == "the first"  # the second has not touched the first one's record
