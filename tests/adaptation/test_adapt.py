@@ -132,7 +132,7 @@ def test_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
             precision(device, choice)
 
 
-@pytest.mark.parametrize("n", [30, 80, 400])
+@pytest.mark.parametrize("n", [80, 400])
 def test_a_head_is_no_worse_than_uniform_even_without_signal(n, tiny_encoder, tmp_path):
     """A penalty chosen on a dozen examples may give an over-confident head: 1.2 nats where a uniform guess has .69."""
     rng = np.random.default_rng(n)
