@@ -11,23 +11,23 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from layerprobe.errors import EncoderError
 
 Pooling = Literal["model", "mean", "cls"]
-"""What a classifier reads: by the family's own head, the mean of the real tokens, or the first token."""
+"""The input of the classification head: that of the family's own head, the mean of the tokens, or the first token."""
 
 FIELD = "layerprobe_pooling"
-"""Where a saved config.json says how its classifier pools; without it the classifier is the family's own."""
+"""Key of the pooling in a saved config.json; without it the classifier is the family's own."""
 HEAD = "classifier.safetensors"
-"""Holds the classifier's weights beside the body's."""
+"""File of the classifier's weights, next to those of the body."""
 
 
 class PooledClassifier(nn.Module):
-    """A body under dropout and one linear layer, which reads the mean of the real tokens or the first token.
+    """A body under dropout and one linear layer, whose input is the mean of the tokens without padding, or the first token.
 
-    The body stands under its family's own name, without a pooler, and is saved as it would be alone; config.json says how
-    it is pooled. ModernBERT is read after its final norm, which belongs to the head as in its own classifier.
+    The body has its family's own attribute name and no pooler, and is saved as it would be alone; config.json contains the
+    pooling. ModernBERT is pooled after its final norm, which belongs to the head as in its own classifier.
     """
 
     accepts_loss_kwargs = False
-    """The Trainer's gradients are of the mean loss of a batch."""
+    """Tells the Trainer that the loss is the mean over a batch."""
 
     def __init__(self, body: Any, pooling: str) -> None:
         super().__init__()
@@ -55,15 +55,15 @@ class PooledClassifier(nn.Module):
         last = self.base_model(**inputs).last_hidden_state
         if self.pooling == "mean":
             mask = inputs["attention_mask"].unsqueeze(-1).to(last.dtype)
-            read = (last * mask).sum(1) / mask.sum(1)
+            pooled = (last * mask).sum(1) / mask.sum(1)
         else:
-            read = last[:, 0]
-        logits = self.classifier(self.dropout(read))
+            pooled = last[:, 0]
+        logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write the body as it writes itself, and the classifier beside it."""
+        """Write the body by its own method, and the classifier next to it."""
         from safetensors.torch import save_file
 
         self.base_model.save_pretrained(folder, **options)
@@ -71,10 +71,10 @@ class PooledClassifier(nn.Module):
 
 
 def load_pooled(body: Any, folder: str | Path) -> PooledClassifier:
-    """The pooled classifier that a folder holds, on a body loaded from it.
+    """The pooled classifier in a folder, given the body loaded from it.
 
     Raises:
-        EncoderError: if its config names another pooling, or the classifier is missing, damaged or of another size.
+        EncoderError: if its config has an unknown pooling, or the classifier is missing, damaged or of another size.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -93,6 +93,6 @@ def load_pooled(body: Any, folder: str | Path) -> PooledClassifier:
 
 
 def _dropout(config: Any) -> float:
-    """The rate before the classifier, under whichever name a family has it, else the body's own."""
+    """The dropout rate of the family's classifier, else that of the body."""
     names = ("classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob", "hidden_dropout_prob", "dropout")
     return float(next((rate for name in names if (rate := getattr(config, name, None)) is not None), 0.1))

@@ -43,8 +43,8 @@ class Adaptation:
     total_parameters: int
     """Of the pretrained model under its fresh head."""
     settings: dict[str, Any]
-    """What was chosen or resolved: pooling, precision, learning rate, penalty, validation losses of a search, and the
-    layers whose frozen values were read, with the seconds and bytes of computing and storing them."""
+    """What was chosen or resolved: pooling, precision, learning rate, penalty, and the layers
+    whose frozen values were read, with the seconds and bytes of computing and storing them."""
     log: pd.DataFrame
     """step, epoch, loss, learning_rate, split. A row of split `validation` is a candidate at its end. `epoch` of a head is
     passes over its frozen inputs; `learning_rate` is missing where L-BFGS trained it."""
@@ -123,18 +123,19 @@ def adapt(
             label_order=tuple(order),
         )
 
-    from layerprobe.adaptation._fit import Search, Training, fit, fit_flops, new_model, search_rate
+    from layerprobe.adaptation._fit import Training, fit, fit_flops, new_model, search_rate
 
     folder = Path(folder)
     needed = method.cached_layers(encoder.n_layers)
     steps: list[int] = []
+    tried: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         if frozen is None and needed:
             compute_frozen(encoder, train, needed, scratch, config)
             frozen = open_frozen(scratch)
         training = Training(
             encoder=encoder,
-            label_names=tuple(corpus.label_names),
+            corpus=corpus,
             encodings=tokenize(encoder, train, config.max_length),
             labels=train.labels,
             method=method,
@@ -152,13 +153,13 @@ def adapt(
             _save(snapshot, encoder, folder.with_name(f"step-{step:06d}"))
 
         with Meter() as meter:
-            search = Search(method.learning_rate(config), {}, [])
+            rate = method.learning_rate(config)
             if config.search and method.trains_blocks:
-                search = search_rate(training, search.learning_rate)
+                rate, tried = search_rate(training, rate)
             # A control is trained at the rate that a search gives on the true labels.
             training = replace(training, labels=method.training_labels(train.labels, seed))
-            result = fit(training, model, np.arange(len(train)), search.learning_rate, keep)
-        flops = fit_flops(training, model, result, candidates=len(search.log))
+            result = fit(training, model, np.arange(len(train)), rate, keep)
+        flops = fit_flops(training, model, result, candidates=len(tried))
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise ArgumentError(
             f"Training by {method.name} diverged (its weights are not finite); lower {{learning_rate}}.",
@@ -169,7 +170,6 @@ def adapt(
     _save(model, encoder, folder)
     predictions = probabilities(load_classifier(folder, encoder), encoder, test, config)
     frozen_seconds = sum(values.seconds for values in read)
-    searched = search.settings if config.search and method.trains_blocks else {}
     return Adaptation(
         checkpoint=folder,
         before=before,
@@ -179,12 +179,11 @@ def adapt(
         settings={
             "pooling": config.pooling,
             **result.settings,
-            **searched,
             "frozen_layers": list(needed),
             "frozen_seconds": frozen_seconds,
             "frozen_bytes": sum(values.rows.nbytes for values in read),
         },
-        log=pd.DataFrame(search.log + result.log, columns=LOG_COLUMNS),
+        log=pd.DataFrame(tried + result.log, columns=LOG_COLUMNS),
         label_order=tuple(range(len(corpus.label_names))),
         trainable_parameters=trainable,
         seconds=meter.cost.seconds + frozen_seconds,

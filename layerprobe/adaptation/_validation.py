@@ -1,4 +1,4 @@
-"""The parts of the training examples that choices are made on."""
+"""Parts of the training examples that are held out to choose a penalty or a learning rate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 SHARE = 0.15
 """Share of the training examples on which learning rates are compared."""
 FOLDS = 5
-JUDGED = 500
-"""Held-out examples that a head's penalty is judged on, as far as there are so many: fewer folds of more examples."""
+HELD_OUT = 500
+"""Held-out examples to choose a head's penalty on, where there are as many: large data sets need fewer folds."""
 
 
 def validation_part(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -29,8 +29,8 @@ def validation_part(labels: np.ndarray, seed: int) -> np.ndarray:
 def validation_folds(labels: np.ndarray, seed: int) -> list[np.ndarray]:
     """Stratified folds of the training examples, as masks of the held-out examples, for cross-validation.
 
-    Each fold holds a fifth of the examples. Of the five folds, as many are returned as hold 500 examples together: a choice
-    made on a dozen examples may be worse than none, and one made on thousands gains nothing from further folds. The only
+    Each fold is a fifth of the examples, and as many of the five are returned as contain 500 examples together: a choice
+    based on a dozen examples may be worse than none, and one based on thousands gains nothing from further folds. The only
     example of a class is never held out.
     """
     rng = np.random.default_rng(seed)
@@ -44,6 +44,6 @@ def validation_folds(labels: np.ndarray, seed: int) -> list[np.ndarray]:
     folds: list[np.ndarray] = []
     for fold in range(FOLDS):
         held = fold_of == fold
-        if held.any() and sum(int(mask.sum()) for mask in folds) < JUDGED:
+        if held.any() and sum(int(mask.sum()) for mask in folds) < HELD_OUT:
             folds.append(held)
     return folds

@@ -61,7 +61,7 @@ def test_training_on_frozen_values_equals_training_that_computes_all(family, tin
     config = replace(CONFIG, epochs=2, batch_size=8, precision="fp32")
     training = Training(
         encoder=encoder,
-        label_names=tiny_corpus.label_names,
+        corpus=replace(tiny_corpus, train=examples),
         encodings=tokenize(encoder, examples, 32),
         labels=examples.labels,
         method=parse_method("top:1"),

@@ -2,6 +2,8 @@
 
 import itertools
 import pickle
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,8 +52,13 @@ def test_methods_are_values(text):
     copies = [parse_method(method.name, 6), pickle.loads(pickle.dumps(method))]
     assert all(copy == method and hash(copy) == hash(method) for copy in copies)
     assert all(parse_method(other) != method for other in EVERY if other != text)
-    if method.name not in ("checkpoint:/some where/x:y",):
-        assert method.trains and method.uses_seed and method.checkpoint_folder is None
+    assert method.trains == (method.checkpoint_folder is None)
+
+
+def test_methods_are_parsed_without_torch():
+    """So that a plan of tasks needs neither torch nor a model."""
+    code = "import sys; from layerprobe.adaptation import parse_method; parse_method('lora:8@4-6'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_distinguishes_methods():
