@@ -42,7 +42,7 @@ from layerprobe.encoder import collate, length_sorted_batches, tokenize
 from layerprobe.layers import forward, resumed, skipping
 
 EPOCHS, BATCH, RATE, LENGTH = 2, 16, 5e-5, 128
-CONFIG = AdaptConfig(epochs=EPOCHS, batch_size=BATCH, learning_rate=RATE, max_length=LENGTH, progress=False)
+CONFIG = AdaptConfig(epochs=EPOCHS, batch_size=BATCH, learning_rate=RATE, max_length=LENGTH)
 
 
 class Bench:

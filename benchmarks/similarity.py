@@ -54,15 +54,15 @@ def speed() -> None:
     bare64 = seconds(lambda: [x @ x.T for x in doubles])
     bare32 = seconds(lambda: [x @ x.T for x in flat])
     line("26 bare Gram products, float64 / float32", f"{bare64:6.2f} s / {bare32:.2f} s")
-    exact = seconds(lambda: grid(layers, progress=False))
+    exact = seconds(lambda: grid(layers))
     line(
         "exact debiased CKA grid, all three squares, float64",
         f"{exact:6.2f} s   {exact / bare64:.2f}x the bare products (goal 1.25)",
     )
-    minibatch = seconds(lambda: grid(layers, estimator="minibatch", batch=256, progress=False))
+    minibatch = seconds(lambda: grid(layers, estimator="minibatch", batch=256))
     line("minibatch grid, batch 256", f"{minibatch:6.2f} s")
-    whole = grid(layers, progress=False)
-    part = grid(layers, estimator="minibatch", batch=256, progress=False)
+    whole = grid(layers)
+    part = grid(layers, estimator="minibatch", batch=256)
     line("    its largest error against the exact value", f"{np.abs(whole.value - part.value).max():.4f}")
     peer(layers, minibatch)
     x, y = flat[3], flat[16]
@@ -87,9 +87,7 @@ def speed() -> None:
             taken = seconds(lambda name=name: measures[name](x[:1000], y[:1000]), 1)
             line(f"    {name} (1,000 rows)", f"{taken * 1e3:6.0f} ms")
     intervals = seconds(
-        lambda: compare(
-            layers["base"], layers["adapted"], np.arange(N), measures=["paired_cosine", "cka"], progress=False
-        ),
+        lambda: compare(layers["base"], layers["adapted"], np.arange(N), measures=["paired_cosine", "cka"]),
         1,
     )
     line("intervals of all 13 cosines and CKAs (goal: 10 s)", f"{intervals:6.2f} s")
@@ -198,9 +196,7 @@ def coverage(draws: int = 200) -> None:
         held = dict.fromkeys(names, 0)
         for draw in range(draws):
             x, y = pair(n)
-            table = compare({0: x}, {0: y}, np.arange(n), measures=names, seed=draw, progress=False).set_index(
-                "measure"
-            )
+            table = compare({0: x}, {0: y}, np.arange(n), measures=names, seed=draw).set_index("measure")
             for name in names:
                 held[name] += bool(table.ci_low[name] <= truth[name] <= table.ci_high[name])
     print(f"coverage of 95% intervals, n = {n} examples, {draws} draws (a share of .95 has a standard error of .015)")
@@ -219,7 +215,7 @@ def coverage(draws: int = 200) -> None:
     truth = {"paired_cosine": paired_cosine(big_x, big_y), "cka": cka(big_x, big_y, groups=big_groups)}
     for draw in range(draws):
         x, y, groups = tokens(80)
-        table = compare({0: x}, {0: y}, groups, measures=list(held), seed=draw, progress=False).set_index("measure")
+        table = compare({0: x}, {0: y}, groups, measures=list(held), seed=draw).set_index("measure")
         for name in held:
             held[name] += bool(table.ci_low[name] <= truth[name] <= table.ci_high[name])
     for name, count in held.items():

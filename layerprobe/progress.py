@@ -29,9 +29,11 @@ def reporting(reporter: Reporter | None) -> Iterator[None]:
 
 
 def report(label: str, done: int, total: int | None = None) -> None:
-    """Report progress of a loop that is not an iteration."""
+    """Report the progress of a loop that is not an iteration, such as a Trainer's; by default a line on a terminal."""
     if (reporter := _reporter.get()) is not None:
         reporter(label, done, total)
+    elif sys.stderr.isatty():
+        print(f"\r{label}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:

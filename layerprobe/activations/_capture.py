@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from layerprobe.activations._store import ROWS, ActivationStore, matrix_file
 from layerprobe.data import Examples
@@ -20,6 +19,7 @@ from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import ArgumentError, EncoderError, StorageError
 from layerprobe.files import is_disk_full
 from layerprobe.layers import blocks, forward, refuse_autocast
+from layerprobe.progress import track
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ def capture(
     config: CaptureConfig | None = None,
     *,
     device: str = "cpu",
-    progress: bool = True,
 ) -> ActivationStore:
     """Run a model over examples once and store the output of every layer.
 
@@ -64,7 +63,6 @@ def capture(
         folder: a new or empty folder for the store.
         config: which rows are stored; by default all of them.
         device: where to compute.
-        progress: whether to show a progress bar on stderr.
 
     Raises:
         ArgumentError: if there is nothing to capture, a layer does not exist, or a value overflows float16.
@@ -103,7 +101,7 @@ def capture(
         writer = _Writer(folder, layers, encoder.width, lengths, with_tokens, config)
         batches = length_sorted_batches(lengths, config.batch_size)
         with torch.inference_mode(), refuse_autocast(model, device):
-            for indices in tqdm(batches, desc="capturing", unit="batch", leave=False, disable=not progress, delay=1):
+            for indices in track(batches, "capturing"):
                 inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
                 writer.add(indices, forward(model, inputs)[0], inputs["attention_mask"].bool())
         checksums = writer.close(encoder, encodings)

@@ -37,8 +37,6 @@ class AdaptConfig:
     """Precision of the blocks' training; `auto` is bf16 where the processor has instructions for it, else fp32."""
     device: str = "cpu"
     """Where to compute."""
-    progress: bool = True
-    """Whether to draw progress bars on stderr."""
 
     @property
     def resolved_precision(self) -> Literal["bf16", "fp32"]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.adaptation.methods import Method, cached_layers
@@ -24,6 +23,7 @@ from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import StorageError
 from layerprobe.files import write_json
 from layerprobe.layers import edited, skipping
+from layerprobe.progress import track
 
 BATCH = 32
 INDEX = "frozen.json"
@@ -90,7 +90,7 @@ def compute_frozen(
         examples: the training examples.
         layers: which layers (`cached_layers` of the methods that are to be trained).
         folder: where to write; created if necessary.
-        config: its `pooling`, `max_length`, `device` and `progress` are used.
+        config: its `pooling`, `max_length` and `device` are used.
 
     Raises:
         StorageError: if the disk is too small.
@@ -135,9 +135,7 @@ def compute_frozen(
         stack.enter_context(edited(model, {layer: partial(write, layer) for layer in counts}))
         stack.enter_context(skipping(model, range(max(counts) + 1, last + 1)))
         batches = length_sorted_batches(tokens, BATCH)
-        for indices in tqdm(
-            batches, desc="frozen blocks", unit="batch", leave=False, disable=not config.progress, delay=1
-        ):
+        for indices in track(batches, "frozen blocks"):
             batch_start, written = time.perf_counter(), 0.0
             inputs = {key: value.to(config.device) for key, value in collate(encoder, encodings, indices).items()}
             model.base_model(**inputs)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from layerprobe.adaptation._validation import validation_folds
 from layerprobe.encoder import head_parameter_names
+from layerprobe.progress import track
 
 if TYPE_CHECKING:
     from layerprobe.adaptation._fit import Training
@@ -69,9 +69,7 @@ def train_head(training: Training, model: Any, examples: np.ndarray) -> HeadFit:
         losses: dict[float, list[Tensor]] = {penalty: [] for penalty in PENALTIES}
         steps = dict.fromkeys(PENALTIES, 0)
         pairs = list(product(range(len(folds)), PENALTIES))
-        for fold, penalty in tqdm(
-            pairs, desc="choosing the head's penalty", leave=False, disable=not config.progress, delay=1
-        ):
+        for fold, penalty in track(pairs, "choosing the head's penalty"):
             held = folds[fold]
             if penalty == PENALTIES[0] or head.rate is not None:
                 values = start

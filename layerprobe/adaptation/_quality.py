@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.data import Examples
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import MeasureError
+from layerprobe.progress import track
 
 BATCH = 32
 CALIBRATION_BINS = 15
@@ -131,13 +131,13 @@ def probabilities(model: Any, encoder: Encoder, examples: Examples, config: Adap
         model: a classifier.
         encoder: the pretrained encoder that it was adapted from.
         examples: what to classify.
-        config: its `max_length`, `device` and `progress` are used.
+        config: its `max_length` and `device` are used.
     """
     encodings = tokenize(encoder, examples, config.max_length)
     model.to(config.device).eval()
     result = np.zeros((len(encodings), model.config.num_labels))
     batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], BATCH)
-    for indices in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=not config.progress, delay=1):
+    for indices in track(batches, "evaluating"):
         inputs = {key: value.to(config.device) for key, value in collate(encoder, encodings, indices).items()}
         result[indices] = model(**inputs).logits.to("cpu", torch.float64).softmax(dim=1).numpy()
     return result

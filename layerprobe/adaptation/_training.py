@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from layerprobe.adaptation._trained import frozen_in_eval
 from layerprobe.encoder import collate
 from layerprobe.layers import resumed
+from layerprobe.progress import report
 
 if TYPE_CHECKING:
     from layerprobe.adaptation._fit import Training
 
 
-class _Bar(ProgressCallback):
-    """The Trainer's progress bar, with the loss as its postfix instead of printed below it."""
+class _Reporter(TrainerCallback):
+    """Reports the progress of training."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        report("training", state.global_step, state.max_steps)
 
 
 class _Keeper(TrainerCallback):
@@ -104,7 +104,7 @@ def train_blocks(
                 logging_steps=max(1, steps // 50),
                 save_strategy="no",
                 report_to="none",
-                disable_tqdm=not config.progress,
+                disable_tqdm=True,
                 dataloader_pin_memory=config.device == "cuda",
                 remove_unused_columns=False,
             ),
@@ -112,9 +112,7 @@ def train_blocks(
             data_collator=collated,
         )
         trainer.remove_callback(PrinterCallback)
-        if config.progress:
-            trainer.remove_callback(ProgressCallback)
-            trainer.add_callback(_Bar)
+        trainer.add_callback(_Reporter)
         if config.checkpoints and keep is not None:
             kept = {steps * i // (config.checkpoints + 1) for i in range(1, config.checkpoints + 1)} - {0, steps}
             trainer.add_callback(_Keeper(kept, keep))

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import ArgumentError, EncoderError
 from layerprobe.families import FAMILIES
 from layerprobe.internals._weights import POOLER, parameter_layers
 from layerprobe.layers import blocks, forward, resumed
+from layerprobe.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,6 @@ def interventions(
     *,
     max_length: int,
     device: str = "cpu",
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Measure the adapted model with single blocks reset to base, top blocks skipped, or base's layers as its input.
 
@@ -60,7 +59,6 @@ def interventions(
         examples: labelled examples that adaptation has not seen.
         max_length: longest input, in tokens.
         device: where to compute.
-        progress: whether to show a progress bar on stderr.
 
     Returns:
         One row per case: `kind`, `layer`; `accuracy` with its 95% Wilson interval `accuracy_low`, `accuracy_high`; `loss`
@@ -83,7 +81,7 @@ def interventions(
     logits: dict[Case, np.ndarray] = {}
     batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], BATCH_SIZE)
     with torch.inference_mode():
-        for indices in tqdm(batches, desc="interventions", unit="batch", leave=False, disable=not progress, delay=1):
+        for indices in track(batches, "interventions"):
             inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
             for case, value in _logits(base, adapted, inputs, cases, unchanged).items():
                 rows = logits.setdefault(case, np.zeros((len(encodings), value.shape[1])))

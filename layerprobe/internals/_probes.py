@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from tqdm import tqdm
 
 from layerprobe.errors import MeasureError
+from layerprobe.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,6 @@ def probe_layers(
     test_labels: Int[np.ndarray, " test_labels"],
     *,
     seed: int = 0,
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Fit a linear probe of the task to each layer, and the same probe to random labels.
 
@@ -56,7 +55,6 @@ def probe_layers(
         test: layer -> one vector per test example, the same layers.
         test_labels: class numbers.
         seed: seed of folds and random labels.
-        progress: whether to show a progress bar on stderr.
 
     Returns:
         One row per layer: `layer`; on test `accuracy` with its 95% Wilson interval `accuracy_low`, `accuracy_high`,
@@ -75,7 +73,7 @@ def probe_layers(
     rng = np.random.default_rng(seed)
     controls = [(rng.permutation(train_labels), rng.permutation(test_labels)) for _ in range(CONTROLS)]
     rows = []
-    bar = tqdm(sorted(train), desc="probing layers", unit="layer", leave=False, disable=not progress, delay=1)
+    bar = track(sorted(train), "probing layers")
     # Thousands of small products, which a second thread does not speed up; on a busy machine it slows them down.
     with threadpool_limits(limits=1, user_api="blas"):
         for layer in bar:

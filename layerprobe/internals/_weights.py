@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from layerprobe.encoder import Encoder, head_parameter_names
 from layerprobe.errors import EncoderError, MeasureError
 from layerprobe.families import FAMILIES
 from layerprobe.layers import blocks
+from layerprobe.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,6 @@ def compare_weights(
     k: int = 10,
     threshold: float = 0.5,
     device: str = "cpu",
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Compare every weight matrix of the body with that of base; the head has no counterpart in base and is left out.
 
@@ -48,7 +47,6 @@ def compare_weights(
         k: number of top singular vectors of the adapted matrix that are examined.
         threshold: cosine in (0, 1] below which a vector is an intruder.
         device: where to compute, in float64 (on the CPU for `mps`, which has no float64).
-        progress: whether to show a progress bar on stderr.
 
     Returns:
         One row per matrix: `parameter` (its name), `layer` (0 embeddings, i block i, the first of a shared block; L for a
@@ -75,7 +73,7 @@ def compare_weights(
         raise EncoderError(f"Base has no weight {missing[0]}; give the model that the adapted one was fine-tuned from.")
     device = "cpu" if device == "mps" else device
     rows, left_out = [], []
-    for name, layers in tqdm(matrices.items(), desc="comparing weights", leave=False, disable=not progress, delay=1):
+    for name, layers in track(matrices.items(), "comparing weights"):
         shapes = [" x ".join(map(str, side[name].shape)) for side in (before, after)]
         if shapes[0] != shapes[1]:
             left_out.append((name, f"its shape is {shapes[0]} in base but {shapes[1]} in the adapted model"))

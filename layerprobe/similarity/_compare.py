@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from layerprobe.errors import MeasureError
+from layerprobe.progress import track
 from layerprobe.similarity._arrays import checked, grouped
 from layerprobe.similarity._paired import PairedRows
 from layerprobe.similarity.measures import find_measures
@@ -26,7 +25,6 @@ def compare(
     measures: Sequence[str] = DEFAULT,
     seed: int = 0,
     leave_out_undefined: bool = False,
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Similarity of two encoders at each layer, each value with a 95% interval over whole examples.
 
@@ -42,7 +40,6 @@ def compare(
         seed: seed of the bootstrap, the folds, the samples and the baseline's pairs.
         leave_out_undefined: leave out a measure at layers where it is undefined (such as CCA with too few rows), and list
             it in `attrs["left_out"]` as (layer, measure, reason); otherwise this is an error.
-        progress: whether to draw a progress bar on stderr.
 
     Returns:
         One row per layer and measure: `layer, measure, value, ci_low, ci_high, n, n_rows` (n counts examples).
@@ -60,7 +57,7 @@ def compare(
             "adapted",
         )
     rows, left_out = [], []
-    for layer in tqdm(sorted(base), desc="comparing layers", leave=False, disable=not progress, delay=1):
+    for layer in track(sorted(base), "comparing layers"):
         x, y = checked(base[layer], adapted[layer], f"compare, layer {layer}")
         pair = PairedRows.of(x, y, grouped(groups, len(x), "compare"), seed)
         for measure in selected:

@@ -7,9 +7,9 @@ from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from layerprobe.errors import MeasureError
+from layerprobe.progress import track
 from layerprobe.similarity._arrays import array, constant, grouped
 from layerprobe.similarity._measure import Measure
 from layerprobe.similarity._passes import BUDGET, statistics
@@ -29,7 +29,6 @@ def grid(
     measures: Sequence[str] = ("cka",),
     estimator: str = "full",
     batch: int = 256,
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Linear measures of every layer against every layer, within and across two sides.
 
@@ -43,7 +42,6 @@ def grid(
             second, in the order of sides and layers.
         estimator: `full`, or `minibatch` over consecutive batches (only `cka`, and without groups).
         batch: rows per minibatch.
-        progress: whether to draw a progress bar on stderr.
 
     Returns:
         `measure, side_a, layer_a, side_b, layer_b, value, n` in full squares: first x first, first x second,
@@ -66,7 +64,7 @@ def grid(
         a, b = _label(first, layer), _label(second, layer)
         same[b] = a if np.array_equal(layers[a], layers[b]) else b
     distinct = {label: layers[label] for label in dict.fromkeys(same.values())}
-    values = _values(distinct, numbers, selected, batch if estimator == "minibatch" else None, progress)
+    values = _values(distinct, numbers, selected, batch if estimator == "minibatch" else None)
     rows = []
     for measure in selected:
         for side_a, side_b in ((first, first), (first, second), (second, second)):
@@ -78,7 +76,7 @@ def grid(
 
 
 def _values(
-    layers: Mapping[str, np.ndarray], groups: np.ndarray, measures: Sequence[Measure], batch: int | None, progress: bool
+    layers: Mapping[str, np.ndarray], groups: np.ndarray, measures: Sequence[Measure], batch: int | None
 ) -> dict[str, Values]:
     """Values of each measure between all pairs of distinct layers."""
     n, examples = len(groups), int(groups.max()) + 1
@@ -94,23 +92,23 @@ def _values(
     if examples == n and len(forms) == len(measures) and (batch is not None or _grams_are_cheaper(layers, n)):
         values = {}
         for name, form in forms.items():
-            table = form(list(layers.values()), batch, progress)
+            table = form(list(layers.values()), batch)
             values[name] = {(a, b): float(table[i, j]) for i, a in enumerate(layers) for j, b in enumerate(layers)}
         return values
     if batch is not None:
         raise MeasureError(
             "grid: {estimator} is 'minibatch', which is for cka alone and without groups; use 'full'.", "estimator"
         )
-    return _from_products(layers, groups, measures, progress)
+    return _from_products(layers, groups, measures)
 
 
 def _from_products(
-    layers: Mapping[str, np.ndarray], groups: np.ndarray, measures: Sequence[Measure], progress: bool
+    layers: Mapping[str, np.ndarray], groups: np.ndarray, measures: Sequence[Measure]
 ) -> dict[str, Values]:
     folds = np.zeros(int(groups.max()) + 1, dtype=np.int64)
     selves: dict[str, Pair] = {}
     values: dict[str, Values] = {measure.name: {} for measure in measures}
-    for block in tqdm(_blocks(layers), desc="layer grid", leave=False, disable=not progress, delay=1):
+    for block in track(_blocks(layers), "layer grid"):
         used = {label: layers[label] for pair in block for label in pair}
         pairs = statistics(used, block, groups, folds, "grid")
         selves |= {a: pairs[a, b] for a, b in block if a == b}

@@ -124,7 +124,7 @@ class Linear(Resampling):
     of_products: Callable[..., float]
     of_all_pairs: Callable[..., Float[np.ndarray, "layers layers"]] | None = None
     """The values between all pairs of a list of representations at once, from Gram matrices of their rows: takes
-    `(layers, batch, progress)`, with the rows of a minibatch or None."""
+    `(layers, batch)`, with the rows of a minibatch or None."""
 
     def statistic(self, measure: Measure, pair: PairedRows) -> Statistic:
         return lambda fold: self.of_products(pair.products.without(fold))

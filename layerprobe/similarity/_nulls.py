@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
-from tqdm import tqdm
 
 from layerprobe.errors import MeasureError
+from layerprobe.progress import track
 from layerprobe.similarity._arrays import checked, constant, finite, grouped, is_constant, sample_rows
 from layerprobe.similarity._measure import MIN_EXAMPLES, Measure
 from layerprobe.similarity._paired import PairedRows, Representation
@@ -29,7 +29,6 @@ def shuffled(
     measures: Sequence[str],
     draws: int = 19,
     seed: int = 0,
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Each measure after whole examples of one side are shuffled among examples of equal length.
 
@@ -42,7 +41,6 @@ def shuffled(
         measures: names of measures in `MEASURES`; those without such a null are left out.
         draws: number of shuffles.
         seed: seed of the shuffles and samples.
-        progress: whether to draw a progress bar on stderr.
 
     Returns:
         `layer, measure, value, low, high, draws, n`: mean, lowest and highest of the draws, over n examples. A measure that
@@ -68,7 +66,7 @@ def shuffled(
     counts = np.bincount(numbers)
     partners = [_partners(counts, np.random.default_rng((seed, draw))) for draw in range(draws)]
     rows = []
-    for layer in tqdm(sorted(base), desc="shuffled examples", leave=False, disable=not progress, delay=1):
+    for layer in track(sorted(base), "shuffled examples"):
         caller = f"shuffled, layer {layer}"
         x, y = (
             Representation(finite(z[movable], caller, numbers=movable, shape=z.shape), numbers)

@@ -39,7 +39,7 @@ def texts():
 @pytest.fixture(scope="module")
 def store(model, tiny_encoder, texts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store") / "rows"
-    return capture(model, tiny_encoder, texts, folder, BY_FOUR, progress=False)
+    return capture(model, tiny_encoder, texts, folder, BY_FOUR)
 
 
 def test_rows_are_every_real_token_and_no_padding(store, tiny_encoder, texts):
@@ -79,7 +79,7 @@ def test_pooled_views_are_those_of_the_stored_tokens(store):
 
 
 def test_capturing_again_gives_identical_bytes_and_shares_them(store, model, tiny_encoder, texts, tmp_path):
-    again = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
+    again = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR)
     assert not again.shares(store, 0)
     for _ in range(2):  # the second call changes nothing
         again.share_files(store)
@@ -93,11 +93,11 @@ def test_capturing_again_gives_identical_bytes_and_shares_them(store, model, tin
 
 def test_limits_keep_complete_examples_and_all_pooled_vectors(model, tiny_encoder, texts, tmp_path):
     config = CaptureConfig(max_length=32, token_examples=2, layers=[2])
-    few = capture(model, tiny_encoder, texts, tmp_path / "few", config, progress=False)
+    few = capture(model, tiny_encoder, texts, tmp_path / "few", config)
     assert set(few.rows.example) == {0, 1} and few.layers == (2,)
     assert len(few.mean(2)) == len(texts)
     config = CaptureConfig(max_length=32, token_rows=10, pooled=False)
-    rows = capture(model, tiny_encoder, texts, tmp_path / "r", config, progress=False)
+    rows = capture(model, tiny_encoder, texts, tmp_path / "r", config)
     assert rows.n_rows <= 10 and set(rows.rows.example) == {0, 1}
     with pytest.raises(ArgumentError, match="no mean rows"):
         rows.mean(2)
@@ -107,7 +107,7 @@ def test_limits_keep_complete_examples_and_all_pooled_vectors(model, tiny_encode
 
 def test_float16_is_close_and_refused_on_overflow(store, model, tiny_encoder, texts, tmp_path):
     config = CaptureConfig(max_length=32, batch_size=4, dtype="float16")
-    half = capture(model, tiny_encoder, texts, tmp_path / "half", config, progress=False)
+    half = capture(model, tiny_encoder, texts, tmp_path / "half", config)
     assert half.tokens(1).dtype == np.float16
     np.testing.assert_allclose(half.tokens(1), store.tokens(1), rtol=2e-3, atol=1e-3)
     handle = model.base_model.encoder.layer[0].register_forward_hook(
@@ -115,7 +115,7 @@ def test_float16_is_close_and_refused_on_overflow(store, model, tiny_encoder, te
     )
     try:
         with pytest.raises(ArgumentError, match=r"layer 1 .* overflows float16"):
-            capture(model, tiny_encoder, texts, tmp_path / "over", config, progress=False)
+            capture(model, tiny_encoder, texts, tmp_path / "over", config)
     finally:
         handle.remove()
     assert not (tmp_path / "over").exists()
@@ -125,18 +125,18 @@ def test_a_model_left_in_mixed_precision_is_refused(tiny_encoder, texts, tmp_pat
     wrapped = tiny_encoder.classifier(["a", "b"], seed=0)
     wrapped.forward = torch.autocast("cpu", dtype=torch.bfloat16)(wrapped.forward)
     with pytest.raises(EncoderError, match=r"mixed precision, not float32"):
-        capture(wrapped, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
+        capture(wrapped, tiny_encoder, texts, tmp_path / "rows", BY_FOUR)
     with pytest.raises(EncoderError, match="training mode"):
-        capture(wrapped.train(), tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
+        capture(wrapped.train(), tiny_encoder, texts, tmp_path / "rows", BY_FOUR)
 
 
 def test_different_rows_are_refused_not_zipped(store, model, tiny_encoder, texts, tmp_path):
     moved = texts.take([1, 0, 2, 3, 4, 5])
-    other = capture(model, tiny_encoder, moved, tmp_path / "a", BY_FOUR, progress=False)
+    other = capture(model, tiny_encoder, moved, tmp_path / "a", BY_FOUR)
     with pytest.raises(StorageError, match="different examples"):
         check_paired(store, other)
     config = CaptureConfig(max_length=16, batch_size=4)
-    shorter = capture(model, tiny_encoder, texts, tmp_path / "b", config, progress=False)
+    shorter = capture(model, tiny_encoder, texts, tmp_path / "b", config)
     with pytest.raises(StorageError, match="differ in"):
         check_paired(store, shorter)
 
@@ -144,7 +144,7 @@ def test_different_rows_are_refused_not_zipped(store, model, tiny_encoder, texts
 def test_incomplete_stores_are_refused(store, model, tiny_encoder, texts, tmp_path):
     with pytest.raises(StorageError, match="has no complete activations"):
         ActivationStore.open(tmp_path)
-    store = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
+    store = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR)
     path = store.folder / "mean-layer-01.npy"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(StorageError, match="truncated"):
@@ -157,7 +157,7 @@ def test_each_byte_is_hashed_once_and_digests_are_read_from_the_record_alone(
     hashed = []
     real = _store.checksum
     monkeypatch.setattr(_store, "checksum", lambda path: (hashed.append(path.name), real(path))[1])
-    store = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, progress=False)
+    store = capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR)
     # Token rows are hashed while they are written.
     assert sorted(hashed) == sorted(name for name in store.checksums if not name.startswith("token"))
     assert store.checksums == {name: real(store.folder / name) for name in store.checksums}
@@ -184,16 +184,14 @@ def test_what_cannot_be_captured_is_named(model, tiny_encoder, texts, tmp_path):
         (texts, CaptureConfig(token_rows=1, pooled=False), "token_rows is 1, less than the tokens of the first"),
     ]:
         with pytest.raises(ArgumentError, match=words):
-            capture(model, tiny_encoder, examples, folder, config, progress=False)
+            capture(model, tiny_encoder, examples, folder, config)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="is not empty"):
-        capture(model, tiny_encoder, texts, tmp_path, progress=False)
+        capture(model, tiny_encoder, texts, tmp_path)
 
 
 def test_estimated_bytes_are_an_upper_bound_near_the_truth(model, tiny_encoder, tiny_corpus, tmp_path):
-    store = capture(
-        model, tiny_encoder, tiny_corpus.test, tmp_path / "rows", CaptureConfig(max_length=64), progress=False
-    )
+    store = capture(model, tiny_encoder, tiny_corpus.test, tmp_path / "rows", CaptureConfig(max_length=64))
     real = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
     estimate = estimate_bytes(store.n_rows, len(tiny_corpus.test), 3, 32)
     assert real <= estimate <= 1.5 * real
@@ -211,5 +209,5 @@ def test_passes_run_on_the_device(tiny_encoder, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(_capture, "forward", passed)
     model = tiny_encoder.classifier(["a", "b"], seed=0)
     with pytest.raises(NotImplementedError, match="meta"):
-        capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, device="meta", progress=False)
+        capture(model, tiny_encoder, texts, tmp_path / "rows", BY_FOUR, device="meta")
     assert set(seen) == {"meta"}

@@ -7,7 +7,7 @@ import torch
 from layerprobe.adaptation import AdaptConfig, adapt, parse_method
 from layerprobe.encoder import load_classifier
 
-QUIET = AdaptConfig(progress=False)
+QUIET = AdaptConfig()
 
 
 def adapted(encoder, corpus, folder, method, *, n=None, seed=0, frozen=None, **config):

@@ -44,7 +44,7 @@ def small_batches(monkeypatch):
 
 
 def run(base, adapted, encoder, examples, **options):
-    table = interventions(base, adapted, encoder, examples, max_length=32, progress=False, **options)
+    table = interventions(base, adapted, encoder, examples, max_length=32, **options)
     return table.set_index(["kind", "layer"])
 
 

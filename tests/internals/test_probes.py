@@ -43,7 +43,7 @@ def planted(n=300, width=12, signal=1.5, seed=0, classes=3):
 
 def probe(train, test, **options):
     """One layer, number 0."""
-    return probe_layers({0: train[0]}, train[1], {0: test[0]}, test[1], progress=False, **options).iloc[0]
+    return probe_layers({0: train[0]}, train[1], {0: test[0]}, test[1], **options).iloc[0]
 
 
 def slow(train, labels, test, test_labels, seed):
@@ -124,7 +124,6 @@ def test_a_planted_label_is_detected_only_where_it_is_linear():
         labels,
         {0: noise_test, 1: there_test, 2: folded(test_labels, 7)},
         test_labels,
-        progress=False,
     )
     assert list(table["layer"]) == [0, 1, 2]
     for layer in (0, 2):
@@ -159,7 +158,7 @@ def test_equal_vectors_give_equal_rows_and_scale_and_origin_do_not_matter():
     train, test = planted(), planted(n=100, seed=1)
     rows, held = train[0].astype(float), test[0].astype(float)
     layers = {0: rows, 1: rows.copy(), 2: 1000 * rows - 7}
-    table = probe_layers(layers, train[1], {0: held, 1: held, 2: 1000 * held - 7}, test[1], progress=False)
+    table = probe_layers(layers, train[1], {0: held, 1: held, 2: 1000 * held - 7}, test[1])
     values = table.drop(columns="layer").to_numpy(float)
     assert (values[0] == values[1]).all()
     assert np.allclose(values[0], values[2], atol=1e-5)
@@ -193,5 +192,5 @@ def test_bad_input_is_named():
     ]
     for arguments, words in cases:
         with pytest.raises(MeasureError, match=words) as caught:
-            probe_layers(*arguments, progress=False)
+            probe_layers(*arguments)
         assert "\n" not in str(caught.value)

@@ -59,7 +59,7 @@ def slow(base, adapted, k=10, threshold=0.5):
 def test_every_matrix_of_every_family_agrees_with_numpy(encoder):
     base = encoder.classifier(["a", "b"], seed=0)
     adapted = noisy(encoder.classifier(["a", "b"], seed=0), share=0.7)
-    table = compare_weights(base, adapted, encoder, progress=False)
+    table = compare_weights(base, adapted, encoder)
     before, after = dict(base.named_parameters()), dict(adapted.named_parameters())
     head = head_parameter_names(adapted, encoder)
     assert list(table["parameter"]) == [name for name, p in after.items() if p.dim() == 2 and name not in head]
@@ -75,7 +75,7 @@ def test_every_matrix_of_every_family_agrees_with_numpy(encoder):
 
 def test_every_matrix_has_its_layer_and_role(encoder):
     model = encoder.classifier(["a", "b"], seed=0)
-    table = compare_weights(model, model, encoder, progress=False)
+    table = compare_weights(model, model, encoder)
     roles = {layer: sorted(part["role"]) for layer, part in table[table.role != "pooler"].groupby("layer")}
     fused = ["query_key_value", "attention_output", "feed_forward_in_gate", "feed_forward_out"]
     block = sorted(fused if encoder.family == "modernbert" else SIX)
@@ -92,12 +92,12 @@ def test_every_matrix_has_its_layer_and_role(encoder):
 
 def test_an_unchanged_model_has_no_change_at_all(encoder):
     base, adapted = encoder.classifier(["a", "b"], seed=0), encoder.classifier(["a", "b"], seed=1)  # other heads
-    table = compare_weights(base, adapted, encoder, progress=False)
+    table = compare_weights(base, adapted, encoder)
     assert (table.relative_change == 0).all() and (table.intruder_dimensions == 0).all()
     assert table.stable_rank_change.isna().all()
     assert (table.stable_rank_base == table.stable_rank_adapted).all()
     touched = noisy(adapted)
-    different = compare_weights(base, touched, encoder, progress=False)
+    different = compare_weights(base, touched, encoder)
     assert np.allclose(different.stable_rank_base, table.stable_rank_base, rtol=1e-9)  # with and without vectors
 
 
@@ -141,22 +141,22 @@ def test_what_cannot_be_compared_is_named(tiny_encoder, tmp_path):
     with pytest.raises(MeasureError, match=r"threshold is 1.5; it is a cosine in \(0, 1\]"):
         compare_weights(base, adapted, tiny_encoder, threshold=1.5)
     adapted.resize_token_embeddings(200)
-    table = compare_weights(base, adapted, tiny_encoder, progress=False)
+    table = compare_weights(base, adapted, tiny_encoder)
     word = "bert.embeddings.word_embeddings.weight"
     assert table.attrs["left_out"] == [(word, "its shape is 144 x 32 in base but 200 x 32 in the adapted model")]
     assert word not in set(table.parameter)
     with torch.no_grad():
         adapted.bert.encoder.layer[1].output.dense.weight[0, 0] = float("inf")
     with pytest.raises(EncoderError, match=r"layer\.1\.output\.dense\.weight has values that are not finite"):
-        compare_weights(base, adapted, tiny_encoder, progress=False)
+        compare_weights(base, adapted, tiny_encoder)
     deeper = load_encoder(str(make_encoder(tmp_path / "deep", n_layers=3)))
     with pytest.raises(EncoderError, match=r"Base has no weight bert\.encoder\.layer\.2"):
-        compare_weights(base, deeper.classifier(["a", "b"], seed=0), deeper, progress=False)
+        compare_weights(base, deeper.classifier(["a", "b"], seed=0), deeper)
 
 
 def test_matrices_are_compared_on_the_device(tiny_encoder):
     """`meta` stands in for an accelerator: it has no values, so reading one fails."""
     model = tiny_encoder.classifier(["a", "b"], seed=0)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        compare_weights(model, model, tiny_encoder, device="meta", progress=False)
+        compare_weights(model, model, tiny_encoder, device="meta")
     assert {str(parameter.device) for parameter in model.parameters()} == {"cpu"}

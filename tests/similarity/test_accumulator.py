@@ -128,12 +128,12 @@ def test_both_forms_of_the_grid_are_the_measure(monkeypatch):
     tables = {}
     for cheaper in (True, False):
         monkeypatch.setattr(_grid, "_grams_are_cheaper", lambda *_, cheaper=cheaper: cheaper)
-        tables[cheaper] = grid(sides, progress=False)
+        tables[cheaper] = grid(sides)
     assert np.abs(tables[True].value - tables[False].value).max() < 1e-12
     for row in tables[True].itertuples():
         expected = cka(sides[row.side_a][row.layer_a], sides[row.side_b][row.layer_b])
         assert row.value == pytest.approx(expected, abs=1e-12)
-    batches = grid(sides, estimator="minibatch", batch=40, progress=False)
+    batches = grid(sides, estimator="minibatch", batch=40)
     one = batches.query("side_a == 'base' and side_b == 'adapted' and layer_a == 0 and layer_b == 1").value.item()
     assert one == pytest.approx(cka(sides["base"][0], sides["adapted"][1], estimator="minibatch", batch=40), abs=1e-12)
 
@@ -143,12 +143,12 @@ def test_minibatches_of_float32_rows_are_exact_enough():
     x, y = (rng.standard_normal((400, 20)).astype(np.float32) for _ in range(2))
     sides = {"base": {0: x}, "adapted": {0: x + y}}
     exact = {side: {0: z[0].astype(np.float64)} for side, z in sides.items()}
-    tables = [grid(layers, estimator="minibatch", batch=100, progress=False) for layers in (sides, exact)]
+    tables = [grid(layers, estimator="minibatch", batch=100) for layers in (sides, exact)]
     assert np.abs(tables[0].value - tables[1].value).max() < 1e-5
     sides["adapted"][0][3, 3] = np.nan
     for estimator in ("full", "minibatch"):
         with pytest.raises(MeasureError, match="NaN or infinite"):
-            grid(sides, estimator=estimator, progress=False)
+            grid(sides, estimator=estimator)
 
 
 def test_grids_of_other_measures_and_of_tokens():
@@ -159,14 +159,14 @@ def test_grids_of_other_measures_and_of_tokens():
         "base": {0: x, 1: x @ rng.standard_normal((4, 4))},
         "adapted": {0: x, 1: x + rng.standard_normal((180, 4))},
     }
-    table = grid(sides, groups, measures=["cka", "mean_cca", "procrustes"], progress=False)
+    table = grid(sides, groups, measures=["cka", "mean_cca", "procrustes"])
     assert len(table) == 3 * 12
     for row in table.itertuples():
         a, b = sides[row.side_a][row.layer_a], sides[row.side_b][row.layer_b]
         options = {"groups": groups} if row.measure == "cka" else {}
         assert row.value == pytest.approx(getattr(similarity, row.measure)(a, b, **options), abs=1e-9)
     with pytest.raises(MeasureError, match="'rsa', but the linear measures are cka"):
-        grid(sides, groups, measures=["rsa"], progress=False)
+        grid(sides, groups, measures=["rsa"])
 
 
 def test_compare_gives_every_measure_with_an_interval():
@@ -175,7 +175,7 @@ def test_compare_gives_every_measure_with_an_interval():
     x = rng.standard_normal((250, 4))
     y = x + 0.5 * rng.standard_normal((250, 4))
     names = [measure.name for measure in similarity.MEASURES]
-    table = compare({1: x}, {1: y}, groups, measures=names, progress=False).set_index("measure")
+    table = compare({1: x}, {1: y}, groups, measures=names).set_index("measure")
     assert list(table.index) == names
     assert ((table.ci_low <= table.value) & (table.value <= table.ci_high)).all()
     assert (table.ci_high - table.ci_low > 1e-4).all()
@@ -184,7 +184,7 @@ def test_compare_gives_every_measure_with_an_interval():
         assert table.value[name] == pytest.approx(getattr(similarity, name)(x, y), abs=1e-10)
     predicted = similarity.linear_predictivity(x, y, groups=groups)
     assert table.value["linear_predictivity"] == pytest.approx(predicted, abs=1e-12)
-    same = compare({1: x}, {1: x.copy()}, groups, measures=names, progress=False).set_index("measure")
+    same = compare({1: x}, {1: x.copy()}, groups, measures=names).set_index("measure")
     for measure in similarity.MEASURES:
         if measure.attains_top:
             exact = 1e-6 if measure.kind == "distance" else 1e-12
@@ -195,7 +195,7 @@ def test_rows_of_one_example_are_not_compared_with_each_other():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 10)
     x, y = (rng.standard_normal((40, 8))[groups] + 0.01 * rng.standard_normal((400, 8)) for _ in range(2))
-    table = compare({0: x}, {0: y}, groups, measures=["mutual_knn", "rsa"], progress=False).set_index("measure")
+    table = compare({0: x}, {0: y}, groups, measures=["mutual_knn", "rsa"]).set_index("measure")
     assert similarity.mutual_knn(x, y) > 0.5  # neighbours of a token are tokens of its example
     assert table.value["mutual_knn"] < 0.15 and abs(table.value["rsa"]) < 0.15
 
@@ -203,7 +203,7 @@ def test_rows_of_one_example_are_not_compared_with_each_other():
 def test_undefined_measures_are_left_out_on_request_and_listed():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((2, 30, 20))
-    options = {"measures": ["mean_cca", "cka"], "progress": False}
+    options = {"measures": ["mean_cca", "cka"]}
     with pytest.raises(MeasureError, match=r"mean_cca: 30 rows for widths 20 \+ 20"):
         compare({3: x}, {3: y}, np.arange(30), **options)
     table = compare({3: x}, {3: y}, np.arange(30), leave_out_undefined=True, **options)
@@ -231,8 +231,8 @@ def test_shuffling_keeps_examples_whole():
     x, y = ((shared[groups] + rng.standard_normal((len(groups), 6)))[order] for _ in range(2))
     groups = groups[order]
     names = ["paired_cosine", "cka", "procrustes", "rsa", "mutual_knn", "linear_predictivity"]
-    null = similarity.shuffled({2: x}, {2: y}, groups, measures=names, progress=False).set_index("measure")
-    real = compare({2: x}, {2: y}, groups, measures=names, progress=False).set_index("measure")
+    null = similarity.shuffled({2: x}, {2: y}, groups, measures=names).set_index("measure")
+    real = compare({2: x}, {2: y}, groups, measures=names).set_index("measure")
     assert set(null.index) == set(names) - {"linear_predictivity"}
     assert set(null.n) == {79} and set(null.draws) == {19}
     for name in null.index:
@@ -243,7 +243,7 @@ def test_shuffling_keeps_examples_whole():
 def test_shuffling_refuses_invalid_rows_and_leaves_out_undefined_measures():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((2, 30, 20))
-    options = {"measures": ["mean_cca", "cka"], "draws": 3, "progress": False}
+    options = {"measures": ["mean_cca", "cka"], "draws": 3}
     assert list(similarity.shuffled({0: x}, {0: y}, np.arange(30), **options).measure) == ["cka"]
     assert not len(similarity.shuffled({0: np.ones_like(x)}, {0: y}, np.arange(30), **options))
     y[7, 3] = np.inf
@@ -260,16 +260,16 @@ def test_constant_and_undefined_layers_of_a_grid():
     x, y = rng.standard_normal((2, 30, 20))
     for measures in (["cka"], ["cka", "mean_cca"]):
         with pytest.raises(MeasureError, match=r"every row of adapted layer 1 \(shape \(30, 20\)\) is the same"):
-            grid({"base": {1: x}, "adapted": {1: np.ones_like(x)}}, measures=measures, progress=False)
+            grid({"base": {1: x}, "adapted": {1: np.ones_like(x)}}, measures=measures)
         with pytest.raises(MeasureError, match="cka needs at least 4 examples, but there are 3"):
-            grid({"base": {1: x[:3]}, "adapted": {1: y[:3]}}, measures=measures, progress=False)
-    table = grid({"base": {1: x}, "adapted": {1: y}}, measures=["cka", "mean_cca"], progress=False)
+            grid({"base": {1: x[:3]}, "adapted": {1: y[:3]}}, measures=measures)
+    table = grid({"base": {1: x}, "adapted": {1: y}}, measures=["cka", "mean_cca"])
     assert (
         table.query("measure == 'mean_cca'").value.isna().all() and table.query("measure == 'cka'").value.notna().all()
     )
     for options in ({"estimator": "half"}, {"estimator": "minibatch", "groups": np.arange(30) // 2}):
         with pytest.raises(MeasureError, match="estimator is"):
-            grid({"base": {1: x}, "adapted": {1: y}}, progress=False, **options)
+            grid({"base": {1: x}, "adapted": {1: y}}, **options)
 
 
 def test_a_shuffle_by_sums_is_the_measure_of_shuffled_rows():

@@ -175,7 +175,7 @@ def test_the_baseline_never_pairs_rows_of_one_example():
 def test_compare_is_exactly_one_for_an_untouched_layer():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((90, 6)).astype(np.float32)
-    table = compare({0: x}, {0: x.copy()}, np.repeat(np.arange(30), 3), progress=False)
+    table = compare({0: x}, {0: x.copy()}, np.repeat(np.arange(30), 3))
     same = table[table.measure != "paired_cosine_baseline"]
     assert np.abs(same[["value", "ci_low", "ci_high"]] - 1).to_numpy().max() < 1e-12
     assert set(table.n) == {30}
@@ -184,11 +184,11 @@ def test_compare_is_exactly_one_for_an_untouched_layer():
 def test_compare_agrees_with_the_measures_and_repeats():
     x, y = related(90, 6)
     groups = np.repeat(np.arange(30), 3)
-    table = compare({2: x}, {2: y}, groups, progress=False).set_index("measure").value
+    table = compare({2: x}, {2: y}, groups).set_index("measure").value
     assert table["cka"] == pytest.approx(cka(x, y, groups=groups), abs=1e-12)
     assert table["procrustes"] == pytest.approx(procrustes(x, y), abs=1e-12)
     assert table["paired_cosine"] == pytest.approx(paired_cosine(x, y), abs=1e-12)
-    again = compare({2: x}, {2: y}, groups, progress=False).set_index("measure").value
+    again = compare({2: x}, {2: y}, groups).set_index("measure").value
     assert (table == again).all()
 
 
@@ -231,7 +231,7 @@ def test_intervals_cover_planted_truth_at_their_nominal_rate():
     for _ in range(draws):
         x = rng.standard_normal((n, d)) * weights
         y = x + rng.standard_normal((n, d))
-        table = compare({0: x}, {0: y}, np.arange(n), measures=list(truth), progress=False).set_index("measure")
+        table = compare({0: x}, {0: y}, np.arange(n), measures=list(truth)).set_index("measure")
         for name, value in truth.items():
             covered[name] += table.ci_low[name] <= value <= table.ci_high[name]
     for name, count in covered.items():
@@ -241,7 +241,7 @@ def test_intervals_cover_planted_truth_at_their_nominal_rate():
 def test_grid_is_made_of_cka_values():
     x, y = related(90, 6)
     groups = np.repeat(np.arange(30), 3)
-    table = grid({"base": {0: x, 1: y}, "adapted": {0: x, 1: y[:, ::-1] * 2}}, groups, progress=False)
+    table = grid({"base": {0: x, 1: y}, "adapted": {0: x, 1: y[:, ::-1] * 2}}, groups)
     assert len(table) == 12
     across = table[(table.side_a == "base") & (table.side_b == "adapted")].set_index(["layer_a", "layer_b"]).value
     assert across[0, 0] == pytest.approx(1, abs=1e-12)
@@ -252,11 +252,11 @@ def test_grid_is_made_of_cka_values():
 def test_invalid_requests_are_refused_in_a_sentence():
     x, y = related()
     with pytest.raises(MeasureError, match=r"'nothing'.*the measures are"):
-        compare({0: x}, {0: y}, np.arange(120), measures=["nothing"], progress=False)
+        compare({0: x}, {0: y}, np.arange(120), measures=["nothing"])
     with pytest.raises(MeasureError, match="same layers"):
-        compare({0: x}, {1: y}, np.arange(120), progress=False)
+        compare({0: x}, {1: y}, np.arange(120))
     with pytest.raises(MeasureError, match="at least 8"):
-        compare({0: x}, {0: y}, np.repeat(np.arange(5), 24), progress=False)
+        compare({0: x}, {0: y}, np.repeat(np.arange(5), 24))
     assert set(BY_NAME) >= {"cka", "procrustes", "paired_cosine", "paired_cosine_baseline"}
 
 

@@ -85,8 +85,8 @@ def rows(n=90, d=5):
 
 def test_a_registered_measure_has_values_intervals_and_nulls(toys):
     x, y, groups = rows()
-    table = compare({1: x}, {1: y}, groups, measures=toys, progress=False).set_index("measure")
-    null = shuffled({1: x}, {1: y}, groups, measures=toys, progress=False).set_index("measure")
+    table = compare({1: x}, {1: y}, groups, measures=toys).set_index("measure")
+    null = shuffled({1: x}, {1: y}, groups, measures=toys).set_index("measure")
     for measure in TOYS:
         value = measure.function(x, y)
         assert getattr(similarity, measure.name) is measure.function
@@ -105,11 +105,11 @@ def test_a_registered_linear_measure_is_accumulated_and_crossed(toys):
     estimate = accumulator.interval("toy_rv", "a", "b")
     assert estimate.value == pytest.approx(toy_rv(x, y), abs=1e-12)
     assert estimate.low < estimate.value < estimate.high <= 1
-    table = grid({"base": {0: x}, "adapted": {0: y}}, measures=["toy_rv"], progress=False)
+    table = grid({"base": {0: x}, "adapted": {0: y}}, measures=["toy_rv"])
     assert table.query("side_a != side_b").value.item() == pytest.approx(toy_rv(x, y), abs=1e-12)
     for call in (
         lambda: accumulator.value("toy_distances", "a", "b"),
-        lambda: grid({"base": {0: x}, "adapted": {0: y}}, measures=["toy_distances"], progress=False),
+        lambda: grid({"base": {0: x}, "adapted": {0: y}}, measures=["toy_distances"]),
     ):
         with pytest.raises(MeasureError, match="'toy_distances', but the linear measures are cka"):
             call()

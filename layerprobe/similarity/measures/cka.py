@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from layerprobe.errors import MeasureError
+from layerprobe.progress import track
 from layerprobe.similarity._arrays import checked, finite, grouped
 from layerprobe.similarity._measure import SHAPE, Linear, Measure
 from layerprobe.similarity._passes import BUDGET, linear_value
@@ -157,24 +157,19 @@ def _gram_hsic(k: Float[np.ndarray, "n n"], m: Float[np.ndarray, "n n"], groups:
     return hsic_of_sums(np.array([(counts**power).sum() for power in (1, 2, 3, 4)]), product, chain, apart)
 
 
-def _cka_of_all_pairs(
-    layers: list[np.ndarray], batch: int | None, progress: bool
-) -> Float[np.ndarray, "layers layers"]:
+def _cka_of_all_pairs(layers: list[np.ndarray], batch: int | None) -> Float[np.ndarray, "layers layers"]:
     """Debiased linear CKA between all pairs of representations, from Gram matrices; NaN where it is undefined.
 
     Args:
         layers: rows x features each, every row an example.
         batch: rows per minibatch; None for the exact value.
-        progress: whether to draw a progress bar on stderr.
     """
     if batch is None:
         values = [finite(np.asarray(x, dtype=np.float64), "cka") for x in layers]
-        hsic = _hsic_of_rows([x - x.mean(0) for x in values], progress)
+        hsic = _hsic_of_rows([x - x.mean(0) for x in values])
     else:
         hsic = np.zeros((len(layers), len(layers)))
-        for start in tqdm(
-            range(0, len(layers[0]), batch), desc="layer grid", leave=False, disable=not progress, delay=1
-        ):
+        for start in track(range(0, len(layers[0]), batch), "layer grid"):
             rows = [x[start : start + batch] for x in layers]
             if len(rows[0]) >= 4:
                 hsic += _hsic_of_batch(rows)
@@ -186,7 +181,7 @@ def _cka_of_all_pairs(
     return table
 
 
-def _hsic_of_rows(layers: list[np.ndarray], progress: bool) -> Float[np.ndarray, "layers layers"]:
+def _hsic_of_rows(layers: list[np.ndarray]) -> Float[np.ndarray, "layers layers"]:
     """Unbiased HSIC between all pairs of centred representations: |X'Y|^2 is the inner product of their Gram matrices."""
     n = len(layers[0])
     size = max(1, min(n, 1024, BUDGET // (len(layers) * 1024)))
@@ -194,7 +189,7 @@ def _hsic_of_rows(layers: list[np.ndarray], progress: bool) -> Float[np.ndarray,
     products = np.zeros((len(layers), len(layers)))
     starts = range(0, n, size)
     blocks = [(i, j) for i in starts for j in starts if j >= i]
-    for i, j in tqdm(blocks, desc="layer grid", leave=False, disable=not progress, delay=1):
+    for i, j in track(blocks, "layer grid"):
         grams = np.stack([(x[i : i + size] @ x[j : j + size].T).ravel() for x in layers])
         # A block above the diagonal also counts for its mirror image below.
         products += (1 if i == j else 2) * (grams @ grams.T)
