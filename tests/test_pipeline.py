@@ -17,7 +17,7 @@ from layerprobe.graph import expand
 from layerprobe.stages import REGISTRY
 from layerprobe.stages.similarity import Similarity
 
-pytestmark = pytest.mark.numerical
+numerical = pytest.mark.numerical
 
 SAE_STAGES = {
     "sae",
@@ -113,6 +113,7 @@ def test_every_table_of_the_contract_is_there(first):
         first.table("nothing")
 
 
+@numerical
 def test_head_leaves_every_layer_identical(first, home):
     table = first.table("similarity")
     same = table[(table.method == "head") & (table.measure != "paired_cosine_baseline")]
@@ -129,6 +130,7 @@ def test_head_leaves_every_layer_identical(first, home):
         assert not np.array_equal(stores["base"].tokens(layer), stores["full"].tokens(layer))
 
 
+@numerical
 def test_full_drifts_more_with_depth(first):
     table = first.table("similarity").query(
         "method == 'full' and measure == 'cka' and unit == 'token' and rows == 'all'"
@@ -139,6 +141,7 @@ def test_full_drifts_more_with_depth(first):
     assert set(table.n) == {30}
 
 
+@numerical
 def test_unchanged_layers_share_one_dictionary_and_its_numbers(first):
     tasks = {(task.stage, task.name): task for task in first.record.tasks}
     for layer in (1, 2):
@@ -156,6 +159,7 @@ def test_unchanged_layers_share_one_dictionary_and_its_numbers(first):
     assert (kept["mean"] == 1).all() and (kept.null_mean < 1).all() and (kept.lost_share == 0).all()
 
 
+@numerical
 def test_robustness_rows_nulls_and_geometry_accompany_the_drift(first):
     table = first.table("similarity").query("method == 'full' and measure == 'cka' and unit == 'token'")
     assert set(table["rows"]) == {"all", "no-special", "no-outliers"}
@@ -175,6 +179,7 @@ def test_robustness_rows_nulls_and_geometry_accompany_the_drift(first):
     assert (head.base == head.adapted).all()
 
 
+@numerical
 def test_measures_that_are_undefined_somewhere_are_left_out_with_the_reason(first, again):
     measures = "similarity.measures=['cka', 'mean_cca', 'rsa', 'mutual_knn', 'procrustes_angle']"
     result = again(measures, "sae.layers=[]", page=True)
@@ -190,6 +195,7 @@ def test_measures_that_are_undefined_somewhere_are_left_out_with_the_reason(firs
     assert "mean_cca was left out" in html and "Do the measures agree?" in html
 
 
+@numerical
 def test_probes_weights_and_interventions_of_an_unchanged_body_are_those_of_the_base(first):
     head = first.table("probes").query("method == 'head'").pivot(index="layer", columns="side", values="accuracy")
     assert (head.base == head.adapted).all() and set(head.index) == {0, 1, 2}
@@ -210,6 +216,7 @@ def test_a_second_run_computes_nothing_and_gives_the_same_tables(first, again):
         assert first.table(name).equals(second.table(name)), name
 
 
+@numerical
 def test_another_home_and_two_jobs_give_the_same_tables(first, study_path, tmp_path):
     other = run_study(study_path, tmp_path / "out", tmp_path / "home", jobs=2)
     assert {task.key for task in other.record.tasks} == {task.key for task in first.record.tasks}
@@ -220,7 +227,7 @@ def test_another_home_and_two_jobs_give_the_same_tables(first, study_path, tmp_p
 
 
 def test_changing_the_dictionaries_keeps_training_and_capture(first, again):
-    changed = again("sae.k=5")
+    changed = again("sae.k=5", "sae.controls=[]")
     assert set(stages(changed, reused=False)) <= SAE_STAGES and "sae" in stages(changed, reused=False)
     assert {"adapt", "capture", "similarity", "capture-sae"} <= set(stages(changed, reused=True))
     assert set(changed.table("sae").k) == {5}
@@ -363,6 +370,7 @@ def test_layers_and_lengths_out_of_range_are_refused(again):
 # Seeds, controls, checkpoints ------------------------------------------------------------------------------------------
 
 
+@numerical
 def test_several_seeds_depths_and_the_control(extra):
     _, result = extra
     table = result.table("similarity").query("measure == 'cka'")
@@ -379,6 +387,7 @@ def test_several_seeds_depths_and_the_control(extra):
     assert "more than a seed?" in html and "more than with any labels?" in html
 
 
+@numerical
 def test_checkpoints_of_training_give_a_curve_over_its_steps(extra):
     _, result = extra
     steps = result.table("transfer_steps").query("seed == 0 and layer == 2 and trained_on == 'base'")
@@ -399,6 +408,7 @@ def test_out_of_domain_sets_are_measured_under_every_method(extra):
     assert set(result.table("predictions").split) == {"test", "other"}
 
 
+@numerical
 def test_a_finished_checkpoint_is_compared_without_training(first, again, home):
     checkpoint = next((home / "adapt").glob("full-*")) / "checkpoint"
     result = again(f"adaptation.methods=['checkpoint:{checkpoint}']", "sae.layers=[]", "internals.parts=[]")
@@ -413,6 +423,7 @@ def test_a_finished_checkpoint_is_compared_without_training(first, again, home):
     )
 
 
+@numerical
 def test_a_checkpoint_with_its_classes_in_another_order_has_the_same_numbers(first, again, home, tmp_path):
     """Quality, interventions and task loss match classes by the names of the labels."""
     from safetensors.torch import load_file, save_file
