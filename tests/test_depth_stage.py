@@ -162,7 +162,7 @@ def test_the_needed_examples_are_reported_before_anything_is_trained():
     note = power_note(family("head", "full"), 0.01, 500)
     needed = sufficiency.required_examples(0.12, 0.01)
     assert f"{needed:,} test examples, but data.test gives 500" in note and 7_400 < needed < 7_500
-    assert "as head and full did on tweets" in note and "assuming" in one
+    assert "as head and full did on tweets" in note and "assuming" in note
     assert "which data.test reaches" in power_note(family("head", "full"), 0.05, 500)
     assert "of top:2's accuracy" in power_note(family("head", "top:2"), 0.01, 500)
 
