@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -70,13 +71,18 @@ def assert_equal_tables(first, second):
         assert a.equals(b), name
 
 
+def environment(home):
+    """Variables of a process that uses this checkout and an artifact store of its own."""
+    return {**os.environ, "LAYERPROBE_HOME": str(home), "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
 def start(study, out, home, *words, overrides=LIGHT, **options):
     """`layerprobe run` in a process and a process group of its own, its stderr piped."""
     options = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, **options}
     changes = [word for override in overrides for word in ("--set", override)]
     return subprocess.Popen(
         [sys.executable, "-m", "layerprobe", "run", str(study), "--out", str(out), *changes, *map(str, words)],
-        env={**os.environ, "LAYERPROBE_HOME": str(home)},
+        env=environment(home),
         start_new_session=True,
         # A shell that starts the tests in the background makes its children ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

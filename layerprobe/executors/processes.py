@@ -156,6 +156,11 @@ def _check_losses(worker: _WorkerProcess, losses: dict[Stage | None, int]) -> No
             "Worker processes import the script that calls layerprobe.run, and this one would start itself again in each: "
             'put the call below `if __name__ == "__main__":`, or use jobs=1.'
         )
+    if not worker.ready and code is not None and code > 0:
+        raise StudyError(
+            f"A worker process ended before its first task (exit code {code}; its error is shown above). Workers import the "
+            "script that calls layerprobe.run; use jobs=1 if it is not a file that can be imported."
+        )
     losses[worker.task] = losses.get(worker.task, 0) + 1
     if losses[worker.task] == MOST_LOSSES:
         what = f"that ran {worker.task.id}" if worker.task is not None else "that waited for a task"
@@ -202,6 +207,7 @@ def _work(
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends anyway, and without a traceback
         trace = "" if isinstance(error, LayerprobeError) else traceback.format_exc()
         with suppress(OSError):
             send(_Failed(_picklable(error), trace))
