@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -26,10 +27,10 @@ class Display:
 
     def __init__(self, tasks: Sequence[Stage], home: Path, jobs: int, *, visible: bool) -> None:
         self.visible, self.jobs = visible, jobs
-        self.live = visible and sys.stderr.isatty()
+        self.live = visible and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.durations = _Durations(home)
         self.pending = {task.id: self.durations.expected(task) for task in tasks}
-        self.n_tasks, self.n_finished = len(tasks), 0
+        self.n_tasks = len(self.pending)
         self.started: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -40,7 +41,7 @@ class Display:
             self.progress = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[state]}"),
+                TextColumn("{task.fields[state]}", markup=False),
                 TimeElapsedColumn(),
                 console=Console(stderr=True),
                 transient=True,
@@ -56,6 +57,11 @@ class Display:
         if self.live:
             self.progress.stop()
         self.durations.save()
+
+    @property
+    def n_finished(self) -> int:
+        """Tasks that are finished; one that is computed again counts once."""
+        return self.n_tasks - len(self.pending)
 
     def on_event(self, event: Event) -> None:
         """Show the start or the progress of a task."""
@@ -77,7 +83,6 @@ class Display:
     def finished(self, result: Finished) -> None:
         """Show the end of a task."""
         task, artifact = result.task, result.artifact
-        self.n_finished += 1
         self.pending.pop(task.id, None)
         self.started.pop(task.id, None)
         if not artifact.reused:
