@@ -12,7 +12,7 @@ from layerprobe.files import write_json
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._quality import ADAPTATION, PREDICTIONS, predictions_table, quality_row
-from layerprobe.stages.frozen_blocks import FrozenBlocks, adapt_config
+from layerprobe.stages.frozen_blocks import FrozenBlocks, adapt_config, open_layers
 from layerprobe.store import Artifact, ArtifactMeta
 
 
@@ -59,7 +59,7 @@ class Adapt(ModelStage):
             method=self.method,
             seed=self.seed,
             config=adapt_config(context.resolved),
-            frozen=adaptation.open_frozen(parents["frozen"].folder / "layers") if "frozen" in parents else None,
+            frozen=open_layers(parents["frozen"]) if "frozen" in parents else None,
         )
         cost: dict[str, Any] = {
             "trainable_parameters": result.trainable_parameters,
