@@ -92,7 +92,8 @@ class Sae(LayerStage):
         config = sae_config(context, self.variant, len(rows), continued=self.start is not None)
         if self.variant == "untrained":
             trained = dictionary_of(parents["trained"])
-            sae.untrained(trained, rows, config).sae.save_model(folder / "dictionary")
+            untrained = sae.untrained(trained, rows, config)
+            untrained.sae.save_model(folder / "dictionary")
             return
         start = dictionary_of(parents["start"]) if self.start is not None else None
         sae.train(rows, folder / "dictionary", config, start=start, device=context.device)
