@@ -25,6 +25,7 @@ os.environ["WANDB_MODE"] = "disabled"
 
 import numpy as np
 import torch
+from layerprobe.sae._selection import LargestOfBatch
 from sae_lens import (
     BatchTopKTrainingSAEConfig,
     MatryoshkaBatchTopKTrainingSAEConfig,
@@ -36,7 +37,6 @@ from sae_lens.saes.batchtopk_sae import BatchTopK
 from sae_lens.training.sae_trainer import SAETrainer
 
 from layerprobe import sae
-from layerprobe.sae._selection import LargestOfBatch
 
 D, D_SAE, K, BATCH, ROWS = 384, 1536, 32, 1024, 20_000
 LAYERS, SIDES = 7, 2

@@ -1,4 +1,4 @@
-"""What is shown of latents: histograms, means by class and texts, against slow twins and planted activations."""
+"""What is shown of latents: histograms, means by class and examples, against slow twins and planted activations."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from scipy import stats
 from scipy.sparse import csc_array
 
 from layerprobe.errors import MeasureError
-from layerprobe.sae._exhibit import exhibit, foremost
+from layerprobe.sae import exhibit, top_latents
 from layerprobe.stages.showing import _matches
 
 LENGTHS = (3, 5, 60, 4, 7, 2, 6, 8, 5, 9, 3, 4)
@@ -27,21 +27,21 @@ def codes(seed=0, latents=3, density=0.3):
     return np.where(rng.random((n, latents)) < density, rng.exponential(size=(n, latents)), 0).astype(np.float32)
 
 
-def shown(own, other=None, **more):
+def shown(own, other=None):
     readings = {"base": csc_array(own), "adapted": csc_array(own if other is None else other)}
-    return exhibit(readings, range(own.shape[1]), tokens(), LABELS, ["no", "yes"], **more)
+    return exhibit(readings, range(own.shape[1]), tokens(), LABELS, ["no", "yes"])
 
 
 def test_histograms_share_their_bins_and_count_every_token():
     own, other = codes(0), 2 * codes(1)
-    table = shown(own, other, bins=8).histograms
+    table = shown(own, other).histograms
     for latent in range(3):
         largest = max(own[:, latent].max(), other[:, latent].max())
         for name, values in (("base", own[:, latent]), ("adapted", other[:, latent])):
             rows = table[(table.latent == latent) & (table.on == name)]
             assert rows.tokens.sum() == len(own) and rows.tokens.iloc[0] == (values == 0).sum()
             # numpy's bins are closed below, so it counts the mirrored values.
-            twin, edges = np.histogram(-values[values > 0].astype(float), 8, range=(-float(largest), 0))
+            twin, edges = np.histogram(-values[values > 0].astype(float), 20, range=(-float(largest), 0))
             assert rows.tokens.iloc[1:].tolist() == twin[::-1].tolist()
             assert np.allclose(rows.high.iloc[1:], -edges[::-1][1:])
 
@@ -59,41 +59,42 @@ def test_means_by_class_and_their_intervals_are_scipys():
         assert row.active == (part["max"] > 0).mean() and row.n == 6
 
 
-def test_one_text_of_a_class_has_no_interval():
+def test_one_example_of_a_class_has_no_interval():
     about = tokens()
     labels = np.array([1, *[0] * 11])
     row = exhibit({"base": csc_array(codes())}, range(3), about, labels, ["a", "b"]).classes
     assert row[row.label == "b"][["low", "high"]].isna().all(axis=None) and (row[row.label == "b"].n == 1).all()
 
 
-def test_top_texts_and_even_ranks_are_those_of_a_plain_sort():
+def test_top_examples_and_even_ranks_are_those_of_a_plain_sort():
     own = codes(density=0.6)
-    table = shown(own, top=3, quantiles=2).examples
+    table = shown(own).examples
     peaks = tokens().assign(value=own[:, 0]).groupby("example").value.max()
     ranked = peaks[peaks > 0].sort_values(ascending=False)
     found = table[table.latent == 0].drop_duplicates("rank")
     n = len(ranked)
-    ranks = [0, 1, 2, *sorted({round((n - 1) / 3), round(2 * (n - 1) / 3)} - {0, 1, 2})]
+    ranks = [0, 1, 2, 3, 4, *sorted({round((n - 1) * step / 5) for step in (1, 2, 3, 4)} - {0, 1, 2, 3, 4})]
+    assert n > 8
     assert found["rank"].tolist() == ranks
     assert found.example.tolist() == ranked.index[ranks].tolist()
-    assert found.choice.tolist() == ["top"] * 3 + ["quantile"] * (len(ranks) - 3)
+    assert found.choice.tolist() == ["top"] * 5 + ["quantile"] * (len(ranks) - 5)
     assert found.level.tolist() == pytest.approx([(ranked < value).mean() for value in ranked.iloc[ranks]])
 
 
-def test_long_texts_are_cut_around_their_peak_and_short_ones_are_whole():
-    for peak, first in ((0, 0), (30, 20), (59, 40)):
+def test_long_examples_are_cut_around_their_peak_and_short_ones_are_whole():
+    for peak, first in ((0, 0), (30, 10), (59, 20)):
         own = np.zeros((sum(LENGTHS), 1), dtype=np.float32)
         start = sum(LENGTHS[:2])
         own[start + peak] = 2
         own[0] = 1
-        table = shown(own, window=20).examples
+        table = shown(own).examples
         long = table[table.example == 2]
-        assert long.token_index.tolist() == list(range(first, first + 20))
+        assert long.token_index.tolist() == list(range(first, first + 40))
         assert long[long.base > 0].token.tolist() == [f"w2-{peak}"]
         assert table[table.example == 0].token.tolist() == ["w0-0", "w0-1", "w0-2"]
 
 
-def test_each_reading_stands_beside_the_same_tokens():
+def test_each_reading_is_shown_on_the_same_tokens():
     own, other = codes(2), codes(3)
     table = shown(own, other).examples
     where = {(e, i): n for n, (e, i) in enumerate(zip(tokens().example, tokens().token_index, strict=True))}
@@ -103,7 +104,7 @@ def test_each_reading_stands_beside_the_same_tokens():
     assert table.special.tolist() == (table.token_index == 0).tolist()
 
 
-def test_a_silent_latent_has_tables_and_no_texts():
+def test_an_inactive_latent_has_tables_and_no_examples():
     own = np.zeros((sum(LENGTHS), 1), dtype=np.float32)
     found = shown(own)
     assert found.examples.empty and {"latent", "base", "adapted", "token"} <= set(found.examples.columns)
@@ -124,7 +125,7 @@ def test_what_does_not_fit_is_refused():
         exhibit({}, [], tokens(), LABELS, ["a", "b"])
 
 
-def test_foremost_latents_are_taken_from_task_effect_loss_and_activity():
+def test_top_latents_are_taken_from_task_effect_loss_and_activity():
     table = pd.DataFrame(
         {
             "latent": range(10),
@@ -134,13 +135,13 @@ def test_foremost_latents_are_taken_from_task_effect_loss_and_activity():
             "unmatched": [False, True, False, False, True, True, False, False, False, False],
         }
     )
-    assert foremost(table, 8) == [9, 8, 7, 6, 4, 5, 0, 2]
-    assert foremost(table, 100) == [9, 8, 7, 6, 5, 4, 0, 2, 3]  # the dead one is never shown
+    assert top_latents(table, 8) == [9, 8, 7, 6, 4, 5, 0, 2]
+    assert top_latents(table, 100) == [9, 8, 7, 6, 5, 4, 0, 2, 3]  # the dead one is never shown
     with pytest.raises(MeasureError, match="without `effect`"):
-        foremost(table.drop(columns="effect"), 3)
+        top_latents(table.drop(columns="effect"), 3)
 
 
-def test_matches_are_read_in_the_places_of_their_latents_and_silent_where_there_is_none():
+def test_matches_are_read_in_the_places_of_their_latents_and_zero_where_there_is_none():
     own = codes(latents=5)
     partners = pd.Series(pd.array([4, None, 0, 4], dtype="Int64"))
     found = _matches(csc_array(own), partners)
