@@ -4,6 +4,7 @@ Tensors on it report the device `meta`, cannot become numpy arrays, and cannot b
 copied to the host and what is computed there is recorded.
 """
 
+import sys
 from contextlib import contextmanager
 
 import torch
@@ -77,8 +78,8 @@ class StandInDevice(TorchDispatchMode):
 @contextmanager
 def stand_in_device(monkeypatch):
     """The mode, with those functions of torch replaced that do not know the device."""
-    adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, fused: adam(parameters, lr=lr, foreach=False))
+    optimizer = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", DEVICE])
     # `new_tensor` does not go through the dispatcher.
     monkeypatch.setattr(torch.Tensor, "new_tensor", lambda self, data: self.new_full((), data))
     # torch has no autocast on `meta`, and no inference tensors of other classes than its own.

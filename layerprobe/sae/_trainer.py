@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput
-from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
@@ -52,17 +51,7 @@ class Trainer(SAETrainer[Any, Any]):
             sae.W_dec.requires_grad_(False)
         self.parameters = [p for p in sae.parameters() if p.requires_grad]
         # The same Adam, seven times as fast on a CPU.
-        self.optimizer = torch.optim.Adam(self.parameters, lr=plan.learning_rate, fused=True)
-        self.lr_scheduler = get_lr_scheduler(
-            self.cfg.lr_scheduler_name,
-            lr=self.cfg.lr,
-            optimizer=self.optimizer,
-            warm_up_steps=self.cfg.lr_warm_up_steps,
-            decay_steps=self.cfg.lr_decay_steps,
-            training_steps=plan.steps,
-            lr_end=plan.learning_rate / 10,
-            num_cycles=1,
-        )
+        self.optimizer.param_groups[0]["fused"] = True
         self.activation_scaler.scaling_factor = scale.factor
         self.history: list[dict[str, float]] = []
         self.log_interval = max(1, plan.steps // LOGGED_STEPS)

@@ -61,15 +61,13 @@ def match_bases(inputs: Inputs, layer: int, tasks: Mapping[str, str]) -> Build:
     return build
 
 
-def _null(done: Parents, task: str, name: str, rows: int) -> Matching:
+def _null(done: Parents, task: str, name: str) -> Matching:
     import pandas as pd
 
     from layerprobe.sae import Matching
 
     folder = done[task].folder
-    return Matching(
-        pd.read_parquet(folder / f"{name}.parquet"), pd.read_parquet(folder / f"{name}-reverse.parquet"), rows
-    )
+    return Matching(pd.read_parquet(folder / f"{name}.parquet"), pd.read_parquet(folder / f"{name}-reverse.parquet"))
 
 
 def latents(
@@ -108,13 +106,10 @@ def latents(
             codes = sae.encode(read[other], tokens["adapted"], progress=inputs.progress)
             return sae.match(read["base"], read[other], base_codes, codes)
 
-        n_rows = len(tokens["base"])
-        own, null = matched("adapted"), _null(done, nulls, "other-order", n_rows)
+        own, null = matched("adapted"), _null(done, nulls, "other-order")
         pairs = [("same start", own, null)]
         if "adapted:second-seed" in read:
-            pairs.append(
-                ("different starts", matched("adapted:second-seed"), _null(done, nulls, "second-seed", n_rows))
-            )
+            pairs.append(("different starts", matched("adapted:second-seed"), _null(done, nulls, "second-seed")))
         rows = []
         for start, match, beside in pairs:
             for on in ("cosine", "correlation"):

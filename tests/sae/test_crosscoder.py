@@ -10,7 +10,8 @@ import torch
 from layerprobe import sae
 from layerprobe.errors import ArgumentError, MeasureError, StorageError
 from layerprobe.sae import Crosscoder, CrosscoderConfig, crosscoder
-from layerprobe.sae.crosscoder import AUXILIARY, Weights, loss
+from layerprobe.sae._sparse import Weights
+from layerprobe.sae.crosscoder import AUXILIARY, loss
 
 KINDS = np.array(["shared"] * 16 + ["base_only"] * 4 + ["adapted_only"] * 4 + ["rotated"] * 4)
 COLUMNS = ["latent", "delta", "nu_error", "nu_reconstruction", "cosine", "firing_rate", "energy_share", "kind"]
@@ -217,15 +218,14 @@ def test_silent_latents_are_dead_and_undefined():
 def test_gradients_are_those_of_dense_automatic_differentiation(penalty, n_dead):
     rng = np.random.default_rng(0)
     m, d_sae, d, k = 64, 40, 12, 2.5
-    shapes = {"encoder": (d_sae, 2 * d), "encoder_bias": (d_sae,), "decoder": (d_sae, 2 * d), "decoder_bias": (2 * d,)}
-    start = {name: torch.from_numpy(rng.standard_normal(shape)) for name, shape in shapes.items()}
+    start = [torch.from_numpy(rng.standard_normal(s)) for s in ((2 * d, d_sae), d_sae, (d_sae, 2 * d), 2 * d)]
     x = torch.from_numpy(rng.standard_normal((m, 2 * d)))
-    weights = Weights(**{name: value.clone().requires_grad_() for name, value in start.items()})
-    step = loss(weights, x, CrosscoderConfig(k=k, penalty=penalty), torch.arange(d_sae) < n_dead)
-    step.loss.backward()
-    encoder, bias, decoder, decoder_bias = parameters = [value.requires_grad_() for value in start.values()]
+    weights = Weights(*(value.clone().requires_grad_() for value in start))
+    mine, fired = loss(weights, x, CrosscoderConfig(k=k, penalty=penalty), torch.arange(d_sae) < n_dead)
+    mine.backward()
+    encoder, bias, decoder, decoder_bias = parameters = [value.requires_grad_() for value in start]
     norms = decoder.view(d_sae, 2, d).norm(dim=2).sum(1)
-    hidden = x @ encoder.T + bias
+    hidden = x @ encoder + bias
     kept = torch.zeros(m * d_sae, dtype=torch.bool)
     kept[torch.topk((hidden * norms).relu().flatten(), round(k * m)).indices] = True
     codes = torch.where(kept.view(m, d_sae), hidden, 0)
@@ -236,10 +236,10 @@ def test_gradients_are_those_of_dense_automatic_differentiation(penalty, n_dead)
         revived = torch.zeros(m, n_dead, dtype=x.dtype).scatter(1, tops.indices, tops.values)
         total = total + AUXILIARY * ((miss.detach() - revived @ decoder[:n_dead]) ** 2).sum(1).mean()
     total.backward()
-    assert step.loss.item() == pytest.approx(total.item(), rel=1e-10)
-    for name, parameter in zip(shapes, parameters, strict=True):
-        torch.testing.assert_close(getattr(weights, name).grad, parameter.grad, rtol=1e-8, atol=1e-10)
-    assert torch.equal(step.fired, (codes > 0).any(0))
+    assert mine.item() == pytest.approx(total.item(), rel=1e-10)
+    for one, other in zip(weights, parameters, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-8, atol=1e-10)
+    assert torch.equal(fired, (codes > 0).any(0))
 
 
 @pytest.mark.parametrize("k", [0.5, 2, 3.3])

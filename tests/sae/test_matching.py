@@ -56,7 +56,6 @@ def test_a_shuffled_copy_is_matched_latent_by_latent(rows):
     for table in (found.table, found.reverse):
         np.testing.assert_allclose(table[["cosine", "nearest_cosine", "correlation"]], 1, atol=1e-6)
         assert table.live.all()
-    assert found.rows == 3000
 
 
 def test_pairs_are_the_best_of_all_assignments(rows):
