@@ -120,8 +120,9 @@ class Crosscoder:
         base_rows, adapted_rows = paired(base_rows, adapted_rows)
         if base_rows.shape[1] != self.d_in:
             raise MeasureError(
-                f"The rows have shape {base_rows.shape}, but the crosscoder takes {self.d_in} features per side; give rows "
-                "of the layer that it was trained on."
+                f"{{base_rows}} has shape {base_rows.shape}, but the crosscoder takes {self.d_in} features per side; give "
+                "rows of the layer that it was trained on.",
+                "base_rows",
             )
         dense = (
             self.activations(check_finite(self.scaled(base_rows, adapted_rows, batch), batch.start))
@@ -277,7 +278,7 @@ def _fit(
 
     d_sae, steps = start.d_sae, config.steps or 0
     weights = Weights(
-        start._flat(start.encoder).view(d_sae, -1).T.contiguous().requires_grad_(),
+        start._flat(start.encoder).view(d_sae, -1).T.clone(memory_format=torch.contiguous_format).requires_grad_(),
         start._flat(start.encoder_bias).clone().requires_grad_(),
         start._flat(start.decoder).view(d_sae, -1).clone().requires_grad_(),
         start._flat(start.decoder_bias).clone().requires_grad_(),
