@@ -134,8 +134,8 @@ def _task(
     defined = np.isfinite(p[pick])
     return pd.DataFrame(
         {
-            "label": np.where(defined, np.array(label_names, dtype=object)[label], None),
-            "pooling": np.where(defined, np.array(POOLINGS, dtype=object)[pooling], None),
+            "label": _known(np.array(label_names, dtype=object)[label], defined),
+            "pooling": _known(np.array(POOLINGS, dtype=object)[pooling], defined),
             "auroc": value,
             "effect": np.abs(2 * value - 1),
             "p": p[pick],
@@ -158,8 +158,8 @@ def _general(tests: GeneralTests, judged: np.ndarray, effect: float, q: float) -
     names = np.array(tests.names, dtype=object)
     return pd.DataFrame(
         {
-            "property": np.where(defined, names[best, 0], None),
-            "property_value": np.where(defined, names[best, np.where(tests.effect[pick] >= 0, 1, 2)], None),
+            "property": _known(names[best, 0], defined),
+            "property_value": _known(names[best, np.where(tests.effect[pick] >= 0, 1, 2)], defined),
             "property_effect": np.abs(tests.effect[pick]),
             "property_auroc": 0.5 + np.abs(tests.auroc[pick] - 0.5),
             "property_p": tests.p[pick],
@@ -183,6 +183,10 @@ def _best(
     discovered = (rate <= q) & (size >= effect)
     # Discoveries come before everything else.
     return np.argmax(size + 2 * discovered, axis=0), rate, np.any(discovered, axis=0)
+
+
+def _known(names: np.ndarray, defined: np.ndarray) -> np.ndarray:
+    return np.where(defined, names, np.array(None))
 
 
 def _mutual_information(

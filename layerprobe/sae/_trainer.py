@@ -17,6 +17,7 @@ from layerprobe.errors import ArgumentError
 from layerprobe.sae._config import Plan
 from layerprobe.sae._dictionary import Dictionary
 from layerprobe.sae._rows import Scale, evenly_spaced, order
+from layerprobe.sae._sparse import nth_largest
 
 LOGGED_STEPS = 200
 
@@ -178,9 +179,6 @@ def _calibrate(sae: Any, rows: np.ndarray, k: int) -> None:
     """Set the threshold so that k latents per row are active on average."""
     sample = torch.from_numpy(np.array(rows[evenly_spaced(len(rows))], dtype=np.float32)).to(sae.device)
     hidden = torch.addmm(sae.b_enc, sample - sae.b_dec, sae.W_enc) * sae.W_dec.norm(dim=-1)
-    scores = hidden.relu().reshape(-1)
     # When the dictionary is saved, the decoder's norms are folded into the encoder, so the threshold is in the units of
     # these scores. A latent is active strictly above it.
-    rest = scores.numel() - k * len(sample)
-    value = scores.kthvalue(rest).values if rest > 0 else scores.new_zeros(())
-    sae.topk_threshold = value.to(sae.topk_threshold.dtype)
+    sae.topk_threshold = nth_largest(hidden.relu(), k * len(sample) + 1)

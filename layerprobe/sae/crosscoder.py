@@ -247,6 +247,8 @@ def train(
         ArgumentError: if a value of the configuration is out of range, or there are fewer rows than latents.
         MeasureError: if the sides' shapes differ, a side does not vary, or a value is not finite.
     """
+    from layerprobe.sae._sparse import nth_largest
+
     base_rows, adapted_rows = paired(base_rows, adapted_rows)
     n, d = base_rows.shape
     batch_size = min(config.batch_size, n)
@@ -267,8 +269,7 @@ def train(
     sample = evenly_spaced(n)
     # The score from which k latents per row are active, on average over training rows.
     scores = trained.activations(trained.scaled(base_rows, adapted_rows, sample)) * trained._flat(trained.norms.sum(1))
-    rank = max(0, scores.numel() - max(1, round(config.k * len(sample))))
-    return replace(trained, threshold=float(scores.reshape(-1).kthvalue(rank + 1).values))
+    return replace(trained, threshold=float(nth_largest(scores, max(1, round(config.k * len(sample))))))
 
 
 def _fit(

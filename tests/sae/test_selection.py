@@ -15,7 +15,7 @@ from sparse_rows import planted
 from layerprobe.sae import SaeConfig
 from layerprobe.sae._config import plan
 from layerprobe.sae._rows import measure, order
-from layerprobe.sae._sparse import LargestOfBatch, largest_of_batch, largest_of_rows
+from layerprobe.sae._sparse import LargestOfBatch, largest_of_batch, largest_of_rows, nth_largest
 from layerprobe.sae._trainer import Trainer, initialise, trainer_settings
 from layerprobe.sae.architectures import ARCHITECTURES
 
@@ -35,6 +35,7 @@ def test_the_same_set_as_torch_over_the_batch(k, shift):
     expected &= x.flatten() > 0
     np.testing.assert_array_equal(largest_of_batch(x, k * len(x)), expected.nonzero()[:, 0])
     assert torch.equal(LargestOfBatch(k)(x), BatchTopK(k)(x))
+    assert nth_largest(x.relu(), k * len(x)) == x.relu().flatten().sort(descending=True).values[k * len(x) - 1]
 
 
 @pytest.mark.parametrize("k", [1, 7, 64, 256])
