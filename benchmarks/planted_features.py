@@ -32,7 +32,7 @@ FOUND = 0.7
 
 @dataclass(frozen=True)
 class Planted:
-    """Rows of both sides, and what they were made of."""
+    """Rows of both sides, and the activations that they consist of."""
 
     base: np.ndarray
     adapted: np.ndarray
@@ -53,10 +53,10 @@ def plant(seed: int, rate: float, n: int = ROWS + HELD_OUT, d: int = WIDTH, nois
     return Planted(*(rows.astype(np.float32) for rows in sides), activations.astype(np.float32))
 
 
-def judge(made: crosscoder.Crosscoder, rows: Planted) -> str:
+def judge(joint: crosscoder.Crosscoder, rows: Planted) -> str:
     """Counts of identified features, and of latents called exclusive that represent no exclusive feature."""
-    sparse = made.encode(rows.base, rows.adapted)
-    table = census(made, rows.base, rows.adapted, sparse)
+    sparse = joint.encode(rows.base, rows.adapted)
+    table = census(joint, rows.base, rows.adapted, sparse)
     codes = sparse.toarray()
     spread = codes.std(0)
     z = (codes - codes.mean(0)) / np.where(spread > 0, spread, np.inf)
@@ -88,12 +88,14 @@ def run(seeds: int, factors: tuple[float, ...]) -> None:
                     rows = plant(seed, rate)
                     start = time.perf_counter()
                     config = CrosscoderConfig(LATENTS, factor * true, STEPS, seed, penalty)
-                    made = crosscoder.train(rows.base[:ROWS], rows.adapted[:ROWS], config, progress=sys.stderr.isatty())
+                    joint = crosscoder.train(
+                        rows.base[:ROWS], rows.adapted[:ROWS], config, progress=sys.stderr.isatty()
+                    )
                     seconds = time.perf_counter() - start
                     held_out = Planted(rows.base[ROWS:], rows.adapted[ROWS:], rows.activations[ROWS:])
                     print(
                         f"rate {rate:5.3f}  k {factor * true:4.2f}  penalty {penalty:4.2f}  seed {seed}  "
-                        f"{judge(made, held_out)}  {seconds:4.1f} s",
+                        f"{judge(joint, held_out)}  {seconds:4.1f} s",
                         flush=True,
                     )
 
@@ -103,9 +105,9 @@ def speed() -> None:
     base = rng.standard_normal((ROWS, 384), dtype=np.float32)
     adapted = base + 0.3 * rng.standard_normal((ROWS, 384), dtype=np.float32)
     start = time.perf_counter()
-    made = crosscoder.train(base, adapted, CrosscoderConfig(d_sae=1536, k=32), progress=sys.stderr.isatty())
+    joint = crosscoder.train(base, adapted, CrosscoderConfig(d_sae=1536, k=32), progress=sys.stderr.isatty())
     middle = time.perf_counter()
-    census(made, base, adapted, made.encode(base, adapted))
+    census(joint, base, adapted, joint.encode(base, adapted))
     end = time.perf_counter()
     print(f"60,000 x 384 rows, 1,536 latents, k 32: training {middle - start:.0f} s, census {end - middle:.1f} s")
 

@@ -1,4 +1,4 @@
-"""Crosscoders: planted features found and named, equal sides equal, rotated sides rotated, gradients and census as defined."""
+"""Crosscoders: planted features identified, equal sides equal, rotated sides rotated, gradients and census as defined."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ COLUMNS = ["latent", "delta", "nu_error", "nu_reconstruction", "cosine", "firing
 
 
 def planted(n=12_000, d=32, rate=0.08, seed=0):
-    """Two sides' rows of 28 sparse features of four kinds, about means that differ, and the features' activations."""
+    """Two sides' rows of 28 sparse features of four kinds, around different means, and the features' activations."""
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((28, 2, d))
     directions[:16, 1] = directions[:16, 0]
@@ -31,7 +31,7 @@ def planted(n=12_000, d=32, rate=0.08, seed=0):
     return rows[0].astype(np.float32), 2 * rows[1].astype(np.float32), codes
 
 
-def found(codes, activations):
+def best_latents(codes, activations):
     """Latent whose activation correlates best with each planted feature's, and that correlation."""
     z = (activations - activations.mean(0)) / np.maximum(activations.std(0), 1e-9)
     correlations = ((codes - codes.mean(0)) / codes.std(0)).T @ z / len(codes)
@@ -72,7 +72,7 @@ def table(trained, sides):
 
 def test_planted_features_are_found_and_named(trained, table, sides):
     base, adapted, codes = sides
-    latents, correlations = found(codes, dense(trained, base, adapted))
+    latents, correlations = best_latents(codes, dense(trained, base, adapted))
     named = np.where(correlations > 0.7, table["kind"].to_numpy()[latents], "none")
     unrotated = KINDS != "rotated"
     assert (named == KINDS)[unrotated].sum() >= 22
@@ -87,7 +87,7 @@ def test_planted_features_are_found_and_named(trained, table, sides):
 def test_features_of_one_side_are_found_at_half_a_percent():
     base, adapted, codes = planted(n=20_000, rate=0.005)
     trained = train(base, adapted, k=0.14, steps=600)
-    latents, correlations = found(codes, dense(trained, base, adapted))
+    latents, correlations = best_latents(codes, dense(trained, base, adapted))
     named = np.where(correlations > 0.7, census(trained, base, adapted)["kind"].to_numpy()[latents], "none")
     assert (named == KINDS)[16:24].sum() >= 6
 
@@ -112,7 +112,7 @@ def test_equal_sides_have_no_exclusive_latent(sides):
     live = table[table["kind"] != "dead"]
     assert live["nu_error"].notna().sum() >= 20
     for column, value in {"delta": 0.5, "nu_error": 1, "nu_reconstruction": 1, "cosine": 1}.items():
-        # A ratio is undefined where a latent's own rows do not hold its direction.
+        # A ratio is undefined where the rows of a latent's dominant side do not hold its direction.
         np.testing.assert_allclose(live[column].dropna(), value, atol=1e-6)
 
 
@@ -121,21 +121,21 @@ def test_a_rotated_side_has_rotated_latents_and_none_of_its_own(sides):
     rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((32, 32)))[0].astype(np.float32)
     trained = train(base, base @ rotation)
     table = census(trained, base, base @ rotation)
-    latents, correlations = found(codes[:, :20], dense(trained, base, base @ rotation))
+    latents, correlations = best_latents(codes[:, :20], dense(trained, base, base @ rotation))
     assert (table["kind"].to_numpy()[latents[correlations > 0.7]] == "rotated").all()
     assert (correlations > 0.7).sum() >= 18
     assert not set(table["kind"]) & {"base_only", "adapted_only"}
 
 
-def slow_census(made, base, adapted):
+def slow_census(joint, base, adapted):
     """The issue's formulas written out latent by latent, over dense reconstructions in float64."""
-    f = dense(made, base, adapted).astype(np.float64)
-    sides = [(x.astype(np.float64) - m) / s for x, m, s in zip((base, adapted), made.means, made.scales, strict=True)]
-    own = [f @ made.decoder[:, s].astype(np.float64) for s in (0, 1)]
-    whole = np.concatenate(own, axis=1)
+    f = dense(joint, base, adapted).astype(np.float64)
+    sides = [(x.astype(np.float64) - m) / s for x, m, s in zip((base, adapted), joint.means, joint.scales, strict=True)]
+    parts = [f @ joint.decoder[:, s].astype(np.float64) for s in (0, 1)]
+    whole = np.concatenate(parts, axis=1)
     rows = []
-    for j in range(made.d_sae):
-        d_base, d_adapted = made.decoder[j].astype(np.float64)
+    for j in range(joint.d_sae):
+        d_base, d_adapted = joint.decoder[j].astype(np.float64)
         lengths = np.linalg.norm(d_base), np.linalg.norm(d_adapted)
         dominant = int(lengths[1] > lengths[0])
         d = (d_base, d_adapted)[dominant]
@@ -143,9 +143,9 @@ def slow_census(made, base, adapted):
         for target in ("error", "reconstruction"):
             betas = []
             for s in (0, 1):
-                y = own[s]
+                y = parts[s]
                 if target == "error":
-                    y = sides[s] - (own[s] + made.decoder_bias[s]) + np.outer(f[:, j], (d_base, d_adapted)[s])
+                    y = sides[s] - (parts[s] + joint.decoder_bias[s]) + np.outer(f[:, j], (d_base, d_adapted)[s])
                 betas.append((f[:, j] * (y @ d)).sum() / (f[:, j] ** 2).sum() / (d @ d))
             nu.append(betas[1 - dominant] / betas[dominant] if betas[dominant] > 0 else np.nan)
         part = np.outer(f[:, j], np.concatenate([d_base, d_adapted]))
@@ -158,19 +158,19 @@ def slow_census(made, base, adapted):
 
 def test_census_follows_its_definition(sides):
     base, adapted, _ = sides
-    made = train(base[:3000], adapted[:3000], steps=40, k=3, d_sae=24)
-    made = replace(made, decoder_bias=made.decoder_bias + 0.1)
-    table = census(made, base[3000:9000], adapted[3000:9000])
+    joint = train(base[:3000], adapted[:3000], steps=40, k=3, d_sae=24)
+    joint = replace(joint, decoder_bias=joint.decoder_bias + 0.1)
+    table = census(joint, base[3000:9000], adapted[3000:9000])
     live = (table["kind"] != "dead").to_numpy()
     assert live.sum() > 10
     with np.errstate(all="ignore"):
-        expected = slow_census(made, base[3000:9000], adapted[3000:9000])
+        expected = slow_census(joint, base[3000:9000], adapted[3000:9000])
     np.testing.assert_allclose(table[COLUMNS[1:-1]].to_numpy()[live], expected[live], rtol=1e-5, atol=1e-6)
     assert table["energy_share"].sum() == pytest.approx(1)
 
 
 def hand_made(decoder, k=1.0):
-    """A crosscoder whose latent i fires on coordinate i of the base rows, and writes where it is told."""
+    """A crosscoder whose latent i fires on coordinate i of the base rows, and writes as given."""
     decoder = np.array(decoder, dtype=np.float32)
     m, _, d = decoder.shape
     encoder = np.zeros((m, 2, d), dtype=np.float32)
@@ -205,9 +205,9 @@ def test_latent_scaling_overrules_norms_and_knows_its_sides():
 
 
 def test_silent_latents_are_dead_and_undefined():
-    made = hand_made([[[1, 0], [1, 0]], [[0, 1], [0, 1]]])
+    joint = hand_made([[[1, 0], [1, 0]], [[0, 1], [0, 1]]])
     rows = np.float32([[1, -1], [2, -3], [3, -2]])
-    table = census(made, rows, rows)
+    table = census(joint, rows, rows)
     assert list(table["kind"]) == ["shared", "dead"]
     assert list(table["firing_rate"]) == [1, 0]
     assert np.isnan(table["nu_error"][1]) and table["energy_share"][1] == 0
@@ -291,17 +291,17 @@ def test_damaged_crosscoders_are_refused(trained, tmp_path):
     with pytest.raises(StorageError, match="has no crosscoder"):
         Crosscoder.load(tmp_path)
     trained.save(tmp_path)
-    weights, about = tmp_path / "crosscoder.safetensors", tmp_path / "crosscoder.json"
-    whole, settings = weights.read_bytes(), json.loads(about.read_text())
+    weights, config_file = tmp_path / "crosscoder.safetensors", tmp_path / "crosscoder.json"
+    whole, settings = weights.read_bytes(), json.loads(config_file.read_text())
     weights.write_bytes(whole[:-100])
     with pytest.raises(StorageError, match="cannot be read"):
         Crosscoder.load(tmp_path)
     weights.write_bytes(whole)
     for wrong in ({**settings, "d_in": 31}, {**settings, "format": "other"}, {"k": 1}):
-        about.write_text(json.dumps(wrong))
+        config_file.write_text(json.dumps(wrong))
         with pytest.raises(StorageError, match="train it again"):
             Crosscoder.load(tmp_path)
-    about.write_text("{")
+    config_file.write_text("{")
     with pytest.raises(StorageError, match="cannot be read"):
         Crosscoder.load(tmp_path)
 

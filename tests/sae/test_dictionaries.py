@@ -45,11 +45,11 @@ def test_saved_dictionaries_are_sae_lens_own(trained, rows):
 
 def test_planted_features_are_found_and_held_out_rows_explained(trained, rows):
     dictionary, _ = trained
-    found = quality(dictionary, rows[5000:])
+    result = quality(dictionary, rows[5000:])
     control = quality(sae.untrained(dictionary, rows[:5000], CONFIG), rows[5000:])
-    assert found.explained_variance > 0.7 > 0.4 > control.explained_variance
-    assert found.ev_low < found.explained_variance < found.ev_high
-    assert found.l0 == pytest.approx(3, abs=0.2)
+    assert result.explained_variance > 0.7 > 0.4 > control.explained_variance
+    assert result.ev_low < result.explained_variance < result.ev_high
+    assert result.l0 == pytest.approx(3, abs=0.2)
     decoder = dictionary.sae.W_dec.detach().numpy()
     decoder = decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
     best = (planted()[1] @ decoder.T).max(1)
@@ -68,10 +68,10 @@ def test_equal_seeds_give_equal_weights(rows, tmp_path):
 @pytest.mark.parametrize("architecture", [row.name for row in ARCHITECTURES.values() if row.recalibrated])
 def test_one_threshold_keeps_k_latents_active_after_reloading(architecture, rows, tmp_path):
     config = replace(SHORT, architecture=architecture, k=3, samples=12_000)
-    made = sae.train(rows[:3000], tmp_path / "d", config, progress=False)
+    dictionary = sae.train(rows[:3000], tmp_path / "d", config, progress=False)
     again = sae.load(tmp_path / "d")
     assert encoded(again, rows[3000:]).nnz / 3000 == pytest.approx(3, rel=0.15)
-    assert np.array_equal(encoded(made, rows[:9]).toarray(), encoded(again, rows[:9]).toarray())
+    assert np.array_equal(encoded(dictionary, rows[:9]).toarray(), encoded(again, rows[:9]).toarray())
 
 
 @pytest.mark.parametrize("architecture", [row.name for row in ARCHITECTURES.values() if not row.uses_k])
@@ -97,10 +97,10 @@ def test_a_row_agrees_with_sae_lens(row):
 def test_a_new_architecture_is_one_row(rows, tmp_path, monkeypatch):
     row = Architecture("abstopk", "AbsTopKTrainingSAEConfig", uses_k=True)
     monkeypatch.setattr(architectures, "ARCHITECTURES", {**ARCHITECTURES, "abstopk": row})
-    made = sae.train(rows[:3000], tmp_path / "d", replace(SHORT, architecture="abstopk", k=3), progress=False)
-    assert made.architecture == "abstopk"
+    dictionary = sae.train(rows[:3000], tmp_path / "d", replace(SHORT, architecture="abstopk", k=3), progress=False)
+    assert dictionary.architecture == "abstopk"
     with pytest.raises(MeasureError, match="negative activations"):
-        encoded(made, rows[3000:])
+        encoded(dictionary, rows[3000:])
 
 
 def test_rows_are_encoded_batch_by_batch_into_a_sparse_matrix(trained, rows, monkeypatch):
@@ -181,5 +181,5 @@ def test_on_a_rotated_space_what_a_dictionary_explains_collapses(trained, rows):
     held = rows[5000:]
     centre = held.mean(0)
     turned = ((held - centre) @ turn + centre).astype(np.float32)
-    own, other = (quality(dictionary, z).explained_variance for z in (held, turned))
-    assert own > 0.7 and other < own - 0.3
+    straight, rotated = (quality(dictionary, z).explained_variance for z in (held, turned))
+    assert straight > 0.7 and rotated < straight - 0.3

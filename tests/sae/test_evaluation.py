@@ -38,7 +38,7 @@ def measured(dictionary, rows, codes=None, groups=None):
 
 @torch.no_grad()
 def plain(dictionary, rows):
-    """sae-lens' own encoder and decoder, all rows at once."""
+    """The encoder and decoder of sae-lens, all rows at once."""
     codes = dictionary.sae.encode(torch.from_numpy(rows))
     return codes.numpy(), dictionary.sae.decode(codes).numpy()
 
@@ -46,9 +46,9 @@ def plain(dictionary, rows):
 def test_predicting_the_mean_scores_zero_even_far_from_the_origin():
     rows = np.random.default_rng(0).standard_normal((5000, 8)) + 1e4
     dictionary, codes = given(np.zeros((5000, 5), np.float32), np.tile(rows.mean(0), (5000, 1)))
-    found = measured(dictionary, rows, codes)
-    assert found.explained_variance == pytest.approx(0, abs=1e-9)
-    assert (found.l0, found.dead_share, found.n, found.examples) == (0, 1, 5000, 1250)
+    result = measured(dictionary, rows, codes)
+    assert result.explained_variance == pytest.approx(0, abs=1e-9)
+    assert (result.l0, result.dead_share, result.n, result.examples) == (0, 1, 5000, 1250)
 
 
 def test_explained_variance_is_scikit_learns_variance_weighted_r2_whatever_the_batches(trained, rows, monkeypatch):
@@ -65,10 +65,10 @@ def test_explained_variance_is_scikit_learns_variance_weighted_r2_whatever_the_b
 def test_bias_and_variance_agree_with_sae_lens(trained, rows):
     """sae-lens' evaluation, whose one batch is all rows, computes the same ratio of means (its equation's source too)."""
     held = rows[3000:]
-    found = measured(trained, held)
+    result = measured(trained, held)
     x, r = torch.from_numpy(held), torch.from_numpy(plain(trained, held)[1])
     theirs = (torch.norm(r, dim=-1) ** 2).mean() / (x * r).sum(dim=-1).mean()
-    assert found.reconstruction_bias == pytest.approx(float(theirs), rel=1e-5)
+    assert result.reconstruction_bias == pytest.approx(float(theirs), rel=1e-5)
 
 
 def test_dividing_by_the_bias_leaves_the_least_error():
@@ -91,15 +91,15 @@ def bias_of(rebuilt, rows):
 
 def test_densities_count_latents_by_how_often_they_fire(trained, rows):
     held = rows[3000:]
-    found = measured(trained, held)
+    result = measured(trained, held)
     frequencies = (plain(trained, held)[0] > 0).mean(0)
-    table = found.densities
+    table = result.densities
     assert list(table.columns) == ["low", "high", "latents"] and table.latents.sum() == trained.d_sae
-    assert table.latents.iloc[0] == (frequencies == 0).sum() == round(found.dead_share * trained.d_sae)
+    assert table.latents.iloc[0] == (frequencies == 0).sum() == round(result.dead_share * trained.d_sae)
     for row in table.iloc[1:].itertuples():
         low = 0 if row.low == -6 else 10**row.low
         assert row.latents == ((frequencies > low * (1 + 1e-9)) & (frequencies <= 10**row.high * (1 + 1e-9))).sum()
-    assert found.l0 == pytest.approx(frequencies.sum(), rel=1e-5)
+    assert result.l0 == pytest.approx(frequencies.sum(), rel=1e-5)
 
 
 def test_densities_on_the_edges_belong_below():
@@ -129,8 +129,8 @@ def test_activations_computed_before_give_the_reconstructions_of_one_pass(normal
         dictionary.sae.b_dec += torch.randn(24)
     held = rows[:900]
     expected = plain(dictionary, held)[1]
-    found = measured(dictionary, held)
-    assert found.explained_variance == pytest.approx(
+    result = measured(dictionary, held)
+    assert result.explained_variance == pytest.approx(
         r2_score(held.astype(np.float64), expected, multioutput="variance_weighted"), abs=1e-6
     )
     codes = torch.from_numpy(encoded(dictionary, held[450:]).toarray())

@@ -1,4 +1,4 @@
-"""Matching: planted permutations are found, rotations seen through by activations, slow twins agree, nulls are calibrated."""
+"""Matching: planted permutations are recovered, rotations do not hide activations, slow twins agree, nulls are calibrated."""
 
 from itertools import permutations
 
@@ -16,7 +16,7 @@ D, LATENTS = 20, 30
 
 
 def planted(decoder, threshold=1.0, encoder=None):
-    """A dictionary made by hand: decoder rows, and a linear encoder with a threshold."""
+    """A dictionary with given weights: decoder rows, and a linear encoder with a threshold."""
     decoder = np.asarray(decoder, dtype=np.float32)
     encoder = torch.from_numpy((decoder.T if encoder is None else np.asarray(encoder, dtype=np.float32)).copy())
 
@@ -48,12 +48,12 @@ def test_a_shuffled_copy_is_matched_latent_by_latent(rows):
     decoder = directions()
     order = np.random.default_rng(1).permutation(LATENTS)
     scale = np.random.default_rng(2).uniform(0.5, 2, (LATENTS, 1))  # length is no part of a direction
-    found = matched(planted(decoder), planted((decoder * scale)[order], encoder=decoder[order].T), rows, rows)
+    result = matched(planted(decoder), planted((decoder * scale)[order], encoder=decoder[order].T), rows, rows)
     inverse = np.argsort(order)
     for column in ("partner", "partner_by_activation", "nearest"):
-        assert list(found.table[column]) == list(inverse)
-        assert list(found.reverse[column]) == list(order)
-    for table in (found.table, found.reverse):
+        assert list(result.table[column]) == list(inverse)
+        assert list(result.reverse[column]) == list(order)
+    for table in (result.table, result.reverse):
         np.testing.assert_allclose(table[["cosine", "nearest_cosine", "correlation"]], 1, atol=1e-6)
         assert table.live.all()
 
@@ -61,7 +61,7 @@ def test_a_shuffled_copy_is_matched_latent_by_latent(rows):
 def test_pairs_are_the_best_of_all_assignments(rows):
     """All 5,040 assignments of seven latents, tried."""
     one, other = planted(directions(7, 3)), planted(directions(7, 4))
-    found = matched(one, other, rows, rows)
+    result = matched(one, other, rows, rows)
     a, b = (d.decoder.numpy().astype(float) for d in (one, other))
     cosine = np.array([[u @ v / np.linalg.norm(u) / np.linalg.norm(v) for v in b] for u in a])
     correlation = np.corrcoef(dense(one, rows).T.astype(float), dense(other, rows).T.astype(float))[:7, 7:]
@@ -70,13 +70,13 @@ def test_pairs_are_the_best_of_all_assignments(rows):
         (correlation, "partner_by_activation", "correlation"),
     ):
         best = max(permutations(range(7)), key=lambda order, pairs=pairs: pairs[range(7), order].sum())
-        assert tuple(found.table[partner]) == best
-        np.testing.assert_allclose(found.table[value], pairs[range(7), best], atol=1e-9)
-        assert [best[i] for i in found.reverse[partner]] == list(range(7))
-    np.testing.assert_allclose(found.table.nearest_cosine, cosine.max(1), atol=1e-9)
-    assert list(found.table.nearest) == list(cosine.argmax(1))
-    assert list(found.reverse.nearest) == list(cosine.argmax(0))
-    np.testing.assert_allclose(found.table.density, (dense(one, rows) > 0).mean(0), atol=1e-12)
+        assert tuple(result.table[partner]) == best
+        np.testing.assert_allclose(result.table[value], pairs[range(7), best], atol=1e-9)
+        assert [best[i] for i in result.reverse[partner]] == list(range(7))
+    np.testing.assert_allclose(result.table.nearest_cosine, cosine.max(1), atol=1e-9)
+    assert list(result.table.nearest) == list(cosine.argmax(1))
+    assert list(result.reverse.nearest) == list(cosine.argmax(0))
+    np.testing.assert_allclose(result.table.density, (dense(one, rows) > 0).mean(0), atol=1e-12)
     # An opposite direction is no match: activations are never negative.
     turned = matched(one, planted(-a, encoder=a.T))
     assert (turned.table.cosine < 0.9).all()
@@ -90,25 +90,25 @@ def test_correlations_are_numpys_whatever_the_batches(rows, threshold, monkeypat
     tables = []
     for batch_size in (7, 1000, 10_000):
         monkeypatch.setattr(_dictionary, "BATCH_ROWS", batch_size)
-        found = matched(one, other, rows, moved).table
-        partners = found.partner_by_activation.to_numpy(dtype=int)
-        np.testing.assert_allclose(found.correlation, full[np.arange(30), partners], atol=1e-9)
-        tables.append(found)
+        result = matched(one, other, rows, moved).table
+        partners = result.partner_by_activation.to_numpy(dtype=int)
+        np.testing.assert_allclose(result.correlation, full[np.arange(30), partners], atol=1e-9)
+        tables.append(result)
     assert all((t.partner_by_activation == tables[0].partner_by_activation).all() for t in tables)
 
 
 def test_a_rotation_hides_decoder_rows_and_not_activations(rows):
     decoder = directions()
     rotation, _ = np.linalg.qr(np.random.default_rng(4).standard_normal((D, D)))
-    found = matched(planted(decoder), planted(decoder @ rotation), rows, (rows @ rotation).astype(np.float32))
+    result = matched(planted(decoder), planted(decoder @ rotation), rows, (rows @ rotation).astype(np.float32))
     chance = matched(planted(decoder), planted(directions(seed=77)))
-    assert found.table.cosine.mean() == pytest.approx(chance.table.cosine.mean(), abs=0.1)
-    assert found.table.cosine.mean() < 0.6 and found.table.correlation.mean() > 0.9999
-    assert list(found.table.partner_by_activation) == list(range(LATENTS))
-    assert (found.table.partner == found.table.partner_by_activation).mean() < 0.3
+    assert result.table.cosine.mean() == pytest.approx(chance.table.cosine.mean(), abs=0.1)
+    assert result.table.cosine.mean() < 0.6 and result.table.correlation.mean() > 0.9999
+    assert list(result.table.partner_by_activation) == list(range(LATENTS))
+    assert (result.table.partner == result.table.partner_by_activation).mean() < 0.3
     null = matched(planted(decoder), planted(decoder + 0.05 * directions(seed=8)), rows, rows)
-    by_rows = sae.compare_to_null(found, null)
-    by_activation = sae.compare_to_null(found, null, on="correlation")
+    by_rows = sae.compare_to_null(result, null)
+    by_activation = sae.compare_to_null(result, null, on="correlation")
     assert by_rows.lost_share > 0.9 and by_activation.lost_share == 0
 
 
@@ -117,20 +117,20 @@ def test_dead_latents_are_marked_and_have_no_part(rows):
     silent, unwritten = decoder.T.copy(), decoder.copy()
     silent[:, :4] = 0  # never fires
     unwritten[7] = 0  # fires and writes nothing
-    found = matched(planted(unwritten, encoder=silent), planted(decoder), rows, rows)
+    result = matched(planted(unwritten, encoder=silent), planted(decoder), rows, rows)
     dead = [0, 1, 2, 3, 7]
-    assert list(found.table.index[~found.table.live]) == dead
-    gone = found.table.loc[dead, ["partner", "cosine", "nearest", "nearest_cosine", "partner_by_activation"]]
+    assert list(result.table.index[~result.table.live]) == dead
+    gone = result.table.loc[dead, ["partner", "cosine", "nearest", "nearest_cosine", "partner_by_activation"]]
     assert gone.isna().all(axis=None)
-    assert (found.table.density[:4] == 0).all() and found.table.density[7] > 0
+    assert (result.table.density[:4] == 0).all() and result.table.density[7] > 0
     # Five of the other side's live latents are left without a partner, and no dead one is anybody's.
-    assert found.reverse.live.all() and found.reverse.partner.isna().sum() == 5
-    assert not found.reverse.partner.isin(dead).any() and not found.reverse.nearest.isin(dead).any()
-    assert list(found.table.partner.drop(dead)) == [i for i in range(LATENTS) if i not in dead]
-    compared = sae.compare_to_null(found, found)
+    assert result.reverse.live.all() and result.reverse.partner.isna().sum() == 5
+    assert not result.reverse.partner.isin(dead).any() and not result.reverse.nearest.isin(dead).any()
+    assert list(result.table.partner.drop(dead)) == [i for i in range(LATENTS) if i not in dead]
+    compared = sae.compare_to_null(result, result)
     assert (compared.n, compared.n_other) == (25, 30)
     assert set(compared.kept) == set(range(LATENTS)) - set(dead) and not compared.lost
-    # A latent without a partner is new, beside as many in a null that is alike.
+    # A latent without a partner is new, and as many are in an equal null.
     assert compared.new == tuple(dead)
     assert compared.new_share == compared.null_new_share == 5 / 30 and compared.null_lost_share == 0
     steady = matched(planted(decoder), planted(decoder), rows, rows)
@@ -146,18 +146,18 @@ def test_a_latent_that_never_changes_has_no_partner_by_activation(rows):
         codes[:, 3] = 0.1
         return codes
 
-    found = matched(stand_in(decoder, constant), planted(decoder), rows, rows)
-    assert found.table.live[3] and found.table.partner[3] == 3
-    assert found.table.partner_by_activation.isna()[3] and np.isnan(found.table.correlation[3])
-    assert (found.table.partner_by_activation.drop(3) == found.table.latent.drop(3)).all()
+    result = matched(stand_in(decoder, constant), planted(decoder), rows, rows)
+    assert result.table.live[3] and result.table.partner[3] == 3
+    assert result.table.partner_by_activation.isna()[3] and np.isnan(result.table.correlation[3])
+    assert (result.table.partner_by_activation.drop(3) == result.table.latent.drop(3)).all()
 
 
 def test_widths_may_differ_where_rows_are_given(rows):
     narrow = np.random.default_rng(3).standard_normal((30, 8))
     image = (rows @ np.linalg.lstsq(narrow, directions(), rcond=None)[0].T).astype(np.float32)
-    found = matched(planted(directions(), 0.1), planted(narrow, 0.1), rows, image)
-    assert found.table.cosine.isna().all() and found.table.nearest.isna().all()
-    assert found.table.correlation.notna().all()
+    result = matched(planted(directions(), 0.1), planted(narrow, 0.1), rows, image)
+    assert result.table.cosine.isna().all() and result.table.nearest.isna().all()
+    assert result.table.correlation.notna().all()
 
 
 def test_nothing_is_lost_between_equal_dictionaries():
@@ -192,21 +192,21 @@ def test_planted_losses_are_found_beside_the_null():
     changed[:12] = directions(12, 50)
     null = matched(planted(decoder), planted(decoder + 0.3 * directions(100, 2)))
     match = matched(planted(decoder), planted(changed))
-    found = sae.compare_to_null(match, null)
-    assert set(range(12)) <= set(found.lost) and set(range(12)) <= set(found.new)
-    assert len(found.lost) <= 12 + 12
-    assert set(found.lost) | set(found.kept) == set(range(100)) and not set(found.lost) & set(found.kept)
-    assert found.threshold == pytest.approx(np.percentile(null.table.cosine, 5))
-    k = len(found.lost)
-    assert found.lost_share == k / 100
-    assert found.lost_low == pytest.approx(beta.ppf(0.025, k, 101 - k))
-    assert found.lost_high == pytest.approx(beta.ppf(0.975, k + 1, 100 - k))
-    assert (found.mean, found.null_mean) == pytest.approx((match.table.cosine.mean(), null.table.cosine.mean()))
-    assert found.difference == pytest.approx(found.mean - found.null_mean)
+    result = sae.compare_to_null(match, null)
+    assert set(range(12)) <= set(result.lost) and set(range(12)) <= set(result.new)
+    assert len(result.lost) <= 12 + 12
+    assert set(result.lost) | set(result.kept) == set(range(100)) and not set(result.lost) & set(result.kept)
+    assert result.threshold == pytest.approx(np.percentile(null.table.cosine, 5))
+    k = len(result.lost)
+    assert result.lost_share == k / 100
+    assert result.lost_low == pytest.approx(beta.ppf(0.025, k, 101 - k))
+    assert result.lost_high == pytest.approx(beta.ppf(0.975, k + 1, 100 - k))
+    assert (result.mean, result.null_mean) == pytest.approx((match.table.cosine.mean(), null.table.cosine.mean()))
+    assert result.difference == pytest.approx(result.mean - result.null_mean)
     # The percentile bootstrap of a mean is close to the normal interval.
     spread = 1.96 * match.table.cosine.std() / 10
-    assert found.mean_high - found.mean == pytest.approx(spread, rel=0.25)
-    assert found.mean - found.mean_low == pytest.approx(spread, rel=0.25)
+    assert result.mean_high - result.mean == pytest.approx(spread, rel=0.25)
+    assert result.mean - result.mean_low == pytest.approx(spread, rel=0.25)
 
 
 def test_trained_dictionaries_from_one_start_match_better_than_from_two(tmp_path):

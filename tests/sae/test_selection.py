@@ -1,4 +1,4 @@
-"""The quick selections are exactly torch's, and training with them is sae-lens' own."""
+"""The quick selections are exactly torch's, and training with them is sae-lens' reference."""
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -28,7 +28,7 @@ tied = arrays.arrays(
 @pytest.mark.parametrize("shift", [0.0, -1.0, -3.0])
 @pytest.mark.parametrize("k", [1, 8, 60, 256])
 def test_the_same_set_as_torch_over_the_batch(k, shift):
-    """Large enough for the sampled bound; at a shift of -3 fewer are above zero than asked for."""
+    """Large enough for the sampled bound; at a shift of -3 fewer are above zero than requested."""
     x = torch.randn(512, 256, generator=torch.Generator().manual_seed(k)) + shift
     expected = torch.zeros(x.numel(), dtype=torch.bool)
     expected[x.flatten().topk(k * len(x)).indices] = True
@@ -76,15 +76,15 @@ def pair(architecture, dtype=torch.float32):
     """Our training dictionary and sae-lens' with the same weights, not tied, norms uneven."""
     rows, _ = planted(2000)
     config = SaeConfig(architecture, expansion=2, k=4, samples=60 * 128, batch_size=128, learning_rate=1e-3)
-    made = plan(config, rows.shape)
-    ours = initialise(made, measure(rows))
+    sizes = plan(config, rows.shape)
+    ours = initialise(sizes, measure(rows))
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     theirs = TrainingSAE.from_dict(ours.cfg.to_dict())
     theirs.load_state_dict(ours.state_dict())
-    return rows, made, ours.to(dtype), theirs.to(dtype)
+    return rows, sizes, ours.to(dtype), theirs.to(dtype)
 
 
 @pytest.mark.parametrize("n_dead", [0, 5, 30])
@@ -95,11 +95,11 @@ def test_losses_and_gradients_are_sae_lens_own(architecture, n_dead):
     dead = torch.zeros(48, dtype=torch.bool)
     dead[torch.randperm(48, generator=torch.Generator().manual_seed(0))[:n_dead]] = True
     step = TrainStepInput(torch.from_numpy(rows[:200].astype(np.float64)), {}, dead, 0, False)
-    mine, own = ours.training_forward_pass(step), theirs.training_forward_pass(step)
+    mine, reference = ours.training_forward_pass(step), theirs.training_forward_pass(step)
     mine.loss.backward()
-    own.loss.backward()
-    assert mine.loss.item() == pytest.approx(own.loss.item(), rel=1e-10)
-    assert torch.allclose(mine.feature_acts, own.feature_acts) and torch.allclose(mine.sae_out, own.sae_out)
+    reference.loss.backward()
+    assert mine.loss.item() == pytest.approx(reference.loss.item(), rel=1e-10)
+    assert torch.allclose(mine.feature_acts, reference.feature_acts) and torch.allclose(mine.sae_out, reference.sae_out)
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-8, atol=1e-10), name
 
@@ -107,13 +107,13 @@ def test_losses_and_gradients_are_sae_lens_own(architecture, n_dead):
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "standard", "jumprelu"])
 def test_training_follows_plain_sae_lens(architecture):
     """The same batches through SAETrainer: weights, schedules, coefficients and counts of silent steps."""
-    rows, made, ours, theirs = pair(architecture)
+    rows, sizes, ours, theirs = pair(architecture)
     scale = measure(rows)
-    trainer = Trainer(made, ours, rows, scale)
-    plain = SAETrainer(cfg=trainer_settings(made), sae=theirs, data_provider=iter(()))
+    trainer = Trainer(sizes, ours, rows, scale)
+    plain = SAETrainer(cfg=trainer_settings(sizes), sae=theirs, data_provider=iter(()))
     plain.activation_scaler.scaling_factor = scale.factor
-    batches = order(len(rows), made.batch_size, 0)
-    for _ in range(made.steps):
+    batches = order(len(rows), sizes.batch_size, 0)
+    for _ in range(sizes.steps):
         trainer.advance()
         plain.step(torch.from_numpy(rows[next(batches)]))
         plain.n_training_steps += 1

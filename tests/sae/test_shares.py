@@ -93,8 +93,8 @@ def layers(adapted, base=(0.1, 0.1, 0.1, 0.1), method="full", seed=0, **more):
 
 
 def first(table, quantity="mass_task"):
-    found = sae.crossing(table)
-    return found[found.quantity == quantity].iloc[0]
+    crossings = sae.crossing(table)
+    return crossings[crossings.quantity == quantity].iloc[0]
 
 
 def test_the_crossing_is_the_first_layer_beyond_base_s_interval():

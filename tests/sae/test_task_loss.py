@@ -82,7 +82,7 @@ def task(encoder, examples):
 
 @torch.no_grad()
 def twin(model, encoder, examples, labels, layer, replace):
-    """Losses and hits, one text at a time, every real token's row put in by hand in a hook of its own."""
+    """Losses and hits, one example at a time, every real token's row put in by hand in a separate hook."""
     encodings = tokenize(encoder, examples, 128)
     module = blocks(model)[max(0, layer - 1)]
     losses, right = [], []
@@ -137,21 +137,21 @@ def test_a_slow_twin_agrees_in_every_family_and_layer(family, examples, monkeypa
         rows = [forward(model, collate(encoder, encodings, [i]))[0] for i in range(len(examples))]
     for layer in range(4):
         mean = torch.cat([layers[layer][0] for layers in rows]).double().mean(0).float()
-        found = run(model, encoder, examples, labels, layer, {"part": keep})
+        table = run(model, encoder, examples, labels, layer, {"part": keep})
         for variant, replace in (
             ("clean", lambda row: row),
             ("mean_ablated", lambda row, mean=mean: mean),
             ("part", lambda row: row @ matrix),
         ):
             loss, accuracy = twin(model, encoder, examples, labels, layer, replace)
-            assert found.loss[variant] == pytest.approx(loss, abs=1e-5)  # rounding of one text against four
-            assert found.accuracy[variant] == accuracy
-        assert abs(found.loss["part"] - found.loss["clean"]) > 1e-3  # the edit is felt
-        recovered = (found.loss["mean_ablated"] - found.loss["part"]) / (
-            found.loss["mean_ablated"] - found.loss["clean"]
+            assert table.loss[variant] == pytest.approx(loss, abs=1e-5)  # rounding of one text against four
+            assert table.accuracy[variant] == accuracy
+        assert abs(table.loss["part"] - table.loss["clean"]) > 1e-3  # the edit is felt
+        recovered = (table.loss["mean_ablated"] - table.loss["part"]) / (
+            table.loss["mean_ablated"] - table.loss["clean"]
         )
-        if np.isfinite(found.loss_recovered["part"]):
-            assert found.loss_recovered["part"] == pytest.approx(recovered, rel=1e-9)
+        if np.isfinite(table.loss_recovered["part"]):
+            assert table.loss_recovered["part"] == pytest.approx(recovered, rel=1e-9)
 
 
 def test_a_copy_recovers_all_and_the_mean_nothing(family, examples):
@@ -161,16 +161,16 @@ def test_a_copy_recovers_all_and_the_mean_nothing(family, examples):
         layers, _ = forward(model, inputs)
     for layer in range(4):
         mean = layers[layer][inputs["attention_mask"].bool()].double().mean(0).numpy()
-        found = run(model, encoder, examples, labels, layer, {"copy": copy(), "fixed": fixed(mean)})
-        assert found.loss["copy"] == found.loss["clean"]  # to the last bit
-        assert found.loss["fixed"] == pytest.approx(found.loss["mean_ablated"], abs=2e-6)
-        assert found.loss["mean_ablated"] > found.loss["clean"] + 0.1
-        assert found.loss_recovered["copy"] == found.loss_recovered["clean"] == 1
-        assert found.loss_recovered["fixed"] == pytest.approx(0, abs=2e-5)
-        assert found.loss_recovered["mean_ablated"] == 0
-        assert found.loss_recovered_low["copy"] == found.loss_recovered_high["copy"] == 1
-        assert found.accuracy_recovered["copy"] == 1 and found.accuracy_recovered["fixed"] == 0
-        assert (found.why == "").all()
+        table = run(model, encoder, examples, labels, layer, {"copy": copy(), "fixed": fixed(mean)})
+        assert table.loss["copy"] == table.loss["clean"]  # to the last bit
+        assert table.loss["fixed"] == pytest.approx(table.loss["mean_ablated"], abs=2e-6)
+        assert table.loss["mean_ablated"] > table.loss["clean"] + 0.1
+        assert table.loss_recovered["copy"] == table.loss_recovered["clean"] == 1
+        assert table.loss_recovered["fixed"] == pytest.approx(0, abs=2e-5)
+        assert table.loss_recovered["mean_ablated"] == 0
+        assert table.loss_recovered_low["copy"] == table.loss_recovered_high["copy"] == 1
+        assert table.accuracy_recovered["copy"] == 1 and table.accuracy_recovered["fixed"] == 0
+        assert (table.why == "").all()
 
 
 def test_padding_has_no_part(family, examples, monkeypatch):
@@ -267,17 +267,17 @@ def test_a_cost_that_may_be_nothing_gives_no_bounds():
 
 
 def test_loss_is_the_models_own(bert, examples):
-    """transformers' own loss, on the whole set at once."""
+    """The loss of transformers, on the whole set at once."""
     encoder, model, labels = bert
     inputs = collate(encoder, tokenize(encoder, examples, 128), range(50))
     with torch.no_grad():
         theirs = model(**inputs, labels=torch.from_numpy(labels))
-    found = run(model, encoder, examples, labels, 1, {})
-    assert found.loss["clean"] == pytest.approx(float(theirs.loss), abs=1e-5)
-    assert found.accuracy["clean"] == (theirs.logits.argmax(1).numpy() == labels).mean() == 0.9
-    assert list(found.index) == ["clean", "mean_ablated"]
-    assert found.loc["clean", "accuracy_low"] == pytest.approx(0.7864, abs=1e-4)  # Wilson's for 45 of 50
-    assert found.loc["clean", "accuracy_high"] == pytest.approx(0.9565, abs=1e-4)
+    table = run(model, encoder, examples, labels, 1, {})
+    assert table.loss["clean"] == pytest.approx(float(theirs.loss), abs=1e-5)
+    assert table.accuracy["clean"] == (theirs.logits.argmax(1).numpy() == labels).mean() == 0.9
+    assert list(table.index) == ["clean", "mean_ablated"]
+    assert table.loc["clean", "accuracy_low"] == pytest.approx(0.7864, abs=1e-4)  # Wilson's for 45 of 50
+    assert table.loc["clean", "accuracy_high"] == pytest.approx(0.9565, abs=1e-4)
 
 
 def test_a_trained_dictionary_is_given_raw_rows(bert, examples, tmp_path):
@@ -287,9 +287,9 @@ def test_a_trained_dictionary_is_given_raw_rows(bert, examples, tmp_path):
         rows = torch.cat([forward(model, collate(encoder, encodings, [i]))[0][2][0] for i in range(50)]).numpy()
     config = sae.SaeConfig(k=8, expansion=4, samples=12_000, batch_size=128)
     trained = sae.train(rows, tmp_path / "d", config, progress=False)
-    found = run(model, encoder, examples, labels, 2, {"trained": trained})
-    assert found.loss["clean"] < found.loss["trained"] < found.loss["mean_ablated"]
-    assert 0.5 < found.loss_recovered["trained"] < 1
+    table = run(model, encoder, examples, labels, 2, {"trained": trained})
+    assert table.loss["clean"] < table.loss["trained"] < table.loss["mean_ablated"]
+    assert 0.5 < table.loss_recovered["trained"] < 1
 
 
 def test_mistakes_are_named(bert, examples):

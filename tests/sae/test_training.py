@@ -48,9 +48,9 @@ class Interrupted(np.ndarray):
 
 
 def cut(rows, steps):
-    made = rows.view(Interrupted)
-    made.left = steps
-    return made
+    interrupted = rows.view(Interrupted)
+    interrupted.left = steps
+    return interrupted
 
 
 def weights(folder):
@@ -146,13 +146,13 @@ def test_frozen_directions_explain_more_than_none_trained_and_less_than_all(tmp_
     rows, _ = planted(4000)
     config = replace(SMALL, samples=40_000)
     full = train(rows, tmp_path / "full", config)
-    made = {
+    dictionaries = {
         "full": full,
         "frozen": train(rows, tmp_path / "frozen", config, frozen_decoder=True),
         "untrained": sae.untrained(full, rows, config),
     }
-    found = {name: quality(d, rows).explained_variance for name, d in made.items()}
-    assert found["full"] > found["frozen"] + 0.1 > found["untrained"] + 0.2
+    variances = {name: quality(d, rows).explained_variance for name, d in dictionaries.items()}
+    assert variances["full"] > variances["frozen"] + 0.1 > variances["untrained"] + 0.2
 
 
 def test_training_leaves_torch_as_it_was(rows, tmp_path):
@@ -163,17 +163,17 @@ def test_training_leaves_torch_as_it_was(rows, tmp_path):
 
 
 def test_defaults_follow_width_and_rows():
-    def made(n, d, **options):
+    def sizes(n, d, **options):
         return plan(SaeConfig(**options), (n, d))
 
-    usual = made(60_000, 384)
+    usual = sizes(60_000, 384)
     assert (usual.d_sae, usual.k, usual.learning_rate) == (1536, 32, 3e-3)
-    assert made(60_000, 768).k == 64
-    assert made(1000, 384).d_sae == 500
-    assert made(60_000, 384, expansion=8).learning_rate < usual.learning_rate < made(60_000, 96).learning_rate <= 1e-2
+    assert sizes(60_000, 768).k == 64
+    assert sizes(1000, 384).d_sae == 500
+    assert sizes(60_000, 384, expansion=8).learning_rate < usual.learning_rate < sizes(60_000, 96).learning_rate <= 1e-2
     assert usual.steps == 4 * 60_000 // 1024
-    assert made(13_000, 384).steps == 200
-    assert made(1600, 384).steps == 32 * 1600 // 1024
+    assert sizes(13_000, 384).steps == 200
+    assert sizes(1600, 384).steps == 32 * 1600 // 1024
     assert default_k(8, 1) == 1 and default_learning_rate(1) == 1e-2
 
 
