@@ -30,6 +30,14 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the study. Repeatable."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="auto|fp32|bf16",
+        help="Of fine-tuning. auto: bf16 where the processor has instructions for it, else fp32.",
+    ),
+]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", metavar="N", help="Training seed, instead of the study's. Repeatable.")
 ]
@@ -37,20 +45,37 @@ Seeds = Annotated[
 
 @app.command()
 def run(
-    study: StudyPath, out: Out = None, overrides: Overrides = None, device: Device = "auto", seed: Seeds = None
+    study: StudyPath,
+    out: Out = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seeds = None,
 ) -> None:
     """Do what a study asks for, and write its report."""
-    _run(study, out, overrides or [], device, seed or [], verb=["run", str(study)])
+    _run(study, out, overrides or [], device, precision, seed or [], verb=["run", str(study)])
 
 
 @app.command()
-def demo(out: Out = None, overrides: Overrides = None, device: Device = "auto", seed: Seeds = None) -> None:
+def demo(
+    out: Out = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seeds = None,
+) -> None:
     """Run the quickstart on the bundled model and tweets: fine-tune, compare every layer, report. A few minutes."""
-    _run(analyses() / "quickstart.toml", out, overrides or [], device, seed or [], verb=["demo"])
+    _run(analyses() / "quickstart.toml", out, overrides or [], device, precision, seed or [], verb=["demo"])
 
 
 @app.command()
-def plan(study: StudyPath, overrides: Overrides = None, device: Device = "auto", seed: Seeds = None) -> None:
+def plan(
+    study: StudyPath,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seeds = None,
+) -> None:
     """Show what a study would compute, what is there already, and the disk space it takes. Computes nothing."""
     from rich.console import Console
     from rich.table import Table
@@ -58,7 +83,7 @@ def plan(study: StudyPath, overrides: Overrides = None, device: Device = "auto",
     from layerprobe import pipeline
 
     with _one_sentence():
-        planned = pipeline.plan(_load(study, overrides or [], seed or []), device=device)
+        planned = pipeline.plan(_load(study, overrides or [], seed or []), device=device, precision=precision)
     table = Table("stage", "of", "key", "state", "size", box=None, pad_edge=False)
     for task in planned.tasks:
         size = "pending" if task.size is None else _bytes(task.size) if task.size else "small"
@@ -161,10 +186,20 @@ def analyses() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "analyses"
 
 
-def _run(path: Path, out: Path | None, overrides: list[str], device: str, seeds: list[int], *, verb: list[str]) -> None:
+def _run(
+    path: Path,
+    out: Path | None,
+    overrides: list[str],
+    device: str,
+    precision: str,
+    seeds: list[int],
+    *,
+    verb: list[str],
+) -> None:
     options = [] if out is None else ["--out", str(out)]
     options += [word for override in overrides for word in ("--set", override)]
     options += [] if device == "auto" else ["--device", device]
+    options += [] if precision == "auto" else ["--precision", precision]
     options += [word for seed in seeds for word in ("--seed", str(seed))]
     command = shlex.join(["layerprobe", *verb, *options])
     with _one_sentence(resume=command):
@@ -172,7 +207,7 @@ def _run(path: Path, out: Path | None, overrides: list[str], device: str, seeds:
         from layerprobe import pipeline
 
         given = path.read_text(encoding="utf-8")
-        result = pipeline.run(study, out=out, device=device, given=given, command=command)
+        result = pipeline.run(study, out=out, device=device, precision=precision, given=given, command=command)
     print(result.folder / "index.html")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from layerprobe.artifacts import checksum
 from layerprobe.study import Study
@@ -23,7 +23,7 @@ class Identities:
     study: Study
     corpus: Corpus
     encoder: Encoder
-    precision: str
+    precision: Literal["bf16", "fp32"]
     ood: tuple[OodSet, ...]
     if TYPE_CHECKING:
 

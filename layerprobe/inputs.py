@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from layerprobe.errors import StudyError
 from layerprobe.identities import Identities
@@ -24,7 +24,7 @@ LEAST_TEXTS = 8
 """Texts below which no interval over texts can be given."""
 
 
-def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inputs:
+def load_inputs(study: Study, device: str, home: Path, *, progress: bool, precision: str = "auto") -> Inputs:
     """Read the data and the model of a study, and check that what it asks for fits them.
 
     Raises:
@@ -35,8 +35,8 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
         check_method,
         expand_methods,
         parse_method,
-        precision,
     )
+    from layerprobe.adaptation import precision as resolve_precision
     from layerprobe.data import load_corpus, load_ood
     from layerprobe.encoder import load_encoder
     from layerprobe.similarity import MEASURES
@@ -49,6 +49,7 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
         if name not in known:
             raise StudyError(f"similarity.measures names {name!r}; the measures are {', '.join(known)}.")
     device = resolve_device(device)
+    resolved = resolve_precision(device, precision)
     asked = study.data
     corpus = load_corpus(
         asked.source,
@@ -98,7 +99,7 @@ def load_inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inp
             raise StudyError(
                 f"sae.layers names layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
             )
-    return Inputs(study, corpus, encoder, methods, device, precision(device), progress, tuple(ood), home)
+    return Inputs(study, corpus, encoder, methods, device, resolved, progress, tuple(ood), home)
 
 
 def resolve_device(device: str) -> str:
@@ -124,7 +125,7 @@ class Inputs(Identities):
     encoder: Encoder
     methods: tuple[Method, ...]
     device: str
-    precision: str
+    precision: Literal["bf16", "fp32"]
     progress: bool
     ood: tuple[OodSet, ...]
     home: Path

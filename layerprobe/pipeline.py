@@ -61,7 +61,7 @@ class Plan:
         return sum(task.size or 0 for task in self.tasks if not task.finished)
 
 
-def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Plan:
+def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: Path | None = None) -> Plan:
     """What `run` would do for this study. Computes nothing, and needs no network: what it can't know is pending.
 
     Raises:
@@ -70,7 +70,7 @@ def plan(study: Study, *, device: str = "auto", home: Path | None = None) -> Pla
     store = ArtifactStore(home)
     _stay_offline(study)
     try:
-        inputs = _inputs(study, device, store.root, progress=False)
+        inputs = _inputs(study, device, precision, store.root, progress=False)
     except (DataError, EncoderError) as error:
         here = study.data.source if isinstance(error, DataError) else study.model.name
         if not _of_the_hub(here):
@@ -104,6 +104,7 @@ def run(
     *,
     out: str | Path | None = None,
     device: str = "auto",
+    precision: str = "auto",
     home: Path | None = None,
     given: str | None = None,
     command: str | None = None,
@@ -118,6 +119,7 @@ def run(
         study: what is asked for.
         out: the run folder; by default `reports/<study name>` below the working folder.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        precision: of fine-tuning: `bf16`, `fp32`, or `auto`, which is bf16 where the processor has instructions for it.
         home: root of the artifact store; by default `$LAYERPROBE_HOME` or the user's cache folder.
         given: the study's own text, kept in the run's record.
         command: the command that repeats the run, kept in the run's record.
@@ -154,7 +156,7 @@ def run(
     result = None
     try:
         result = Run.create(folder, record)
-        inputs = _inputs(study, device, store.root, progress=progress)
+        inputs = _inputs(study, device, precision, store.root, progress=progress)
         result.record |= {"data": inputs.describe_data(), "encoder": inputs.describe_encoder()}
         result.record["provenance"] |= {"device": inputs.device, "precision": inputs.precision}
         tasks = tasks_of(inputs)
@@ -239,12 +241,12 @@ def _builder(task: Task, parents: Parents, tell: _Teller) -> Callable[[Path], No
     return build
 
 
-def _inputs(study: Study, device: str, home: Path, *, progress: bool) -> Inputs:
+def _inputs(study: Study, device: str, precision: str, home: Path, *, progress: bool) -> Inputs:
     if progress:
         print("Reading the data and the model", file=sys.stderr, flush=True)
     from layerprobe.inputs import load_inputs
 
-    return load_inputs(study, device, home, progress=progress)
+    return load_inputs(study, device, home, progress=progress, precision=precision)
 
 
 def _finish(result: Run, inputs: Inputs, done: Parents, store: ArtifactStore) -> None:

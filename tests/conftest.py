@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "disabled"
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
 from pathlib import Path
@@ -17,6 +19,17 @@ install_import_hook(
     [f"layerprobe.{name}" for name in ("activations", "internals", "sae", "similarity", "sufficiency")],
     typechecker="checking.typechecked",
 )
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fp32", action="store_true", help="let precision 'auto' be float32 on every processor")
+
+
+def pytest_configure(config):
+    if config.getoption("--fp32"):
+        import torch
+
+        torch.cpu._is_avx512_bf16_supported = lambda: False
 
 
 @pytest.fixture(scope="session", autouse=True)

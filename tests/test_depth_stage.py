@@ -12,6 +12,8 @@ from layerprobe.adaptation import parse_method
 from layerprobe.artifacts import Artifact
 from layerprobe.stages.depth import CONCLUSION, conclude, correct, family_of, power_note, prices
 
+pytestmark = pytest.mark.numerical
+
 
 def family(*names, seeds=(0, 1)):
     methods = [parse_method(name) for name in names]

@@ -15,6 +15,8 @@ from layerprobe.encoder import collate, load_classifier, load_encoder, tokenize
 from layerprobe.errors import EncoderError
 from layerprobe.layers import blocks, edited, forward
 
+pytestmark = pytest.mark.numerical
+
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert", "albert")
 
 

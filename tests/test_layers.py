@@ -9,6 +9,8 @@ from tiny import make_encoder
 from layerprobe.encoder import collate, load_encoder, tokenize
 from layerprobe.layers import blocks, edited, forward, resumed, skipping
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def passed(request, tmp_path_factory):

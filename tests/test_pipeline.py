@@ -17,6 +17,8 @@ from layerprobe import Run, Study, pipeline, run
 from layerprobe.activations import ActivationStore
 from layerprobe.errors import StorageError, StudyError
 
+pytestmark = pytest.mark.numerical
+
 STUDY = """
 question = "What changed?"
 [model]

@@ -19,6 +19,7 @@ from layerprobe.adaptation._lora import merge_lora
 from layerprobe.adaptation._methods import Method, cached_layers, check_method
 from layerprobe.adaptation._quality import Quality, probabilities, quality
 from layerprobe.adaptation._rates import method_rate
+from layerprobe.adaptation._trained import precision as resolve_precision
 from layerprobe.data import Examples
 from layerprobe.encoder import Encoder, load_classifier, quiet, tokenize
 from layerprobe.errors import StudyError
@@ -84,6 +85,7 @@ def adapt(
     cache_for: Sequence[Method] = (),
     checkpoints: int | None = None,
     max_length: int = 128,
+    precision: str = "auto",
     device: str = "cpu",
     progress: bool = True,
 ) -> Adaptation:
@@ -121,6 +123,7 @@ def adapt(
         checkpoints: how many checkpoints to keep of the blocks' training, evenly spaced before its end, in folders
             `step-...` beside `folder`.
         max_length: word pieces kept of a text.
+        precision: of the blocks' training; `auto` chooses what the processor is fast at.
         device: where to compute.
         progress: whether to draw progress bars on stderr.
 
@@ -197,6 +200,7 @@ def adapt(
             epochs=epochs,
             batch_size=batch_size,
             head_learning_rate=head_learning_rate,
+            precision=resolve_precision(device, precision),
             device=device,
             progress=progress,
         )

@@ -16,7 +16,7 @@ from layerprobe.adaptation._head import train_head
 from layerprobe.adaptation._lora import add_lora
 from layerprobe.adaptation._methods import Method, frozen_layer
 from layerprobe.adaptation._rates import SEARCH_FACTORS
-from layerprobe.adaptation._trained import precision, trained_parameter_names
+from layerprobe.adaptation._trained import trained_parameter_names
 from layerprobe.adaptation._training import train_blocks
 from layerprobe.adaptation._validation import SHARE, validation_part
 from layerprobe.encoder import Encoder, head_parameter_names
@@ -41,6 +41,8 @@ class Recipe:
     head_learning_rate: float | None
     device: str
     progress: bool
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Of the blocks' training."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,6 @@ def fit(
     labels = recipe.labels
     if method.kind == "shuffled-labels" and permuted:
         labels = np.random.default_rng(recipe.seed).permutation(labels)
-    used = precision(recipe.device)
     layer = frozen_layer(method, recipe.encoder.n_layers)
     after = train_blocks(
         model,
@@ -111,7 +112,7 @@ def fit(
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         learning_rate=learning_rate,
-        precision=used,
+        precision=recipe.precision,
         checkpoints=checkpoints,
         keep=keep,
         device=recipe.device,
@@ -120,7 +121,7 @@ def fit(
     done = log[-1]["step"] if log else 0  # a head's steps come first, and are counted on
     log = log + [{**entry, "step": done + entry["step"]} for entry in after]
     settings |= {
-        "precision": used,
+        "precision": recipe.precision,
         "learning_rate": learning_rate,
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,

@@ -45,6 +45,7 @@ def adapt(inputs: Inputs, method: Method, seed: int) -> Build:
             cache_for=inputs.methods,
             checkpoints=study.adaptation.checkpoints,
             max_length=study.data.max_length,
+            precision=inputs.precision,
             device=inputs.device,
             progress=inputs.progress,
         )

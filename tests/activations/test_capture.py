@@ -10,6 +10,8 @@ from layerprobe.encoder import collate, tokenize
 from layerprobe.errors import EncoderError, StorageError, StudyError
 from layerprobe.layers import forward
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def model(tiny_encoder):

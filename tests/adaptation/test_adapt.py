@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import binomtest
@@ -19,7 +20,9 @@ from layerprobe.adaptation import (
 )
 from layerprobe.data import load_corpus
 from layerprobe.encoder import head_parameter_names, load_classifier, load_encoder
-from layerprobe.errors import StudyError
+from layerprobe.errors import ArgumentError, StudyError
+
+pytestmark = pytest.mark.numerical
 
 ARGUMENTS = {"epochs": 1, "learning_rate": 1e-3, "progress": False}
 
@@ -54,7 +57,8 @@ def test_head_leaves_the_body_identical_in_every_family(family, tiny_corpus, tmp
     assert any("classifier" in name for name in changed(encoder, tiny_corpus, result))
     assert result.trainable_parameters == sum(p.numel() for n, p in model.named_parameters() if n in head)
     assert result.after.loss < result.before.loss
-    assert result.settings["gradient_norm"] < 0.05
+    # DistilBERT's head ends in a ReLU, at whose kinks a minimum has no zero gradient.
+    assert result.settings["gradient_norm"] < (0.3 if family == "distilbert" else 0.05)
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -201,3 +205,20 @@ def test_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=there: there)
         assert precision("cpu") == expected
     assert precision("mps") == "fp32"
+    assert [precision("cpu", choice) for choice in ("bf16", "fp32")] == ["bf16", "fp32"]
+    for device, choice, message in (("cpu", "fp16", "is auto, bf16 or fp32"), ("mps", "bf16", "use fp32")):
+        with pytest.raises(ArgumentError, match=message):
+            precision(device, choice)
+
+
+@pytest.mark.parametrize("n", [80, 400])
+def test_a_head_is_no_worse_than_uniform_even_without_signal(n, tiny_encoder, tmp_path):
+    """A penalty chosen on a dozen examples may give an over-confident head: 1.2 nats where a uniform guess has .69."""
+    rng = np.random.default_rng(n)
+    words = [f"w{i}" for i in range(60)]
+    rows = [(" ".join(rng.choice(words, 6)), f"class {rng.choice(['a', 'b'])}") for _ in range(n + 200)]
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "noise.csv", index=False)
+    corpus = load_corpus(str(tmp_path / "noise.csv"), train=n, test=200)
+    for seed in range(2):
+        result = adapted(tiny_encoder, corpus, tmp_path / "out", "head", seed=seed)
+        assert result.after.loss < np.log(2) + 0.1

@@ -16,6 +16,8 @@ from layerprobe.encoder import collate, load_encoder, tokenize
 from layerprobe.errors import StorageError
 from layerprobe.layers import forward
 
+pytestmark = pytest.mark.numerical
+
 KEPT = {"max_length": 32, "device": "cpu", "progress": False}
 
 

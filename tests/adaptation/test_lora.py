@@ -10,6 +10,8 @@ from layerprobe.encoder import collate, load_classifier, load_encoder, tokenize
 from layerprobe.errors import StudyError
 from layerprobe.layers import forward
 
+pytestmark = pytest.mark.numerical
+
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "albert", "modernbert")
 NEW_HEAD = {
     "distilbert": "pre_classifier.weight",

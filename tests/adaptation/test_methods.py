@@ -21,6 +21,8 @@ from layerprobe.encoder import head_parameter_names, load_classifier, load_encod
 from layerprobe.errors import StudyError
 from layerprobe.layers import blocks
 
+pytestmark = pytest.mark.numerical
+
 EVERY = ["head", "top:1", "top:2", "lora:2", "lora:2@2", "bitfit", "lp-ft", "full", "shuffled-labels"]
 
 

@@ -13,6 +13,8 @@ from layerprobe.encoder import collate, head_parameter_names, load_classifier, l
 from layerprobe.errors import EncoderError, StudyError
 from layerprobe.layers import edited, forward, resumed
 
+pytestmark = pytest.mark.numerical
+
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "albert", "modernbert")
 
 

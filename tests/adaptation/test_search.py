@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from layerprobe.adaptation import _fit, adapt, parse_method
-from layerprobe.adaptation._validation import validation_part
+from layerprobe.adaptation._validation import validation_folds, validation_part
+
+pytestmark = pytest.mark.numerical
 
 
 def adapted(encoder, corpus, folder, method, **options):
@@ -22,6 +24,17 @@ def test_the_part_is_stratified_and_its_own_for_each_seed():
     assert np.array_equal(part, validation_part(labels, 0))
     assert not np.array_equal(part, validation_part(labels, 1))
     assert not validation_part(np.arange(5), 0).any()
+
+
+def test_folds_are_stratified_disjoint_and_no_more_than_needed():
+    labels = np.array([0] * 100 + [1] * 20 + [2])
+    folds = validation_folds(labels, 0)
+    assert [[int(fold[labels == label].sum()) for label in range(3)] for fold in folds] == [[20, 4, 0]] * 5
+    assert (sum(fold.astype(int) for fold in folds) == (labels < 2)).all()
+    assert all(np.array_equal(one, other) for one, other in zip(folds, validation_folds(labels, 0), strict=True))
+    assert not np.array_equal(folds[0], validation_folds(labels, 1)[0])
+    assert [len(validation_folds(np.arange(n) % 2, 0)) for n in (1000, 2000, 2500, 9000)] == [3, 2, 1, 1]
+    assert validation_folds(np.arange(5), 0) == []
 
 
 def test_the_rate_with_the_least_validation_loss_is_taken(tiny_encoder, tiny_corpus, tmp_path):
@@ -72,7 +85,6 @@ def test_a_candidate_that_diverges_is_passed_over(tiny_encoder, tiny_corpus, tmp
 
 def test_validation_loss_is_that_of_the_float32_model(tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
     """After training in bf16 too, whose autocast would otherwise stay on the model."""
-    monkeypatch.setattr(_fit, "precision", lambda device: "bf16")
     found = []
     real = _fit._loss
 
@@ -88,6 +100,6 @@ def test_validation_loss_is_that_of_the_float32_model(tiny_encoder, tiny_corpus,
         return value
 
     monkeypatch.setattr(_fit, "_loss", checked)
-    adapted(tiny_encoder, tiny_corpus, tmp_path / "out", "full")
+    adapted(tiny_encoder, tiny_corpus, tmp_path / "out", "full", precision="bf16")
     assert len(found) == 3
     assert torch.allclose(*torch.tensor(found).T, atol=1e-6)

@@ -15,6 +15,8 @@ from layerprobe.internals import _interventions as module
 from layerprobe.internals import interventions
 from layerprobe.layers import blocks, edited, forward, skipping
 
+pytestmark = pytest.mark.numerical
+
 VALUES = ["accuracy", "loss"]
 
 

@@ -12,6 +12,8 @@ from layerprobe.errors import MeasureError
 from layerprobe.internals import probe_layers
 from layerprobe.internals._probes import CONTROLS, PENALTIES
 
+pytestmark = pytest.mark.numerical
+
 COLUMNS = [
     "layer",
     "accuracy",

@@ -13,6 +13,8 @@ from layerprobe.errors import EncoderError, MeasureError
 from layerprobe.internals import compare_weights
 from layerprobe.internals._weights import _change
 
+pytestmark = pytest.mark.numerical
+
 SIX = ["query", "key", "value", "attention_output", "feed_forward_in", "feed_forward_out"]
 
 

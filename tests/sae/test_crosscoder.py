@@ -13,6 +13,8 @@ from layerprobe.sae import Crosscoder, CrosscoderConfig, crosscoder
 from layerprobe.sae._sparse import Weights
 from layerprobe.sae.crosscoder import AUXILIARY, loss
 
+pytestmark = pytest.mark.numerical
+
 KINDS = np.array(["shared"] * 16 + ["base_only"] * 4 + ["adapted_only"] * 4 + ["rotated"] * 4)
 COLUMNS = ["latent", "delta", "nu_error", "nu_reconstruction", "cosine", "firing_rate", "energy_share", "kind"]
 

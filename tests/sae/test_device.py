@@ -20,6 +20,8 @@ from layerprobe.encoder import load_encoder
 from layerprobe.sae import CrosscoderConfig, SaeConfig
 from layerprobe.sae.architectures import ARCHITECTURES
 
+pytestmark = pytest.mark.numerical
+
 CONFIG = SaeConfig(k=3, expansion=2, samples=30 * 250, batch_size=250)
 COMPUTATION = {"mm", "addmm", "bmm", "_embedding_bag", "topk", "kthvalue", "sort", "relu", "relu_", "sum", "norm"}
 

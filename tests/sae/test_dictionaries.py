@@ -19,6 +19,8 @@ from layerprobe.sae.architectures import ARCHITECTURES, Architecture
 CONFIG = SaeConfig(k=3, expansion=3, samples=60_000, batch_size=256)
 SHORT = SaeConfig(expansion=2, samples=6000, batch_size=256)
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def rows():

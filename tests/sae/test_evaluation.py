@@ -12,6 +12,8 @@ from layerprobe.errors import MeasureError
 from layerprobe.sae import SaeConfig, _dictionary
 from layerprobe.sae._evaluation import density_table
 
+pytestmark = pytest.mark.numerical
+
 
 def given(codes, rebuilt):
     """A dictionary that returns prepared reconstructions in the order of the rows, and the prepared activations."""

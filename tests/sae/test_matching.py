@@ -12,6 +12,8 @@ from layerprobe import sae
 from layerprobe.errors import ArgumentError, MeasureError
 from layerprobe.sae import _dictionary
 
+pytestmark = pytest.mark.numerical
+
 D, LATENTS = 20, 30
 
 

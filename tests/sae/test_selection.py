@@ -19,6 +19,8 @@ from layerprobe.sae._sparse import LargestOfBatch, largest_of_batch, largest_of_
 from layerprobe.sae._trainer import Trainer, initialise, trainer_settings
 from layerprobe.sae.architectures import ARCHITECTURES
 
+pytestmark = pytest.mark.numerical
+
 # Few distinct values: most borders are tied.
 tied = arrays.arrays(
     np.float32, st.tuples(st.integers(1, 6), st.integers(1, 8)), elements=st.sampled_from([-1, 0, 1, 2])

@@ -18,6 +18,8 @@ from layerprobe.sae._rows import measure
 from layerprobe.sae._trainer import initialise
 from layerprobe.sae.architectures import ARCHITECTURES
 
+pytestmark = pytest.mark.numerical
+
 SMALL = SaeConfig(expansion=2, k=3, samples=6000, batch_size=250)
 
 

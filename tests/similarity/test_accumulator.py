@@ -11,6 +11,8 @@ from layerprobe.similarity import SimilarityAccumulator, cka, compare, grid
 from layerprobe.similarity._accumulator import OF_PRODUCTS
 from layerprobe.similarity._intervals import sample_rows
 
+pytestmark = pytest.mark.numerical
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*below ten rows a feature:UserWarning")
 
 

@@ -29,6 +29,8 @@ from layerprobe.similarity import (
     svcca,
 )
 
+pytestmark = pytest.mark.numerical
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*below ten rows a feature:UserWarning")
 
 

@@ -7,6 +7,8 @@ from scipy.linalg import orthogonal_procrustes
 from layerprobe.errors import MeasureError
 from layerprobe.similarity import MEASURES, cka, compare, grid, paired_cosine, paired_cosine_baseline, procrustes
 
+pytestmark = pytest.mark.numerical
+
 BY_NAME = {measure.name: measure for measure in MEASURES}
 
 
