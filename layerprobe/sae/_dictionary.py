@@ -89,7 +89,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     if missing:
         raise StorageError(f"{folder} has no complete sparse autoencoder ({missing[0]} is missing); train it again.")
     try:
-        dictionary = Dictionary(SAE.load_from_disk(folder, device=device).eval())
+        dictionary = Dictionary(SAE.load_from_disk(folder).eval().to(device))
     except Exception as error:
         # Of several lines, the first names the problem.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":. ")
@@ -153,17 +153,23 @@ def check_finite(rows: Float[Tensor, "m d"], start: int) -> Float[Tensor, "m d"]
 
 
 def to_sparse(batches: Iterable[Float[Tensor, "m d_sae"]], shape: tuple[int, int]) -> csc_array:
-    """The positive values of consecutive batches as one sparse host matrix, stored by column."""
+    """Non-negative values of consecutive batches as one sparse host matrix, stored by column.
+
+    Raises:
+        MeasureError: if a value is negative, which the statistics of activations do not allow.
+    """
     from scipy.sparse import csr_array
 
     values, columns, counts = [np.zeros(0, np.float32)], [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
     for dense in batches:
         flat = dense.reshape(-1)
-        positive = (flat > 0).nonzero().squeeze(1)
-        row, column = np.divmod(positive.cpu().numpy(), shape[1])
-        values.append(flat[positive].float().cpu().numpy())
+        active = flat.nonzero().squeeze(1)
+        row, column = np.divmod(active.cpu().numpy(), shape[1])
+        values.append(flat[active].float().cpu().numpy())
         columns.append(column.astype(np.int32))
         counts.append(np.bincount(row, minlength=len(dense)))
+        if (values[-1] < 0).any():
+            raise MeasureError("The dictionary has negative activations; use one whose activations are not negative.")
     pointers = np.cumsum(np.concatenate(counts))
     return csr_array((np.concatenate(values), np.concatenate(columns), pointers), shape=shape).tocsc()
 
