@@ -266,7 +266,7 @@ def _load(path: Path, overrides: list[str], seeds: list[int]) -> Study:
 
 @contextmanager
 def _one_sentence(resume: str | None = None) -> Iterator[None]:
-    """Show a user's mistake as one sentence with exit code 2, an interruption with 130 and the command that goes on."""
+    """Show user errors as one sentence with exit code 2, and interruptions with 130 and the command that resumes."""
     try:
         with interrupt.listening():
             yield
@@ -276,8 +276,8 @@ def _one_sentence(resume: str | None = None) -> Iterator[None]:
             raise typer.Exit(2) from None
         if not (isinstance(error, KeyboardInterrupt) or interrupt.heard()):
             raise
-        way_on = f" Every finished task is kept; go on with: {resume}" if resume else ""
-        print(f"\nInterrupted.{way_on}", file=sys.stderr)
+        hint = f" Every finished task is kept; resume with: {resume}" if resume else ""
+        print(f"\nInterrupted.{hint}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -102,19 +102,23 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: P
         tasks = tuple(PlannedTask(task.name, task.title, None, False, None) for task in expand(study, None))
         notes = (f"Keys and bytes are pending: {error}", *_power(StudyShape(study, None), study.data.test or 500))
         return Plan(tasks, store.root, _free(store.root), notes)
-    lines = tuple(_planned(resolved, store))
-    return Plan(lines, store.root, _free(store.root), (*_power(resolved.shape, resolved.n_test), *store.damaged))
+    damaged: list[str] = []
+    lines = tuple(_planned(resolved, store, damaged))
+    return Plan(lines, store.root, _free(store.root), (*_power(resolved.shape, resolved.n_test), *damaged))
 
 
-def _planned(resolved: ResolvedStudy, store: ArtifactStore) -> Iterable[PlannedTask]:
+def _planned(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) -> Iterable[PlannedTask]:
     """Every task with its key, as far as its parents are finished; reads `meta.json` files alone."""
     metas: dict[Stage, ArtifactMeta] = {}
     for task in expand(resolved.study, resolved.n_layers):
         key, parents = None, task.parents()
         if all(parent in metas for parent in parents.values()):
             key = task.key(resolved, {role: metas[parent] for role, parent in parents.items()})
-            if artifact := store.find(task.name, task.title, key):
+            artifact, problem = store.inspect(task.name, task.title, key)
+            if artifact is not None:
                 metas[task] = artifact.meta
+            elif problem is not None:
+                damaged.append(f"{task.id} is damaged ({problem}) and would be computed again.")
         yield PlannedTask(task.name, task.title, key, task in metas, task.size(resolved))
 
 
@@ -195,17 +199,24 @@ def run(
         _describe(result.record, context)
         _check_space(resolved, store)
         tasks = expand(study, resolved.n_layers)
-        finished: dict[Stage, Artifact] = {}
         settings = Settings(store.root, jobs, threads)
+        finished: dict[Stage, Artifact] = {}
         with Display(tasks, store.root, jobs, visible=progress) as display:
-            for done in execute(tasks, resolved, settings, display.on_event):
-                finished[done.task] = done.artifact
-                display.finished(done)
-                _note(result, done.task, done.artifact)
-                result.record.recomputed += [*done.damaged]
-                result.save()
-        ordered = {task: finished[task] for task in tasks}
-        _collect(result, context, ordered, store)
+
+            def complete(unfinished: Sequence[Stage]) -> None:
+                for done in execute(unfinished, resolved, settings, display.on_event):
+                    finished[done.task] = done.artifact
+                    display.finished(done)
+                    result.record.recomputed += done.damaged
+                    result.record.tasks = [_task_record(*pair) for pair in finished.items()]
+                    result.save()
+
+            complete(tasks)
+            if damaged := [task for task in tasks if not store.verify(finished[task])]:
+                result.record.recomputed += store.damaged
+                complete(damaged)
+        result.record.artifacts = list(_opened(finished))
+        _collect(result, context, finished, tasks)
         result.record.provenance.finished = datetime.now(UTC).isoformat(timespec="seconds")
         result.record.provenance.seconds = time.perf_counter() - start
         result.record.status = "complete"
@@ -300,33 +311,33 @@ def _notes(context: Context) -> list[str]:
     return notes
 
 
-def _note(result: Run, task: Stage, artifact: Artifact) -> None:
-    """Record a finished task."""
-    result.record.tasks.append(
-        TaskRecord(
-            stage=task.name,
-            name=task.title,
-            key=artifact.key,
-            seconds=artifact.meta.seconds,
-            reused=artifact.reused,
-            concurrent=artifact.meta.concurrent_tasks,
-        )
+def _task_record(task: Stage, artifact: Artifact) -> TaskRecord:
+    return TaskRecord(
+        stage=task.name,
+        name=task.title,
+        key=artifact.key,
+        seconds=artifact.meta.seconds,
+        reused=artifact.reused,
+        concurrent=artifact.meta.concurrent_tasks,
     )
-    if task.opened is not None and (artifact.folder / task.opened).is_dir():
-        folder = str(artifact.folder / task.opened)
-        result.record.artifacts.append(ArtifactRecord(stage=task.name, name=task.title, folder=folder))
 
 
-def _collect(result: Run, context: Context, finished: Mapping[Stage, Artifact], store: ArtifactStore) -> None:
+def _opened(finished: Mapping[Stage, Artifact]) -> Iterable[ArtifactRecord]:
+    """Folders that people may open on their own."""
+    for task, artifact in finished.items():
+        if task.opened is not None and (artifact.folder / task.opened).is_dir():
+            yield ArtifactRecord(stage=task.name, name=task.title, folder=str(artifact.folder / task.opened))
+
+
+def _collect(result: Run, context: Context, finished: Mapping[Stage, Artifact], tasks: Sequence[Stage]) -> None:
     """Collect the tables of all tasks, and the findings that follow from them."""
     import pandas as pd
 
     from layerprobe.report import findings
 
     parts: dict[str, list[pd.DataFrame]] = {EXAMPLES.name: [_examples_table(context)]}
-    for task, artifact in finished.items():
-        if not store.verify(artifact):
-            raise StorageError(f"{task.id} was damaged while the study ran ({store.damaged[-1]}); run the study again.")
+    for task in tasks:
+        artifact = finished[task]
         for name in artifact.table_names:
             table = artifact.table(name)
             if "seconds" in table.columns:
@@ -372,7 +383,7 @@ def _examples_table(context: Context) -> pd.DataFrame:
 
 
 def _check_space(resolved: ResolvedStudy, store: ArtifactStore) -> None:
-    needed = sum(task.size or 0 for task in _planned(resolved, store) if not task.finished)
+    needed = sum(task.size or 0 for task in _planned(resolved, store, []) if not task.finished)
     free = _free(store.root)
     if needed > free:
         raise StorageError(

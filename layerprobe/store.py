@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,34 +106,33 @@ class ArtifactStore:
         matches = sorted((self.root / stage).glob(f"[a-z0-9]*-{key[:16]}"))
         return matches[0] if matches else self.root / stage / f"{slug(title)}-{key[:16]}"
 
-    def find(self, stage: str, title: str, key: str, *, remove_damaged: bool = True) -> Artifact | None:
-        """The finished artifact of this key, or None. A damaged one is listed in `damaged` and removed."""
+    def find(self, stage: str, title: str, key: str) -> Artifact | None:
+        """The finished artifact of this key, or None."""
+        return self.inspect(stage, title, key)[0]
+
+    def inspect(self, stage: str, title: str, key: str) -> tuple[Artifact | None, str | None]:
+        """The finished artifact of this key, or None; and what is damaged if there is one that cannot be used."""
         folder = self.folder(stage, title, key)
         if not (folder.exists() or folder.is_symlink()):
-            return None
+            return None, None
         meta, problem = _read_meta(folder, key)
-        if meta is not None:
-            return Artifact(folder, meta)
-        if remove_damaged:
-            self._remove(folder, problem)
-        return None
+        return (Artifact(folder, meta), None) if meta is not None else (None, problem)
 
     def verify(self, artifact: Artifact) -> bool:
         """Whether all files match their checksums; if not, the artifact is listed in `damaged` and removed."""
-        if artifact.folder in self._verified:
+        folder = artifact.folder
+        if folder in self._verified:
             return True
-        for name, expected in artifact.meta.files.items():
-            path = artifact.folder / name
-            problem = None
-            if not path.is_file():
-                problem = f"{name} is missing"
-            elif checksum(path) != expected["sha256"]:
-                problem = f"{name} does not match its checksum"
-            if problem:
-                self._remove(artifact.folder, problem)
-                return False
-        self._verified.add(artifact.folder)
-        return True
+        if _mismatch(artifact) is None:
+            self._verified.add(folder)
+            return True
+        with self._lock(folder, artifact.key):
+            # Another process may have computed it again in the meantime.
+            meta, problem = _read_meta(folder, artifact.key)
+            mismatch = problem if meta is None else _mismatch(Artifact(folder, meta))
+            if mismatch is not None and folder.exists():
+                self._remove(folder, mismatch)
+        return False
 
     def make(
         self,
@@ -151,16 +151,17 @@ class ArtifactStore:
         Raises:
             StorageError: if the disk is full or the store cannot be written.
         """
-        from filelock import FileLock
-
         target = self.folder(stage, title, key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(target.with_name(f".{key[:16]}.lock")):
-                if artifact := self.find(stage, title, key):
+            with self._lock(target, key):
+                artifact, problem = self.inspect(stage, title, key)
+                if artifact is not None:
                     return artifact
+                if problem is not None:
+                    self._remove(target, problem)
                 partial = target.with_name(f".{key[:16]}.partial")
-                if not resumable:
+                if not (resumable and partial.is_dir()):
                     _remove_path(partial)
                 partial.mkdir(exist_ok=True)
                 try:
@@ -198,6 +199,11 @@ class ArtifactStore:
                 ) from error
             raise
 
+    def _lock(self, folder: Path, key: str) -> AbstractContextManager[object]:
+        from filelock import FileLock
+
+        return FileLock(folder.with_name(f".{key[:16]}.lock"))
+
     def _remove(self, folder: Path, problem: str) -> None:
         self.damaged.append(f"{folder.parent.name}/{folder.name}: {problem}; computed again")
         _remove_path(folder)
@@ -216,6 +222,17 @@ def _file_metas(folder: Path, checksums: Mapping[str, str]) -> dict[str, dict[st
         name: {"sha256": checksums.get(name) or checksum(folder / name), "bytes": (folder / name).stat().st_size}
         for name in names
     }
+
+
+def _mismatch(artifact: Artifact) -> str | None:
+    """What is wrong with the files of an artifact, compared byte by byte."""
+    for name, expected in artifact.meta.files.items():
+        try:
+            if checksum(artifact.folder / name) != expected["sha256"]:
+                return f"{name} does not match its checksum"
+        except OSError:
+            return f"{name} is missing or unreadable"
+    return None
 
 
 def _read_meta(folder: Path, key: str) -> tuple[ArtifactMeta | None, str]:

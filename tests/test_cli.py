@@ -1,4 +1,4 @@
-"""The command line: one sentence and exit code 2 for a user's mistake, a path on stdout when done."""
+"""The command line: one sentence and exit code 2 for user errors, a path on stdout at the end."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def study(tmp_path, tiny_bert, tiny_csv):
     path = tmp_path / "mine.toml"
     path.write_text(
         f"[model]\nname = {str(tiny_bert)!r}\n[data]\nsource = {str(tiny_csv)!r}\ntrain = 60\ntest = 30\nmax_length = 48\n"
-        "[adaptation]\nmethods = ['head']\n[sae]\nlayers = []\n"
+        "[adaptation]\nmethods = ['head']\n[sae]\nlayers = []\n[internals]\nparts = []\n[similarity]\nunits = ['token']\n"
     )
     return path
 
@@ -30,10 +30,10 @@ def cli(*words):
 
 def refused(result, *words):
     assert result.exit_code == 2, result.output
-    told = [line for line in result.stderr.splitlines() if line.startswith("layerprobe: ")]
-    assert len(told) == 1 and "Traceback" not in result.stderr
+    sentences = [line for line in result.stderr.splitlines() if line.startswith("layerprobe: ")]
+    assert len(sentences) == 1 and "Traceback" not in result.stderr
     for word in words:
-        assert word in told[0], told[0]
+        assert word in sentences[0], sentences[0]
 
 
 def test_run_ends_with_the_page_and_report_rebuilds_it(study, tmp_path):
@@ -70,7 +70,7 @@ def test_every_shipped_study_opens_with_its_question_and_plans(path):
     assert cli("plan", path).exit_code == 0
 
 
-def test_mistakes_are_one_sentence_and_exit_2(study, tmp_path, tiny_bert):
+def test_user_errors_are_one_sentence_and_exit_2(study, tmp_path, tiny_bert):
     (tmp_path / "something").mkdir()
     (tmp_path / "something" / "else.txt").write_text("mine")
     corrupt = shutil.copytree(tiny_bert, tmp_path / "corrupt")
@@ -90,11 +90,14 @@ def test_mistakes_are_one_sentence_and_exit_2(study, tmp_path, tiny_bert):
         ("--set", "similarity.measures=[]"): ["similarity.measures", "at least 1 item"],
         ("--set", "similarity.units=[]"): ["similarity.units", "at least 1 item"],
         ("--seed", "-1"): ["seeds", "greater than or equal to 0"],
-        ("--set", "data.test=7"): ["data.test comes to 7 texts", "at least 8"],
-        ("--set", "activations.examples=1"): ["activations.examples comes to 1 text,", "at least 8"],
+        ("--set", "data.test=7"): ["data.test is 7", "at least 8"],
+        ("--set", "activations.examples=1"): ["activations.examples is 1,", "at least 8"],
         ("--set", "nonsense"): ["nonsense"],
         ("--set", f"model.name={corrupt}"): ["damaged"],
         ("--device", "tpu"): ["tpu is unknown"],
+        ("--precision", "fp8"): ["fp8"],
+        ("--jobs", "0"): ["--jobs is 0", "1 or more"],
+        ("--threads", "-1"): ["--threads is -1"],
         ("--out", str(tmp_path / "something")): ["something other than a layerprobe run"],
     }.items():
         refused(cli("run", study, *(() if "--out" in overrides else ("--out", tmp_path / "out")), *overrides), *words)
@@ -123,7 +126,7 @@ def test_a_full_disk_under_the_run_folder_is_one_sentence(study, tmp_path, monke
 
     from layerprobe.runs import Run
 
-    def full(self, tables):
+    def full(self, tables, specs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Run, "save_tables", full)
@@ -145,7 +148,7 @@ def test_a_page_that_cannot_be_written_is_one_sentence(study, tmp_path, monkeypa
     refused(cli("report", tmp_path / "out"), "Read-only file system", "tables are kept")
 
 
-def test_doctor_tells_what_is_there():
+def test_doctor_reports_versions_and_assets():
     result = cli("doctor")
     assert result.exit_code == 0
     assert result.stdout.count("found, checksum right") == 3
@@ -179,16 +182,16 @@ def test_help_and_import_load_no_heavy_library():
         "sys.exit(repr(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    told = subprocess.run([sys.executable, "-m", "layerprobe", "--help"], check=True, capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-m", "layerprobe", "--help"], check=True, capture_output=True, text=True)
     for command in ("run", "plan", "report", "compare", "demo", "doctor", "measures"):
-        assert command in told.stdout
+        assert command in shown.stdout
 
 
 def test_a_run_contacts_no_network(study, tmp_path):
-    """Every attempt to open a connection is an error, and the run must not notice."""
+    """Every attempt to open a connection is an error, and the run succeeds."""
     code = (
         "import socket, sys\n"
-        "def no(*a, **k): raise AssertionError('a network connection was tried')\n"
+        "def no(*a, **k): raise AssertionError('a network connection was attempted')\n"
         "socket.socket.connect = no; socket.create_connection = no; socket.getaddrinfo = no\n"
         "from layerprobe.cli import main\n"
         f"sys.argv = ['layerprobe', 'run', {str(study)!r}, '--out', {str(tmp_path / 'out')!r}, '--set', 'sae.layers=[1]',"
@@ -200,7 +203,7 @@ def test_a_run_contacts_no_network(study, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_a_ctrl_c_that_comes_out_as_another_error_is_still_one(capsys):
+def test_an_interruption_that_surfaces_as_another_error_is_reported_as_one(capsys):
     import os
     import signal
 
@@ -208,7 +211,7 @@ def test_a_ctrl_c_that_comes_out_as_another_error_is_still_one(capsys):
 
     from layerprobe.cli import _one_sentence
 
-    # A shell that starts the tests in the background makes them deaf to Ctrl-C.
+    # A shell that starts the tests in the background makes them ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(typer.Exit) as ended, _one_sentence(resume="layerprobe run x.toml"):
@@ -219,6 +222,6 @@ def test_a_ctrl_c_that_comes_out_as_another_error_is_still_one(capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended.value.exit_code == 130
-    assert "go on with: layerprobe run x.toml" in capsys.readouterr().err
+    assert "resume with: layerprobe run x.toml" in capsys.readouterr().err
     with pytest.raises(RuntimeError), _one_sentence():
         raise RuntimeError("a bug")

@@ -1,4 +1,4 @@
-"""The conclusion about depth: who is compared, from which rows, with what left out and said."""
+"""The conclusion about depth: which methods are compared, from which rows, and which are left out with a reason."""
 
 import json
 from types import SimpleNamespace
@@ -6,35 +6,44 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from running import run_study
 
 from layerprobe import Run, Study, pipeline, sufficiency
 from layerprobe.adaptation import parse_method
-from layerprobe.artifacts import Artifact
-from layerprobe.stages.depth import CONCLUSION, conclude, family_of, power_note, prices
+from layerprobe.stage import StudyShape
+from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.depth import CONCLUSION, Depth, costs_by_method, family_of, power_note
+from layerprobe.stages.similarity import Similarity
+from layerprobe.store import Artifact, ArtifactMeta
 
 pytestmark = pytest.mark.numerical
 
 
-def family(*names, seeds=(0, 1)):
-    methods = [parse_method(name) for name in names]
-    return family_of(methods, lambda method: seeds if method.uses_seed else seeds[:1])
+def shape(*methods, seeds=(0, 1)):
+    content = {"model": {"name": "m"}, "data": {"source": "d"}, "adaptation": {"methods": list(methods)}}
+    return StudyShape(Study.parse({"name": "x", "seeds": list(seeds), **content}), None)
 
 
-def names(found):
-    return found.reference.name, [method.name for method in found.others]
+def family(*methods, **options):
+    return family_of(shape(*methods, **options))
 
 
-def test_everything_is_held_against_full_or_else_the_deepest():
+def names(family):
+    return family.reference.name, [method.name for method in family.others]
+
+
+def test_the_reference_is_full_or_else_the_deepest():
     assert names(family("head", "top:1", "full")) == ("full", ["head", "top:1"])
-    assert names(family("top:1", "head", "top:12", "top:2")) == ("top:12", ["top:1", "head", "top:2"])
+    assert names(family("top:1", "head", "top:12", "top:2")) == ("top:12", ["head", "top:1", "top:2"])
     assert family("head") is None and family("full") is None and family("head", "shuffled-labels") is None
 
 
 def test_what_cannot_be_compared_is_left_out_with_the_reason():
-    found = family("head", "full", "shuffled-labels", "checkpoint:/x")
-    assert names(found) == ("full", ["head"])
-    assert found.left_out["shuffled-labels"] == "it is a control that learns no task"
-    assert found.left_out["checkpoint:/x"] == "it was not run with the seeds of full"
+    compared = family("head", "full", "shuffled-labels", "checkpoint:/x")
+    assert names(compared) == ("full", ["head"])
+    left_out = dict(compared.left_out)
+    assert left_out["shuffled-labels"] == "it is a control that learns no task"
+    assert left_out["checkpoint:/x"] == "it was not run with the seeds of full"
     assert names(family("full", "checkpoint:/x", seeds=(3,))) == ("full", ["checkpoint:/x"])
     assert family("full", "checkpoint:/x") is None
 
@@ -72,10 +81,20 @@ def drift(method, values, seed):
     )
 
 
+def artifact(folder, tables):
+    (folder / "tables").mkdir(parents=True)
+    for name, table in tables.items():
+        table.to_parquet(folder / "tables" / f"{name}.parquet")
+    return Artifact(folder, ArtifactMeta("stage", "title", "key", {}, 0.0, 1, {}, {}))
+
+
 @pytest.fixture
-def done(tmp_path):
-    """Two methods, two seeds: head is wrong on texts 0-9 (seed 1: 0-11), full on 5-9; an out-of-domain set reverses that."""
-    made = {}
+def parents(tmp_path):
+    """Two methods and two seeds.
+
+    head is wrong on examples 0-9 (seed 1: 0-11), full on 5-9; on an out-of-domain set it is the reverse.
+    """
+    artifacts = {}
     for method, seed, wrong, values in (
         ("head", 0, range(10), [1, 1]),
         ("head", 1, range(12), [1, 1]),
@@ -87,33 +106,27 @@ def done(tmp_path):
             quality(method, 0.1, seed, seconds=99.0, flops=np.nan) | {"split": "elsewhere"},
             quality(method, 0.1, seed, seconds=99.0, flops=np.nan) | {"when": "before"},
         ]
-        for stage, tables in {
-            "adapt": {
-                "adaptation": pd.DataFrame(rows),
-                "predictions": pd.concat(
-                    [predictions(method, seed, wrong), predictions(method, seed, range(300), "elsewhere")]
-                ),
-            },
-            "similarity": {"similarity": drift(method, values, seed)},
-        }.items():
-            folder = tmp_path / f"{stage}-{method}-{seed}"
-            (folder / "tables").mkdir(parents=True)
-            for name, table in tables.items():
-                table.to_parquet(folder / "tables" / f"{name}.parquet")
-            made[f"{stage}: {method} seed {seed}"] = Artifact(folder, "key", 0.0, reused=True)
-    return made
+        elsewhere = predictions(method, seed, range(300), "elsewhere")
+        adapt = {
+            "adaptation": pd.DataFrame(rows),
+            "predictions": pd.concat([predictions(method, seed, wrong), elsewhere]),
+        }
+        parsed = parse_method(method)
+        artifacts[Adapt(parsed, seed).id] = artifact(tmp_path / f"adapt-{method}-{seed}", adapt)
+        similarity = {"similarity": drift(method, values, seed)}
+        artifacts[Similarity(parsed, seed).id] = artifact(tmp_path / f"similarity-{method}-{seed}", similarity)
+    return artifacts
 
 
-def test_the_tables_hold_what_the_test_texts_say(done, tmp_path):
-    inputs = SimpleNamespace(
-        study=SimpleNamespace(adaptation=SimpleNamespace(margin=0.05)), encoder=SimpleNamespace(n_layers=2)
+def test_the_tables_follow_from_the_test_examples(parents, tmp_path):
+    context = SimpleNamespace(
+        study=SimpleNamespace(adaptation=SimpleNamespace(margin=0.05)), resolved=SimpleNamespace(n_layers=2)
     )
-    adapts = [name for name in done if name.startswith("adapt")]
+    (task,) = Depth.tasks(shape("head", "full", "shuffled-labels"))
+    assert set(task.parents()) == set(parents)
     folder = tmp_path / "out"
     folder.mkdir()
-    conclude(
-        inputs, family("head", "full", "shuffled-labels"), adapts, [n.replace("adapt", "similarity") for n in adapts]
-    )(folder, done)
+    task.build(context, parents, folder)
     table = {path.stem: pd.read_parquet(path) for path in (folder / "tables").glob("*.parquet")}
     assert set(table) == {"differences", "seed_differences", "sufficiency", "pareto"}
     (row,) = table["differences"].itertuples()
@@ -122,17 +135,18 @@ def test_the_tables_hold_what_the_test_texts_say(done, tmp_path):
     assert table["seed_differences"].set_index("seed").difference.to_dict() == pytest.approx({0: -5 / 600, 1: -7 / 600})
     assert table["sufficiency"].outcome.tolist() == ["sufficient"] and table["sufficiency"].margin.tolist() == [0.05]
     assert set(table["pareto"].cost) == {"seconds", "drift"}  # no operations were counted
-    bought = table["pareto"].set_index(["cost", "method"])
-    assert bought.loc[("seconds", "full"), "value"] == 10.5
-    assert bought.loc[("drift", "full"), "value"] == pytest.approx(0.4)  # mean of .1 .5 .3 .7
-    assert bought.loc[("drift", "head"), "value"] == 0
-    kept = json.loads((folder / CONCLUSION).read_text())
-    assert kept["smallest"] == "head" and kept["left_out"] == {"shuffled-labels": "it is a control that learns no task"}
-    assert kept["sentence"].startswith("head is the smallest depth shown to be sufficient")
-    assert kept["conditional_on_seeds"] is True and len(json.dumps(kept)) < 2000
+    costs = table["pareto"].set_index(["cost", "method"])
+    assert costs.loc[("seconds", "full"), "value"] == 10.5
+    assert costs.loc[("drift", "full"), "value"] == pytest.approx(0.4)  # mean of .1 .5 .3 .7
+    assert costs.loc[("drift", "head"), "value"] == 0
+    conclusion = json.loads((folder / CONCLUSION).read_text())
+    assert conclusion["smallest"] == "head"
+    assert conclusion["left_out"] == {"shuffled-labels": "it is a control that learns no task"}
+    assert conclusion["sentence"].startswith("head is the smallest depth shown to be sufficient")
+    assert conclusion["conditional_on_seeds"] is True and len(json.dumps(conclusion)) < 2000
 
 
-def test_predictions_without_a_split_are_all_of_the_test_texts():
+def test_predictions_without_a_split_are_those_of_the_test_examples():
     older = predictions("head", 0, [1]).drop(columns="split")
     assert sufficiency.correctness(older).correct.sum() == 599 and len(older) == 600
 
@@ -140,20 +154,20 @@ def test_predictions_without_a_split_are_all_of_the_test_texts():
 def test_drift_falls_back_to_the_cosine_and_then_to_nothing():
     table = pd.DataFrame([quality("full", 0.5, 0)])
     cosine = drift("full", [0.8, 0.6], 0).assign(measure="paired_cosine", unit="mean")
-    assert prices(table, cosine).drift.tolist() == pytest.approx([0.3])
-    assert "drift" not in prices(table, cosine.assign(measure="rsa"))
+    assert costs_by_method(table, cosine).drift.tolist() == pytest.approx([0.3])
+    assert "drift" not in costs_by_method(table, cosine.assign(measure="rsa"))
 
 
-def test_the_needed_texts_are_told_before_anything_is_trained():
-    one = power_note(family("head", "full"), 0.01, 500)
+def test_the_needed_examples_are_reported_before_anything_is_trained():
+    note = power_note(family("head", "full"), 0.01, 500)
     needed = sufficiency.required_examples(0.12, 0.01)
-    assert f"{needed:,} test texts, but data.test gives 500" in one and 7_400 < needed < 7_500
-    assert "as head and full did on tweets" in one and "assuming" in one
+    assert f"{needed:,} test examples, but data.test gives 500" in note and 7_400 < needed < 7_500
+    assert "as head and full did on tweets" in note and "assuming" in note
     assert "which data.test reaches" in power_note(family("head", "full"), 0.05, 500)
     assert "of top:2's accuracy" in power_note(family("head", "top:2"), 0.01, 500)
 
 
-def test_a_study_out_of_reach_is_told_too(tmp_path):
+def test_so_are_those_of_a_study_out_of_reach(tmp_path):
     for methods in ("depths", ["head", "full"]):
         content = {
             "model": {"name": "org/unknown"},
@@ -194,13 +208,12 @@ def test_a_run_keeps_its_conclusion_and_another_margin_concludes_again(tiny_bert
     path.write_text(STUDY.format(model=str(tiny_bert), source=str(tiny_csv)))
     study = Study.load(path)
     assert "of full's accuracy" in pipeline.plan(study, home=tmp_path / "home").notes[0]
-    first = pipeline.run(study, out=tmp_path / "out", home=tmp_path / "home", progress=False)
-    kept = Run.load(tmp_path / "out").record.sufficiency
-    assert (kept.reference, kept.margin, kept.n, kept.seeds) == ("full", 0.1, 40, 1)
-    assert list(kept.left_out) == ["shuffled-labels"]
+    first = run_study(path, tmp_path / "out", tmp_path / "home")
+    conclusion = Run.load(tmp_path / "out").record.sufficiency
+    assert (conclusion.reference, conclusion.margin, conclusion.n, conclusion.seeds) == ("full", 0.1, 40, 1)
+    assert list(conclusion.left_out) == ["shuffled-labels"]
     assert first.table("sufficiency").method.tolist() == ["head"] == first.table("differences").method.tolist()
-    other = Study.load(path, ["adaptation.margin=0.2"])
-    second = pipeline.run(other, out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    second = run_study(path, tmp_path / "out", tmp_path / "home", "adaptation.margin=0.2")
     assert [task.stage for task in second.record.tasks if not task.reused] == ["depth"]
     assert second.record.sufficiency.margin == 0.2
 
@@ -208,8 +221,7 @@ def test_a_run_keeps_its_conclusion_and_another_margin_concludes_again(tiny_bert
 def test_each_seed_is_a_training_of_its_own(tiny_bert, tiny_csv, tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(STUDY.format(model=str(tiny_bert), source=str(tiny_csv)))
-    study = Study.load(path, ["seeds=[0, 1]", "adaptation.methods=['head', 'full']"])
-    result = pipeline.run(study, out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    result = run_study(path, tmp_path / "out", tmp_path / "home", "seeds=[0, 1]", "adaptation.methods=['head', 'full']")
     trained = [task.key for task in result.record.tasks if task.stage == "adapt"]
     assert len(set(trained)) == len(trained) == 4
     full = (

@@ -1,49 +1,41 @@
 """A study from end to end on a tiny model: exact under head, kept between runs, resumed after a kill."""
 
 import json
-import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from running import LIGHT, assert_equal_tables, run_study, stages, start, wait_for_line, write_study
 from tiny import write_csv
 
-from layerprobe import Run, Study, pipeline, run
+from layerprobe import Run, Study, pipeline
 from layerprobe.activations import ActivationStore
 from layerprobe.errors import StorageError, StudyError
+from layerprobe.graph import expand
+from layerprobe.stages import REGISTRY
+from layerprobe.stages.similarity import Similarity
 
-pytestmark = pytest.mark.numerical
+numerical = pytest.mark.numerical
 
-STUDY = """
-question = "What changed?"
-[model]
-name = {model!r}
-[data]
-source = {source!r}
-train = 80
-test = 40
-max_length = 32
-[adaptation]
-methods = ["head", "full"]
-learning_rate = 1e-3
-[activations]
-examples = 30
-[sae]
-k = 4
-rows = 600
-"""
+SAE_STAGES = {
+    "sae",
+    "encode",
+    "match",
+    "crosscoder",
+    "associations",
+    "transfer",
+    "latents",
+    "sentence-latents",
+    "exhibit",
+    "crossing",
+}
 
 
 @pytest.fixture(scope="module")
 def study_path(tmp_path_factory, tiny_bert, tiny_csv):
-    path = tmp_path_factory.mktemp("study") / "tiny.toml"
-    path.write_text(STUDY.format(model=str(tiny_bert), source=str(tiny_csv)))
-    return path
+    return write_study(tmp_path_factory.mktemp("study"), tiny_bert, tiny_csv)
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +45,40 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(study_path, home, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "first"
-    return run(Study.load(study_path), out=out, home=home, progress=False)
+    return run_study(study_path, tmp_path_factory.mktemp("runs") / "first", home, page=True)
 
 
-SAE_STAGES = {"sae", "match", "crosscoder", "associations", "transfer", "latents", "sentence-latents", "exhibit"}
-LIGHT = ("sae.layers=[]", "internals.parts=[]")
+@pytest.fixture(scope="module")
+def extra(tmp_path_factory, study_path, home, first):
+    """The overrides and the run of a study with everything that the first one lacks: seeds, a control, steps, another set."""
+    outside = write_csv(tmp_path_factory.mktemp("texts") / "outside.csv", n=60, seed=5)
+    overrides = (
+        "seeds=[0, 1]",
+        "adaptation.methods=['top:1', 'shuffled-labels']",
+        "adaptation.checkpoints=2",
+        f"data.ood=[{{name='other', source='{outside}'}}]",
+        "sae.layers=[2]",
+        "sae.controls=[]",
+        "similarity.units=['token']",
+        "internals.parts=[]",
+    )
+    return overrides, run_study(study_path, tmp_path_factory.mktemp("runs") / "extra", home, *overrides, page=True)
 
 
-def again(study_path, home, tmp_path, *overrides):
-    return run(Study.load(study_path, overrides), out=tmp_path / "again", home=home, progress=False)
+@pytest.fixture
+def again(study_path, home, tmp_path):
+    """Runs the study again, with changes."""
 
+    def run_again(*overrides, **options):
+        return run_study(study_path, tmp_path / "again", home, *overrides, **options)
 
-def stages(result, reused):
-    return [task.stage for task in result.record.tasks if task.reused == reused]
+    return run_again
 
 
 def test_every_table_of_the_contract_is_there(first):
     columns = {
         "adaptation": "method seed when split accuracy macro_f1 loss brier calibration_error "
-        "trainable_parameters total_parameters seconds flops peak_bytes bytes_stored",
+        "trainable_parameters total_parameters seconds flops peak_bytes bytes_stored concurrent_tasks",
         "training_log": "method seed step epoch loss",
         "similarity": "method seed unit rows measure layer value ci_low ci_high n",
         "similarity_nulls": "method seed unit measure layer null null_kind value low high draws n",
@@ -107,6 +113,7 @@ def test_every_table_of_the_contract_is_there(first):
         first.table("nothing")
 
 
+@numerical
 def test_head_leaves_every_layer_identical(first, home):
     table = first.table("similarity")
     same = table[(table.method == "head") & (table.measure != "paired_cosine_baseline")]
@@ -123,6 +130,7 @@ def test_head_leaves_every_layer_identical(first, home):
         assert not np.array_equal(stores["base"].tokens(layer), stores["full"].tokens(layer))
 
 
+@numerical
 def test_full_drifts_more_with_depth(first):
     table = first.table("similarity").query(
         "method == 'full' and measure == 'cka' and unit == 'token' and rows == 'all'"
@@ -133,7 +141,8 @@ def test_full_drifts_more_with_depth(first):
     assert set(table.n) == {30}
 
 
-def test_untouched_layers_share_one_dictionary_and_its_numbers(first, home):
+@numerical
+def test_unchanged_layers_share_one_dictionary_and_its_numbers(first):
     tasks = {(task.stage, task.name): task for task in first.record.tasks}
     for layer in (1, 2):
         base, head = tasks["sae", f"base layer {layer}"], tasks["sae", f"head seed 0 layer {layer}"]
@@ -150,14 +159,15 @@ def test_untouched_layers_share_one_dictionary_and_its_numbers(first, home):
     assert (kept["mean"] == 1).all() and (kept.null_mean < 1).all() and (kept.lost_share == 0).all()
 
 
-def test_robust_rows_nulls_and_geometry_stand_beside_the_drift(first):
+@numerical
+def test_robustness_rows_nulls_and_geometry_accompany_the_drift(first):
     table = first.table("similarity").query("method == 'full' and measure == 'cka' and unit == 'token'")
     assert set(table["rows"]) == {"all", "no-special", "no-outliers"}
     rows = table.groupby("rows").n_rows.max()
-    assert rows["no-special"] == rows["all"] - 2 * 30  # [CLS] and [SEP] of thirty texts
-    assert rows["all"] - 2 <= rows["no-outliers"] < rows["all"]  # a thousandth of each side: one row
+    assert rows["no-special"] == rows["all"] - 2 * 30  # [CLS] and [SEP] of thirty examples
+    assert rows["all"] - 2 <= rows["no-outliers"] < rows["all"]  # a thousandth of the rows of each side: one row
     nulls = first.table("similarity_nulls")
-    assert set(nulls.method) == {"full"}  # under head nothing moved
+    assert set(nulls.method) == {"full"}  # under head nothing changed
     null = nulls.query("measure == 'cka' and unit == 'mean'")
     assert (null.draws == 19).all() and (null.low <= null.value).all() and (null.value <= null.high).all()
     assert null.value.abs().max() < 0.3 < table.value.max()
@@ -169,86 +179,169 @@ def test_robust_rows_nulls_and_geometry_stand_beside_the_drift(first):
     assert (head.base == head.adapted).all()
 
 
-def test_measures_that_are_undefined_somewhere_are_left_out_and_told(first, study_path, home, tmp_path):
+@numerical
+def test_measures_that_are_undefined_somewhere_are_left_out_with_the_reason(first, again):
     measures = "similarity.measures=['cka', 'mean_cca', 'rsa', 'mutual_knn', 'procrustes_angle']"
-    result = again(study_path, home, tmp_path, measures, "sae.layers=[]")
-    assert set(stages(result, reused=False)) == {"similarity", "nulls", "depth"}  # depth weighs drift as a cost
+    result = again(measures, "sae.layers=[]", page=True)
+    assert set(stages(result, reused=False)) == {"similarity", "nulls", "depth"}  # drift is a cost in depth
     table = result.table("similarity")
     assert "mean_cca" in set(table.query("unit == 'token'").measure)
-    assert "mean_cca" not in set(table.query("unit == 'mean'").measure)  # 40 texts are too few for 32 + 32 features
-    told = result.table("similarity_left_out").query("unit == 'mean'")
-    assert set(told.measure) == {"mean_cca"} and told.why.str.contains("use svcca or cka").all()
+    assert "mean_cca" not in set(table.query("unit == 'mean'").measure)  # 40 examples are too few for 32 + 32 features
+    left_out = result.table("similarity_left_out").query("unit == 'mean'")
+    assert set(left_out.measure) == {"mean_cca"} and left_out.why.str.contains("use svcca or cka").all()
     grid = result.table("similarity_grid")
     assert set(grid.measure) == {"cka", "mean_cca", "procrustes_angle"}
     html = (result.folder / "index.html").read_text()
     assert "mean_cca was left out" in html and "Do the measures agree?" in html
 
 
-def test_a_second_run_computes_nothing_and_gives_the_same_tables(first, study_path, home, tmp_path):
-    second = again(study_path, home, tmp_path)
-    assert stages(second, reused=False) == []
+@numerical
+def test_probes_weights_and_interventions_of_an_unchanged_body_are_those_of_the_base(first):
+    head = first.table("probes").query("method == 'head'").pivot(index="layer", columns="side", values="accuracy")
+    assert (head.base == head.adapted).all() and set(head.index) == {0, 1, 2}
+    assert (first.table("weights").query("method == 'head'").relative_change == 0).all()
+    changed = first.table("weights").query("method == 'full' and role != 'pooler'")
+    assert (changed.relative_change > 0).all()
+    same = first.table("interventions").query("method == 'head' and kind in ('weights', 'stitched')")
+    assert (same.difference == 0).all() and len(same) == 6
+    cost = first.table("adaptation").query("`when` == 'after' and method in ('head', 'full')").set_index("method")
+    assert 0 < cost.flops["head"] < cost.flops["full"]
+    assert cost.bytes_stored["head"] > 0
+
+
+def test_a_second_run_computes_nothing_and_gives_the_same_tables(first, again):
+    second = again()
+    assert stages(second, reused=False) == [] and second.record.recomputed == []
     for name in first.tables:
         assert first.table(name).equals(second.table(name)), name
 
 
-def test_another_home_gives_the_same_numbers(first, study_path, tmp_path):
-    other = run(Study.load(study_path), out=tmp_path / "out", home=tmp_path / "home", progress=False)
-    for name in ("similarity", "similarity_grid", "sae", "latents", "predictions"):
-        assert first.table(name).equals(other.table(name)), name
-    columns = ["accuracy", "macro_f1", "loss"]
-    assert first.table("adaptation")[columns].equals(other.table("adaptation")[columns])
+@numerical
+def test_another_home_and_two_jobs_give_the_same_tables(first, study_path, tmp_path):
+    other = run_study(study_path, tmp_path / "out", tmp_path / "home", jobs=2)
+    assert {task.key for task in other.record.tasks} == {task.key for task in first.record.tasks}
+    assert_equal_tables(first, other)
+    assert set(first.table("adaptation").concurrent_tasks.dropna()) == {1}
+    concurrent = {task.concurrent for task in other.record.tasks}
+    assert 2 in concurrent and concurrent <= {1, 2}
 
 
-def test_changing_the_dictionaries_keeps_training_and_capture(first, study_path, home, tmp_path):
-    changed = again(study_path, home, tmp_path, "sae.k=5")
-    assert set(stages(changed, reused=False)) <= SAE_STAGES | {"crossing"} and "sae" in stages(changed, reused=False)
+def test_changing_the_dictionaries_keeps_training_and_capture(first, again):
+    changed = again("sae.k=5", "sae.controls=[]")
+    assert set(stages(changed, reused=False)) <= SAE_STAGES and "sae" in stages(changed, reused=False)
     assert {"adapt", "capture", "similarity", "capture-sae"} <= set(stages(changed, reused=True))
     assert set(changed.table("sae").k) == {5}
-    without = again(study_path, home, tmp_path, "sae.layers=[]")
+    without = again("sae.layers=[]")
     assert stages(without, reused=False) == [] and "sae" not in without.tables
 
 
-def test_a_damaged_artifact_is_named_and_made_again(first, study_path, home, tmp_path):
-    folder = next((home / "sentences").glob("full-*"))
-    (folder / "tables" / "sentences.parquet").write_bytes(b"damaged")
-    mended = again(study_path, home, tmp_path)
-    assert stages(mended, reused=False) == ["sentences"]
-    assert "sentences.parquet does not match its checksum" in mended.record.recomputed[0]
+# Damage ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_computes_nothing_and_tells_what_is_done(first, study_path, home, tmp_path):
+@pytest.fixture(scope="module")
+def damaged_home(tmp_path_factory, home, first, extra):
+    return shutil.copytree(home, tmp_path_factory.mktemp("damaged") / "home")
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_byte(folder):
+    path = largest_file(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def truncate(folder):
+    path = largest_file(folder)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def put_a_file_in_its_place(folder):
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+
+
+DAMAGES = (
+    flip_a_byte,
+    truncate,
+    lambda folder: largest_file(folder).unlink(),
+    lambda folder: (folder / "meta.json").write_text("[1, 2]"),
+    put_a_file_in_its_place,
+)
+EXTRA = ("outside", "seeds", "steps")
+
+
+@pytest.mark.parametrize("number", range(len(REGISTRY)), ids=[stage.name for stage in REGISTRY])
+def test_damage_to_any_artifact_is_named_and_computed_again(first, extra, study_path, damaged_home, tmp_path, number):
+    """Several artifacts of a stage, each damaged in another way; one alone is damaged in a way that depends on the stage."""
+    name = REGISTRY[number].name
+    overrides, expected = extra if name in EXTRA else ((), first)
+    folders = {damaged_home / name / folder.name for folder in (damaged_home / name).iterdir() if folder.name[0] != "."}
+    keys = {task.key[:16] for task in expected.record.tasks if task.stage == name}
+    damaged = sorted(folder for folder in folders if folder.name.rsplit("-")[-1] in keys)[: len(DAMAGES)]
+    assert damaged
+    for place, folder in enumerate(damaged):
+        DAMAGES[(number + place) % len(DAMAGES)](folder)
+    repaired = run_study(study_path, tmp_path / "out", damaged_home, *overrides)
+    assert repaired.record.status == "complete"
+    sentences = repaired.record.recomputed
+    assert len(sentences) == len(damaged)
+    for folder in damaged:
+        assert sum(sentence.startswith(f"{name}/{folder.name}: ") for sentence in sentences) == 1
+    assert len(repaired.record.tasks) == len(expected.record.tasks)
+    assert_equal_tables(expected, repaired)
+
+
+def test_a_plan_names_damage_and_changes_nothing(first, study_path, damaged_home):
+    folder = next((damaged_home / "sentences").glob("full-*"))
+    (folder / "meta.json").unlink()
+    planned = pipeline.plan(Study.load(study_path), home=damaged_home)
+    assert [task.stage for task in planned.tasks if not task.finished] == ["sentences"]
+    assert any("sentences: full seed 0 is damaged (its meta.json is missing" in note for note in planned.notes)
+    assert folder.is_dir()
+
+
+# Plans and limits ------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_computes_nothing_and_shows_what_is_done(first, study_path, home, tmp_path):
     planned = pipeline.plan(Study.load(study_path), home=home)
     assert all(task.finished for task in planned.tasks) and planned.needed == 0
     fresh = pipeline.plan(Study.load(study_path), home=tmp_path / "new")
     assert not any(task.finished for task in fresh.tasks)
     assert fresh.needed > 0 and not (tmp_path / "new").exists()
-    assert [t.stage for t in fresh.tasks] == [t.stage for t in first.record.tasks]
+    assert [(t.stage, t.name) for t in fresh.tasks] == [(t.stage, t.name) for t in first.record.tasks]
+
+
+def test_a_study_whose_model_is_out_of_reach_has_the_same_tasks(first, study_path):
+    study = Study.load(study_path, ["sae.layers=[1, 2]"])
+    assert [(task.name, task.title) for task in expand(study, None)] == [
+        (task.stage, task.name) for task in first.record.tasks
+    ]
 
 
 def test_space_is_checked_before_anything_starts(study_path, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_free", lambda folder: 1000)
     with pytest.raises(StorageError, match="needs about"):
-        run(Study.load(study_path), out=tmp_path / "out", home=tmp_path / "home", progress=False)
+        run_study(study_path, tmp_path / "out", tmp_path / "home")
     assert Run.load(tmp_path / "out").record.status == "failed"
     assert not (tmp_path / "home").exists()
 
 
 def test_a_full_disk_keeps_what_was_finished(study_path, tmp_path, monkeypatch):
-    from layerprobe.stages import comparing as module
+    def full(*_):
+        raise OSError(28, "No space left on device")
 
-    def full(*args, **kwargs):
-        def build(folder, done):
-            raise OSError(28, "No space left on device")
-
-        return build
-
-    monkeypatch.setattr(module, "similarity", full)
-    with pytest.raises(StorageError, match=r"disk is full: similarity head seed 0 .* Every finished task is kept"):
-        run(Study.load(study_path), out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    study = (study_path, tmp_path / "out", tmp_path / "home", "adaptation.methods=['full']", *LIGHT)
+    monkeypatch.setattr(Similarity, "build", full)
+    with pytest.raises(StorageError, match=r"disk is full: similarity full seed 0 .* Every finished task is kept"):
+        run_study(*study)
+    assert Run.load(tmp_path / "out").record.status == "failed"
     monkeypatch.undo()
-    result = run(
-        Study.load(study_path, ["sae.layers=[]"]), out=tmp_path / "out", home=tmp_path / "home", progress=False
-    )
+    result = run_study(*study)
     assert result.record.status == "complete"
     assert {"adapt", "capture"} <= set(stages(result, reused=True))
 
@@ -259,11 +352,11 @@ def test_two_runs_never_write_to_one_folder(first, study_path, home, tmp_path):
     (tmp_path / "out").mkdir()
     run_folder = Run.create(tmp_path / "out", first.record.model_copy(update={"name": "the first"})).folder
     with FileLock(run_folder / ".lock"), pytest.raises(StorageError, match="Another run is writing"):
-        run(Study.load(study_path), out=tmp_path / "out", home=home, progress=False)
-    assert Run.load(run_folder).record.name == "the first"  # the second has not touched the first one's record
+        run_study(study_path, tmp_path / "out", home)
+    assert Run.load(run_folder).record.name == "the first"  # the second has not changed the first one's record
 
 
-def test_layers_and_lengths_out_of_range_are_refused(study_path, home, tmp_path):
+def test_layers_and_lengths_out_of_range_are_refused(again):
     for override, word in {
         "sae.layers=[3]": r"layer 3, but .* has layers 0 \(embeddings\) to 2",
         "data.max_length=100": "reads at most 66",
@@ -271,25 +364,21 @@ def test_layers_and_lengths_out_of_range_are_refused(study_path, home, tmp_path)
         "similarity.measures=['ckka']": "'ckka'",
     }.items():
         with pytest.raises(StudyError, match=word):
-            again(study_path, home, tmp_path, override)
+            again(override)
 
 
-def test_several_seeds_depths_and_the_control(study_path, home, tmp_path):
-    result = again(
-        study_path,
-        home,
-        tmp_path,
-        "seeds=[0, 1]",
-        "adaptation.methods=['top:1', 'shuffled-labels']",
-        "sae.layers=[]",
-        "similarity.units=['token']",
-    )
+# Seeds, controls, checkpoints ------------------------------------------------------------------------------------------
+
+
+@numerical
+def test_several_seeds_depths_and_the_control(extra):
+    _, result = extra
     table = result.table("similarity").query("measure == 'cka'")
     assert set(zip(table.method, table.seed, strict=True)) == {
         (m, s) for m in ("top:1", "shuffled-labels") for s in (0, 1)
     }
     below = table[(table.method == "top:1") & (table.layer <= 1)]
-    assert np.abs(below.value - 1).max() <= 1e-12  # what stands below the trained block
+    assert np.abs(below.value - 1).max() <= 1e-12  # below the trained block
     assert (table[(table.method == "top:1") & (table.layer == 2)].value < 1).all()
     seeds = result.table("similarity_nulls").query("null == 'seed-1' and measure == 'cka'")
     assert set(seeds.method) == {"top:1", "shuffled-labels"} and set(seeds.layer) == {0, 1, 2}
@@ -298,13 +387,35 @@ def test_several_seeds_depths_and_the_control(study_path, home, tmp_path):
     assert "more than a seed?" in html and "more than with any labels?" in html
 
 
-def test_a_finished_checkpoint_is_compared_without_training(first, study_path, home, tmp_path):
+@numerical
+def test_checkpoints_of_training_give_a_curve_over_its_steps(extra):
+    _, result = extra
+    steps = result.table("transfer_steps").query("seed == 0 and layer == 2 and trained_on == 'base'")
+    assert sorted(steps.step.unique()) == [0, 3, 6, 10]  # 80 examples in batches of 16, two epochs, and two in between
+    whole = result.table("sae").query("kind == 'trained' and trained_on == 'base' and seed == 0 and layer == 2")
+    whole = whole.set_index(["method", "evaluated_on"]).explained_variance
+    for method in ("top:1", "shuffled-labels"):
+        curve = steps[steps.method == method].set_index("step").explained_variance
+        assert curve[0] == whole[method, "base"]
+        assert curve[10] == whole[method, "adapted"]
+        assert curve[10] < curve[3] < curve[0]
+
+
+def test_out_of_domain_sets_are_measured_under_every_method(extra):
+    _, result = extra
+    rows = result.table("adaptation").query("split == 'other'")
+    assert set(rows.method) >= {"top:1", "shuffled-labels"} and set(rows.n) == {60}
+    assert set(result.table("predictions").split) == {"test", "other"}
+
+
+@numerical
+def test_a_finished_checkpoint_is_compared_without_training(first, again, home):
     checkpoint = next((home / "adapt").glob("full-*")) / "checkpoint"
-    result = again(study_path, home, tmp_path, f"adaptation.methods=['checkpoint:{checkpoint}']", "sae.layers=[]")
-    trained, taken = first.table("similarity"), result.table("similarity")
+    result = again(f"adaptation.methods=['checkpoint:{checkpoint}']", "sae.layers=[]", "internals.parts=[]")
+    trained, loaded = first.table("similarity"), result.table("similarity")
     columns = ["unit", "measure", "layer", "value"]
     expected = trained[trained.method == "full"][columns].reset_index(drop=True)
-    assert expected.equals(taken[columns].reset_index(drop=True))
+    assert expected.equals(loaded[columns].reset_index(drop=True))
     after = result.table("adaptation").query("when == 'after' and trainable_parameters == 0")
     assert (
         after.accuracy.iloc[0]
@@ -312,10 +423,9 @@ def test_a_finished_checkpoint_is_compared_without_training(first, study_path, h
     )
 
 
-def test_a_checkpoint_that_numbers_its_classes_otherwise_has_the_same_numbers(first, study_path, home, tmp_path):
-    """Class numbers are the model's own affair: quality, interventions and task loss go by the labels' names."""
-    import shutil
-
+@numerical
+def test_a_checkpoint_with_its_classes_in_another_order_has_the_same_numbers(first, again, home, tmp_path):
+    """Quality, interventions and task loss match classes by the names of the labels."""
     from safetensors.torch import load_file, save_file
 
     turned = shutil.copytree(next((home / "adapt").glob("full-*")) / "checkpoint", tmp_path / "turned")
@@ -328,98 +438,44 @@ def test_a_checkpoint_that_numbers_its_classes_otherwise_has_the_same_numbers(fi
     config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     (turned / "config.json").write_text(json.dumps(config))
     method = f"checkpoint:{turned}"
-    result = again(study_path, home, tmp_path, f"adaptation.methods=['{method}']", "sae.layers=[2]", "sae.controls=[]")
+    result = again(f"adaptation.methods=['{method}']", "sae.layers=[2]", "sae.controls=[]")
     columns = ["kind", "layer", "accuracy", "loss"]
-    for name, kept in (
+    for name, compared in (
         ("interventions", columns),
         ("sae", ["trained_on", "evaluated_on", "task_loss", "task_accuracy"]),
     ):
-        own = result.table(name)
+        table = result.table(name)
         full = first.table(name).query("method == 'full'")
-        if name == "sae":  # base's own classifier is the head's, which this study has not
-            own, full = (t[(t.kind == "trained") & (t.layer == 2) & (t.evaluated_on == "adapted")] for t in (own, full))
-        own, full = (t[kept].reset_index(drop=True) for t in (own, full))
-        pd.testing.assert_frame_equal(own, full, atol=1e-6, rtol=0)
+        if name == "sae":  # base's classifier is that of head, which this study lacks
+            table, full = (
+                t[(t.kind == "trained") & (t.layer == 2) & (t.evaluated_on == "adapted")] for t in (table, full)
+            )
+        table, full = (t[compared].reset_index(drop=True) for t in (table, full))
+        pd.testing.assert_frame_equal(table, full, atol=1e-6, rtol=0)
 
 
-def command(study_path, out):
-    light = [word for override in LIGHT for word in ("--set", override)]
-    return [sys.executable, "-m", "layerprobe", "run", str(study_path), "--out", str(out), *light]
+# Interruptions ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_goes_on_from_its_last_finished_task(study_path, tmp_path):
-    env = {**os.environ, "LAYERPROBE_HOME": str(tmp_path / "home")}
-    process = subprocess.Popen(command(study_path, tmp_path / "out"), env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list(Path(tmp_path / "home").glob("adapt/head-*/meta.json")) and time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before it was killed"
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_a_killed_run_resumes_after_its_last_finished_task(study_path, tmp_path):
+    process = start(study_path, tmp_path / "out", tmp_path / "home")
+    wait_for_line(process, "] capture: full seed 0")
+    process.kill()
+    process.communicate(timeout=120)
     assert Run.load(tmp_path / "out").record.status == "running"
-    result = run(Study.load(study_path, LIGHT), out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    result = run_study(study_path, tmp_path / "out", tmp_path / "home", *LIGHT)
     assert result.record.status == "complete"
     assert "adapt" in stages(result, reused=True) and "capture" in stages(result, reused=True)
+    assert "similarity" in stages(result, reused=False) and result.record.recomputed == []
 
 
-def test_an_interrupted_run_says_how_to_go_on(study_path, tmp_path):
-    env = {**os.environ, "LAYERPROBE_HOME": str(tmp_path / "home")}
-    process = subprocess.Popen(
-        command(study_path, tmp_path / "out"),
-        env=env,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell that starts the tests in the background makes its children deaf to Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 300
-    while not list(Path(tmp_path / "home").glob("capture/base-*/meta.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+def test_an_interrupted_run_names_the_command_that_resumes_it(study_path, tmp_path):
+    process = start(study_path, tmp_path / "out", tmp_path / "home")
+    wait_for_line(process, "] capture: base")
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 130, told
-    assert f"go on with: layerprobe run {study_path} --out {tmp_path / 'out'}" in told
-    assert "Traceback" not in told
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert f"with: layerprobe run {study_path} --out {tmp_path / 'out'}" in err
+    assert "Traceback" not in err
     record = Run.load(tmp_path / "out").record
     assert (record.status, record.error) == ("failed", "interrupted")
-
-
-def test_probes_weights_and_interventions_of_an_untouched_body_are_the_base_s(first):
-    head = first.table("probes").query("method == 'head'").pivot(index="layer", columns="side", values="accuracy")
-    assert (head.base == head.adapted).all() and set(head.index) == {0, 1, 2}
-    assert (first.table("weights").query("method == 'head'").relative_change == 0).all()
-    moved = first.table("weights").query("method == 'full' and role != 'pooler'")
-    assert (moved.relative_change > 0).all()
-    same = first.table("interventions").query("method == 'head' and kind in ('weights', 'stitched')")
-    assert (same.difference == 0).all() and len(same) == 6
-    cost = first.table("adaptation").query("`when` == 'after' and method in ('head', 'full')").set_index("method")
-    assert 0 < cost.flops["head"] < cost.flops["full"]
-    assert cost.bytes_stored["head"] > 0
-
-
-def test_checkpoints_kept_in_training_are_read_along_the_steps(first, study_path, home, tmp_path):
-    result = again(study_path, home, tmp_path, "adaptation.checkpoints=2", "adaptation.methods=['full']")
-    steps = result.table("transfer_steps")
-    assert sorted(steps.step.unique()) == [0, 3, 6, 10]  # 80 texts in batches of 16, twice, and two in between
-    whole = result.table("sae").query("kind == 'trained' and trained_on == 'base'").set_index(["evaluated_on", "layer"])
-    ends = steps[steps.trained_on == "base"].set_index(["step", "layer"]).explained_variance
-    for layer in (1, 2):
-        assert ends[0, layer] == whole.explained_variance["base", layer]
-        assert ends[10, layer] == whole.explained_variance["adapted", layer]
-        assert ends[10, layer] < ends[3, layer] < ends[0, layer]
-
-
-def test_out_of_domain_sets_are_measured_under_every_method(study_path, home, tmp_path):
-    outside = write_csv(tmp_path / "outside.csv", n=60, seed=5)
-    result = again(study_path, home, tmp_path, f"data.ood=[{{name='other', source='{outside}'}}]", *LIGHT)
-    rows = result.table("adaptation").query("split == 'other'")
-    assert set(rows.method) >= {"head", "full"} and set(rows.n) == {60}
-    assert set(result.table("predictions").split) == {"test", "other"}
-
-
-def test_the_outline_of_a_study_out_of_reach_names_the_tasks_of_one_within_reach(study_path):
-    from layerprobe.tasks import outline
-
-    study = Study.load(study_path, ["sae.layers=[1, 2]"])
-    planned = pipeline.plan(study)
-    assert outline(study) == [(task.stage, task.name) for task in planned.tasks]

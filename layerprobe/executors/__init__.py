@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from layerprobe.errors import StudyError
 from layerprobe.executors._events import Event, Finished, Progressed, Settings, Started
+from layerprobe.executors._worker import end_if_imported_by_worker
 
 if TYPE_CHECKING:
     from layerprobe.stage import ResolvedStudy, Stage
@@ -30,6 +31,7 @@ def find_executor(name: str, jobs: int) -> Executor:
     Raises:
         StudyError: if there is no such executor.
     """
+    end_if_imported_by_worker()
     if name == "auto":
         name = "serial" if jobs == 1 else "processes"
     if name not in EXECUTORS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 SHORTEST_REPORT = 0.1
 """Seconds between two reports of progress."""
+UNGUARDED = 79
+"""Exit code of a worker whose script calls `run` when it is imported."""
 Gauge = Callable[[], AbstractContextManager[Callable[[], int]]]
 """Enters the computation of a task; its value returns how many tasks were computed at once since then."""
 
@@ -27,6 +31,12 @@ Gauge = Callable[[], AbstractContextManager[Callable[[], int]]]
 def one_task() -> AbstractContextManager[Callable[[], int]]:
     """The gauge of a process that computes alone."""
     return nullcontext(lambda: 1)
+
+
+def end_if_imported_by_worker() -> None:
+    """End this process if it is a worker that imports a script which calls `run` without a `__main__` guard."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
 
 
 class Worker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import LayerprobeError, StudyError
 from layerprobe.executors._events import Event, Finished, Settings
-from layerprobe.executors._worker import Worker
+from layerprobe.executors._worker import UNGUARDED, Worker
 
 if TYPE_CHECKING:
     from layerprobe.stage import ResolvedStudy, Stage
 
 MOST_LOSSES = 3
-"""Worker processes that may be killed while they compute one task before the run ends."""
+"""Worker processes that may end during one task before the run ends."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -47,9 +48,9 @@ class _WorkerProcess:
         self.task: Stage | None = None
 
     def stop(self) -> None:
-        self.connection.close()
         if self.process.is_alive():
             self.process.terminate()
+        self.connection.close()
 
     def join(self) -> None:
         self.process.join(20)
@@ -67,8 +68,8 @@ def execute(
     again. Of tasks that use an accelerator, one runs at a time.
 
     Raises:
-        StudyError: if the calling script starts itself again in each worker, for want of a `__main__` guard, or if
-            workers are killed again and again.
+        StudyError: if the calling script has no `__main__` guard, so that each worker would run it again, or if workers
+            end repeatedly.
     """
     context = multiprocessing.get_context("spawn")
     running = context.Array("i", settings.jobs * 2)
@@ -78,15 +79,15 @@ def execute(
         process = context.Process(
             target=_work, args=(connection, study, settings, threads, running, number), daemon=True
         )
-        with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))):
+        with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))), _interrupts_later():
             process.start()
         return process
 
     order = {task: place for place, task in enumerate(tasks)}
-    sorter = TopologicalSorter({task: tuple(task.parents().values()) for task in tasks})
+    sorter = TopologicalSorter({task: [one for one in task.parents().values() if one in order] for task in tasks})
     sorter.prepare()
     ready: list[Stage] = []
-    losses: dict[Stage, int] = {}
+    losses: dict[Stage | None, int] = {}
     workers: list[_WorkerProcess] = []
     try:
         workers += [_WorkerProcess(number, start) for number in range(min(settings.jobs, len(tasks)))]
@@ -143,18 +144,29 @@ def _receive(worker: _WorkerProcess) -> Any:
         return None
 
 
-def _check_losses(worker: _WorkerProcess, losses: dict[Stage, int]) -> None:
+def _check_losses(worker: _WorkerProcess, losses: dict[Stage | None, int]) -> None:
+    """Count the workers that ended during each task, or before their first one.
+
+    Raises:
+        StudyError: if there is no point in starting another one.
+    """
     code = worker.process.exitcode
-    if worker.task is None:
+    if code == UNGUARDED:
         raise StudyError(
-            f"A worker process ended before its first task (exit code {code}). Worker processes import the script that "
-            'calls run: put the call below `if __name__ == "__main__":`, or use jobs=1.'
+            "Worker processes import the script that calls layerprobe.run, and this one would start itself again in each: "
+            'put the call below `if __name__ == "__main__":`, or use jobs=1.'
+        )
+    if not worker.ready and code is not None and code > 0:
+        raise StudyError(
+            f"A worker process ended before its first task (exit code {code}; its error is shown above). Workers import the "
+            "script that calls layerprobe.run; use jobs=1 if it is not a file that can be imported."
         )
     losses[worker.task] = losses.get(worker.task, 0) + 1
     if losses[worker.task] == MOST_LOSSES:
+        what = f"that ran {worker.task.id}" if worker.task is not None else "that waited for a task"
         raise StudyError(
-            f"The worker process of {worker.task.id} was killed {MOST_LOSSES} times (last exit code {code}), perhaps for "
-            "want of memory; use fewer jobs, or a smaller study."
+            f"A worker process {what} ended {MOST_LOSSES} times (last exit code {code}), perhaps because memory ran out; use "
+            "fewer jobs, or a smaller study."
         )
 
 
@@ -195,9 +207,19 @@ def _work(
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends anyway, and without a traceback
         trace = "" if isinstance(error, LayerprobeError) else traceback.format_exc()
-        with suppress(Exception):
-            send(_Failed(error, trace))
+        with suppress(OSError):
+            send(_Failed(_picklable(error), trace))
+
+
+def _picklable(error: BaseException) -> BaseException:
+    """The error, or where it cannot be sent to another process, one with the same message."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -210,6 +232,19 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold Ctrl-C back; processes that are started inside this context do not receive it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
