@@ -14,7 +14,6 @@ with and without a penalty; 6 of the 8 exclusive ones at 0.5%.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import dataclass
 
@@ -88,9 +87,7 @@ def run(seeds: int, factors: tuple[float, ...]) -> None:
                     rows = plant(seed, rate)
                     start = time.perf_counter()
                     config = CrosscoderConfig(LATENTS, factor * true, STEPS, seed, penalty)
-                    joint = crosscoder.train(
-                        rows.base[:ROWS], rows.adapted[:ROWS], config, progress=sys.stderr.isatty()
-                    )
+                    joint = crosscoder.train(rows.base[:ROWS], rows.adapted[:ROWS], config)
                     seconds = time.perf_counter() - start
                     held_out = Planted(rows.base[ROWS:], rows.adapted[ROWS:], rows.activations[ROWS:])
                     print(
@@ -105,7 +102,7 @@ def speed() -> None:
     base = rng.standard_normal((ROWS, 384), dtype=np.float32)
     adapted = base + 0.3 * rng.standard_normal((ROWS, 384), dtype=np.float32)
     start = time.perf_counter()
-    joint = crosscoder.train(base, adapted, CrosscoderConfig(d_sae=1536, k=32), progress=sys.stderr.isatty())
+    joint = crosscoder.train(base, adapted, CrosscoderConfig(d_sae=1536, k=32))
     middle = time.perf_counter()
     census(joint, base, adapted, joint.encode(base, adapted))
     end = time.perf_counter()

@@ -82,7 +82,7 @@ def plain(architecture: str, rows: np.ndarray, steps: int) -> None:
 def ours(architecture: str, rows: np.ndarray, steps: int) -> None:
     config = SaeConfig(architecture, D_SAE / D, K, samples=steps * BATCH, batch_size=BATCH, learning_rate=3e-3)
     with tempfile.TemporaryDirectory() as folder:
-        sae.train(rows, folder, config, progress=False)
+        sae.train(rows, folder, config)
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -180,12 +180,12 @@ def analysis(n: int = 60_000) -> None:
     labels = rng.integers(0, 3, n // 25)
     with tempfile.TemporaryDirectory() as folder:
         config = SaeConfig(expansion=D_SAE / D, k=K, samples=20 * BATCH)
-        dictionary = sae.train(base, Path(folder) / "d", config, progress=False)
+        dictionary = sae.train(base, Path(folder) / "d", config)
     config = CrosscoderConfig(d_sae=D_SAE, k=K, steps=20)
-    joint = sae.crosscoder.train(base, adapted, config, progress=False)
+    joint = sae.crosscoder.train(base, adapted, config)
     start = time.perf_counter()
     for rows in (base, adapted):
-        codes = sae.encode(dictionary, rows, progress=False)
+        codes = sae.encode(dictionary, rows)
         table = sae.associations(codes, tokens, labels, ["a", "b", "c"])
         null = sae.label_null(codes, example, labels)
         sae.latent_shares(table, codes, example, null)

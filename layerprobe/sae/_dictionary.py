@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
-from tqdm import tqdm
 
 from layerprobe.errors import MeasureError, StorageError
+from layerprobe.progress import track
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
@@ -102,7 +102,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     return dictionary
 
 
-def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], *, progress: bool = True) -> csc_array:
+def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"]) -> csc_array:
     """Activations of all latents on all rows: a sparse matrix, rows x latents, stored by latent.
 
     Encode a dictionary's rows once: all analyses take these activations. They are host arrays of 8 bytes per active
@@ -111,7 +111,6 @@ def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], *, progress: bo
     Args:
         dictionary: computes on its device.
         rows: activations of a layer; may be memory-mapped.
-        progress: whether to draw a progress bar on stderr.
 
     Raises:
         MeasureError: if the rows have another width, or NaN or infinite values.
@@ -122,7 +121,7 @@ def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], *, progress: bo
             "the layer that it was trained on.",
             "rows",
         )
-    batches = tqdm(list(row_batches(len(rows))), desc="encoding", leave=False, disable=not progress, delay=1)
+    batches = track(list(row_batches(len(rows))), "encoding")
 
     def dense(batch: slice) -> Float[Tensor, "m d_sae"]:
         # A copy: torch warns of read-only arrays, which memory-mapped rows are.

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from layerprobe.errors import ArgumentError, MeasureError, StorageError
 from layerprobe.files import write_json
+from layerprobe.progress import track
 from layerprobe.sae._dictionary import check_finite, float64_device, row_batches, to_sparse
 from layerprobe.sae._evaluation import check_codes
 from layerprobe.sae._rows import READ_ROWS, evenly_spaced, order
@@ -222,7 +222,6 @@ def train(
     config: CrosscoderConfig = CrosscoderConfig(),
     *,
     device: str = "cpu",
-    progress: bool = True,
 ) -> Crosscoder:
     """Train one dictionary on both sides of the same tokens, so that each latent can be located between them.
 
@@ -241,7 +240,6 @@ def train(
         adapted_rows: (n, d), the same tokens in the same order.
         config: sizes, schedule and seed.
         device: where to train; the returned crosscoder computes there too.
-        progress: whether to draw a progress bar on stderr.
 
     Raises:
         ArgumentError: if a value of the configuration is out of range, or there are fewer rows than latents.
@@ -265,16 +263,14 @@ def train(
     rng = np.random.default_rng(config.seed)
     start = _start(rng, means, scales, config, device)
     batches = (start.scaled(base_rows, adapted_rows, batch) for batch in order(n, batch_size, rng))
-    trained = _fit(start, batches, config, progress)
+    trained = _fit(start, batches, config)
     sample = evenly_spaced(n)
     # The score from which k latents per row are active, on average over training rows.
     scores = trained.activations(trained.scaled(base_rows, adapted_rows, sample)) * trained._flat(trained.norms.sum(1))
     return replace(trained, threshold=float(nth_largest(scores, max(1, round(config.k * len(sample))))))
 
 
-def _fit(
-    start: Crosscoder, batches: Iterator[Float[Tensor, "m both"]], config: CrosscoderConfig, progress: bool
-) -> Crosscoder:
+def _fit(start: Crosscoder, batches: Iterator[Float[Tensor, "m both"]], config: CrosscoderConfig) -> Crosscoder:
     from layerprobe.sae._sparse import Weights
 
     d_sae, steps = start.d_sae, config.steps or 0
@@ -288,7 +284,7 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     patience = max(10, min(200, steps // 10))
     inactive = torch.zeros(d_sae, dtype=torch.long, device=start.device)
-    for _ in tqdm(range(steps), desc="training a crosscoder", unit="step", leave=False, disable=not progress, delay=1):
+    for _ in track(range(steps), "training a crosscoder"):
         total, fired = loss(weights, next(batches), config, inactive > patience)
         optimizer.zero_grad()
         total.backward()

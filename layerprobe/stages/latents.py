@@ -214,7 +214,7 @@ class Latents(LayerStage):
                 start = {"trained": "same start", "second-seed": "different starts"}[task.variant]
                 other = with_codes(task)
                 matching = sae.match(loaded[0], other[0], loaded[1], other[1])
-                pairs.append((start, matching, null_matching(parents["null"], variant, len(tokens["base"]))))
+                pairs.append((start, matching, null_matching(parents["null"], variant)))
         rows = []
         for start, matching, null in pairs:
             for on in ("cosine", "correlation"):

@@ -93,7 +93,7 @@ class Sae(LayerStage):
         if self.variant == "untrained":
             trained = dictionary_of(parents["trained"])
             untrained = sae.untrained(trained, rows, config)
-            untrained.sae.save_model(folder / "dictionary")
+            untrained.sae.to("cpu").save_model(folder / "dictionary")
             return
         start = dictionary_of(parents["start"]) if self.start is not None else None
         sae.train(rows, folder / "dictionary", config, start=start, device=context.device)

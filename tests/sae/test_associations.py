@@ -285,7 +285,7 @@ def test_a_store_s_rows_are_taken_as_they_are(tiny_encoder, tiny_corpus, tmp_pat
     from layerprobe.activations import capture
 
     model = tiny_encoder.classifier(tiny_corpus.label_names, seed=0)
-    store = capture(model, tiny_encoder, tiny_corpus.test, tmp_path / "rows", progress=False)
+    store = capture(model, tiny_encoder, tiny_corpus.test, tmp_path / "rows")
     rows, labels = store.tokens(2), tiny_corpus.test.labels
     table = run(rows, store.rows, labels, tiny_corpus.label_names)
     np.testing.assert_allclose(table.density, (np.asarray(rows) > 0).mean(0))

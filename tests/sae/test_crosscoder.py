@@ -42,7 +42,7 @@ def best_latents(codes, activations):
 
 def train(base, adapted, **options):
     config = CrosscoderConfig(**{"d_sae": 48, "k": 2, "steps": 500, **options})
-    return crosscoder.train(base, adapted, config, progress=False)
+    return crosscoder.train(base, adapted, config)
 
 
 def census(trained, base, adapted):

@@ -41,15 +41,15 @@ def rows():
 @pytest.fixture(scope="module")
 def trained(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("device") / "d"
-    return sae.train(rows, folder, CONFIG, progress=False), folder
+    return sae.train(rows, folder, CONFIG), folder
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_training_stays_on_its_device(architecture, rows, tmp_path, monkeypatch):
     config = replace(CONFIG, architecture=architecture, samples=20 * 250, learning_rate=1e-3)
-    here = sae.train(rows, tmp_path / "here", config, progress=False)
+    here = sae.train(rows, tmp_path / "here", config)
     with stand_in_device(monkeypatch) as device:
-        there = sae.train(rows, tmp_path / "there", config, device=DEVICE, progress=False)
+        there = sae.train(rows, tmp_path / "there", config, device=DEVICE)
         assert there.device.type == DEVICE and not computed_on_host(device)
         # Only weights and counts of latents are copied to the host: no batch.
         assert {size for shape in device.to_host for size in shape} <= {24, 48}
@@ -64,7 +64,7 @@ def test_encoding_evaluation_matching_and_controls_stay_on_their_device(trained,
     codes = encoded(dictionary, rows)
     control = sae.untrained(dictionary, rows, CONFIG)
     results = {
-        "quality": sae.evaluate(dictionary, rows, codes, np.arange(2000), progress=False),
+        "quality": sae.evaluate(dictionary, rows, codes, np.arange(2000)),
         "matching": sae.match(dictionary, control, codes, encoded(control, rows)).table,
     }
     with stand_in_device(monkeypatch) as device:
@@ -72,7 +72,7 @@ def test_encoding_evaluation_matching_and_controls_stay_on_their_device(trained,
         device.to_host.clear()
         their_codes = encoded(there, rows)
         assert set(device.to_host) == {(codes.nnz,)}  # what is active, never all activations
-        quality = sae.evaluate(there, rows, their_codes, np.arange(2000), progress=False)
+        quality = sae.evaluate(there, rows, their_codes, np.arange(2000))
         assert not computed_on_host(device)
         their_control = sae.untrained(there, rows, CONFIG)
         device.to_host.clear()
@@ -87,9 +87,9 @@ def test_encoding_evaluation_matching_and_controls_stay_on_their_device(trained,
 def test_a_crosscoder_stays_on_its_device(rows, monkeypatch):
     moved = np.roll(rows, 1, axis=1).copy()
     config = CrosscoderConfig(d_sae=48, k=3, steps=40, penalty=0.1)
-    here = sae.crosscoder.train(rows, moved, config, progress=False)
+    here = sae.crosscoder.train(rows, moved, config)
     with stand_in_device(monkeypatch) as device:
-        there = sae.crosscoder.train(rows, moved, config, device=DEVICE, progress=False)
+        there = sae.crosscoder.train(rows, moved, config, device=DEVICE)
         assert not computed_on_host(device) and {size for shape in device.to_host for size in shape} <= {48}
         codes = there.encode(rows, moved)
         variance = there.explained_variance(rows, moved, codes)
@@ -106,14 +106,14 @@ def test_the_task_loss_stays_on_the_model_s_device(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((1000, 32)).astype(np.float32)
     folder = tmp_path / "d"
-    dictionary = sae.train(rows, folder, replace(CONFIG, samples=2500), progress=False)
+    dictionary = sae.train(rows, folder, replace(CONFIG, samples=2500))
     model = encoder.classifier(corpus.label_names, seed=0)
-    here = sae.task_loss(model, encoder, corpus.test, 1, {"d": dictionary}, progress=False)
+    here = sae.task_loss(model, encoder, corpus.test, 1, {"d": dictionary})
     with stand_in_device(monkeypatch) as device:
         there_dictionary, there_model = sae.load(folder, device=DEVICE), model.to(DEVICE)
         device.to_host.clear()
         device.on_host.clear()
-        there = sae.task_loss(there_model, encoder, corpus.test, 1, {"d": there_dictionary}, progress=False)
+        there = sae.task_loss(there_model, encoder, corpus.test, 1, {"d": there_dictionary})
         assert not computed_on_host(device)
         assert {shape[-1] for shape in device.to_host if shape} <= {2}  # logits alone
     pd.testing.assert_frame_equal(there, here, rtol=1e-4)

@@ -30,7 +30,7 @@ def rows():
 @pytest.fixture(scope="module")
 def trained(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sae") / "dictionary"
-    return sae.train(rows[:5000], folder, CONFIG, progress=False), folder
+    return sae.train(rows[:5000], folder, CONFIG), folder
 
 
 def test_saved_dictionaries_are_sae_lens_own(trained, rows):
@@ -61,7 +61,7 @@ def test_planted_features_are_found_and_held_out_rows_explained(trained, rows):
 def test_equal_seeds_give_equal_weights(rows, tmp_path):
     config = SaeConfig(k=3, expansion=1, samples=4000, batch_size=256)
     one, same, other = (
-        sae.train(rows[:2000], tmp_path / str(i), replace(config, seed=seed), progress=False).decoder
+        sae.train(rows[:2000], tmp_path / str(i), replace(config, seed=seed)).decoder
         for i, seed in enumerate((0, 0, 1))
     )
     assert torch.equal(one, same) and not torch.equal(one, other)
@@ -70,7 +70,7 @@ def test_equal_seeds_give_equal_weights(rows, tmp_path):
 @pytest.mark.parametrize("architecture", [row.name for row in ARCHITECTURES.values() if row.recalibrated])
 def test_one_threshold_keeps_k_latents_active_after_reloading(architecture, rows, tmp_path):
     config = replace(SHORT, architecture=architecture, k=3, samples=12_000)
-    dictionary = sae.train(rows[:3000], tmp_path / "d", config, progress=False)
+    dictionary = sae.train(rows[:3000], tmp_path / "d", config)
     again = sae.load(tmp_path / "d")
     assert encoded(again, rows[3000:]).nnz / 3000 == pytest.approx(3, rel=0.15)
     assert np.array_equal(encoded(dictionary, rows[:9]).toarray(), encoded(again, rows[:9]).toarray())
@@ -78,7 +78,7 @@ def test_one_threshold_keeps_k_latents_active_after_reloading(architecture, rows
 
 @pytest.mark.parametrize("architecture", [row.name for row in ARCHITECTURES.values() if not row.uses_k])
 def test_other_architectures_train_and_reload(architecture, rows, tmp_path):
-    sae.train(rows[:3000], tmp_path / "d", replace(SHORT, architecture=architecture), progress=False)
+    sae.train(rows[:3000], tmp_path / "d", replace(SHORT, architecture=architecture))
     assert np.isfinite(quality(sae.load(tmp_path / "d"), rows[3000:]).explained_variance)
 
 
@@ -99,7 +99,7 @@ def test_a_row_agrees_with_sae_lens(row):
 def test_a_new_architecture_is_one_row(rows, tmp_path, monkeypatch):
     row = Architecture("abstopk", "AbsTopKTrainingSAEConfig", uses_k=True)
     monkeypatch.setattr(architectures, "ARCHITECTURES", {**ARCHITECTURES, "abstopk": row})
-    dictionary = sae.train(rows[:3000], tmp_path / "d", replace(SHORT, architecture="abstopk", k=3), progress=False)
+    dictionary = sae.train(rows[:3000], tmp_path / "d", replace(SHORT, architecture="abstopk", k=3))
     assert dictionary.architecture == "abstopk"
     with pytest.raises(MeasureError, match="negative activations"):
         encoded(dictionary, rows[3000:])

@@ -31,7 +31,7 @@ def rows():
 def trained(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sae")
     config = SaeConfig(k=3, expansion=2, samples=30_000, batch_size=256)
-    return sae.train(rows[:3000], folder, config, progress=False)
+    return sae.train(rows[:3000], folder, config)
 
 
 def measured(dictionary, rows, codes=None, groups=None):

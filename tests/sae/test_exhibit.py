@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from layerprobe.stages.showing import _matches
 from scipy import stats
 from scipy.sparse import csc_array
 
 from layerprobe.errors import MeasureError
 from layerprobe.sae import exhibit, top_latents
-from layerprobe.stages.showing import _matches
 
 LENGTHS = (3, 5, 60, 4, 7, 2, 6, 8, 5, 9, 3, 4)
 LABELS = np.array([0, 1] * 6)

@@ -214,7 +214,7 @@ def test_planted_losses_are_found_beside_the_null():
 def test_trained_dictionaries_from_one_start_match_better_than_from_two(tmp_path):
     rows, _ = sparse_rows.planted(n=3000)
     configs = [sae.SaeConfig(k=3, expansion=2, samples=20_000, batch_size=256, seed=seed) for seed in (0, 0, 1)]
-    one, again, other = (sae.train(rows, tmp_path / str(i), c, progress=False) for i, c in enumerate(configs))
+    one, again, other = (sae.train(rows, tmp_path / str(i), c) for i, c in enumerate(configs))
     same, different = matched(one, again, rows, rows), matched(one, other, rows, rows)
     assert same.table[["cosine", "correlation"]].mean().tolist() == pytest.approx([1, 1], abs=1e-6)
     assert different.table.cosine.mean() < 0.95

@@ -125,7 +125,7 @@ def twin(model, encoder, examples, labels, layer, replace):
 
 def run(model, encoder, examples, labels, layer, dictionaries, **options):
     examples = dataclasses.replace(examples, labels=labels)
-    table = sae.task_loss(model, encoder, examples, layer, dictionaries, progress=False, **options)
+    table = sae.task_loss(model, encoder, examples, layer, dictionaries, **options)
     return table.set_index("variant")
 
 
@@ -288,7 +288,7 @@ def test_a_trained_dictionary_is_given_raw_rows(bert, examples, tmp_path):
     with torch.no_grad():
         rows = torch.cat([forward(model, collate(encoder, encodings, [i]))[0][2][0] for i in range(50)]).numpy()
     config = sae.SaeConfig(k=8, expansion=4, samples=12_000, batch_size=128)
-    trained = sae.train(rows, tmp_path / "d", config, progress=False)
+    trained = sae.train(rows, tmp_path / "d", config)
     table = run(model, encoder, examples, labels, 2, {"trained": trained})
     assert table.loss["clean"] < table.loss["trained"] < table.loss["mean_ablated"]
     assert 0.5 < table.loss_recovered["trained"] < 1

@@ -24,7 +24,7 @@ SMALL = SaeConfig(expansion=2, k=3, samples=6000, batch_size=250)
 
 
 def train(rows, folder, config=SMALL, start=None, **changes):
-    return sae.train(rows, folder, replace(config, **changes), start=start, progress=False)
+    return sae.train(rows, folder, replace(config, **changes), start=start)
 
 
 @pytest.fixture(scope="module")
