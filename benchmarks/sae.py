@@ -1,11 +1,11 @@
-"""Dictionaries: training beside plain sae-lens on the same rows, layers in one pass or one by one, and reading latents.
+"""Sparse autoencoders: training compared with plain sae-lens, crosscoders with dense gradients, and analysing latents.
 
-    python benchmarks/sae.py                  # everything: about four minutes on two cores
+    python benchmarks/sae.py                  # everything: about three minutes on two cores
     python benchmarks/sae.py --steps 100      # longer measurements
-    python benchmarks/sae.py --only training  # or: selection, passes, reading
+    python benchmarks/sae.py --only training  # or: analysis, selection, crosscoder
 
-Rows are 384 wide, dictionaries have 1,536 latents of which 32 are active, batches 1,024 rows. Run it while nothing else
-runs. Ratios are of rows per second within this one run; contestants take turns, so that a drift of the machine hits all.
+Rows have 384 features, dictionaries 1,536 latents of which 32 are active, batches 1,024 rows. Run it while nothing else
+runs. Ratios are of rows per second within one run; the alternatives take turns, so that load affects all alike.
 """
 
 from __future__ import annotations
@@ -25,21 +25,18 @@ os.environ["WANDB_MODE"] = "disabled"
 
 import numpy as np
 import torch
-from sae_lens import (
-    BatchTopKTrainingSAEConfig,
-    MatryoshkaBatchTopKTrainingSAEConfig,
-    TopKTrainingSAEConfig,
-    TrainingSAE,
-)
+from sae_lens import TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopK
 from sae_lens.training.sae_trainer import SAETrainer
 
 from layerprobe import sae
-from layerprobe.sae._selection import LargestOfBatch
+from layerprobe.sae import CrosscoderConfig, SaeConfig
+from layerprobe.sae._sparse import LargestOfBatch, Weights
+from layerprobe.sae.architectures import ARCHITECTURES
 
 D, D_SAE, K, BATCH, ROWS = 384, 1536, 32, 1024, 20_000
-LAYERS, SIDES = 7, 2
+LAYERS = 7
 
 
 def line(what: str, value: str) -> None:
@@ -68,14 +65,7 @@ def batches(rows: np.ndarray) -> Iterator[torch.Tensor]:
 
 def plain(architecture: str, rows: np.ndarray, steps: int) -> None:
     """sae-lens as its documentation shows it."""
-    about = {"d_in": D, "d_sae": D_SAE, "k": K, "normalize_activations": "expected_average_only_in"}
-    configs = {
-        "topk": lambda: TopKTrainingSAEConfig(**about),
-        "batchtopk": lambda: BatchTopKTrainingSAEConfig(**about),
-        "matryoshka_batchtopk": lambda: MatryoshkaBatchTopKTrainingSAEConfig(
-            **about, matryoshka_widths=[D_SAE // 8, D_SAE // 4, D_SAE // 2, D_SAE]
-        ),
-    }
+    config = ARCHITECTURES[architecture].build(d_in=D, d_sae=D_SAE, k=K, steps=steps).cfg
     settings = SAETrainerConfig(
         total_training_samples=steps * BATCH,
         train_batch_size_samples=BATCH,
@@ -86,22 +76,13 @@ def plain(architecture: str, rows: np.ndarray, steps: int) -> None:
         n_batches_for_norm_estimate=1,
     )
     with contextlib.redirect_stderr(io.StringIO()):
-        SAETrainer(settings, TrainingSAE.from_dict(configs[architecture]().to_dict()), batches(rows)).fit()
+        SAETrainer(settings, TrainingSAE.from_dict(config.to_dict()), batches(rows)).fit()
 
 
 def ours(architecture: str, rows: np.ndarray, steps: int) -> None:
+    config = SaeConfig(architecture, D_SAE / D, K, samples=steps * BATCH, batch_size=BATCH, learning_rate=3e-3)
     with tempfile.TemporaryDirectory() as folder:
-        sae.train(
-            rows,
-            folder,
-            architecture=architecture,
-            expansion=D_SAE / D,
-            k=K,
-            samples=steps * BATCH,
-            batch_size=BATCH,
-            learning_rate=3e-3,
-            progress=False,
-        )
+        sae.train(rows, folder, config)
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -114,9 +95,9 @@ def selection(repeats: int = 9) -> None:
     """The activation function alone, forwards, on what a trained encoder gives and on noise."""
     for name, scale in {"noise": 1.0, "noise, few positive": 0.3}.items():
         x = torch.randn(BATCH, D_SAE, generator=torch.Generator().manual_seed(0)) + (scale - 1.0) * 3
-        theirs, own = BatchTopK(K), LargestOfBatch(K)
-        assert torch.equal(theirs(x), own(x))
-        times = [(seconds(lambda: theirs(x)), seconds(lambda: own(x))) for _ in range(repeats)]  # noqa: B023
+        theirs, fast = BatchTopK(K), LargestOfBatch(K)
+        assert torch.equal(theirs(x), fast(x))
+        times = [(seconds(lambda: theirs(x)), seconds(lambda: fast(x))) for _ in range(repeats)]  # noqa: B023
         slow, quick = (median(t) for t in zip(*times, strict=True))
         line(
             f"BatchTopK selection, {BATCH} x {D_SAE}, {name}",
@@ -141,35 +122,44 @@ def training(steps: int, repeats: int = 3) -> None:
         )
 
 
-def passes(steps: int) -> None:
-    """All layers of both sides in one pass against one by one, rows memory-mapped from disk."""
-    names = [f"side {side} layer {layer}" for side in range(SIDES) for layer in range(LAYERS)]
-    options = {"expansion": D_SAE / D, "k": K, "samples": steps * BATCH, "batch_size": BATCH, "progress": False}
-    with tempfile.TemporaryDirectory() as folder:
-        rows = {}
-        for number, name in enumerate(names):
-            np.save(Path(folder) / f"{number}.npy", planted(seed=number))
-            rows[name] = np.load(Path(folder) / f"{number}.npy", mmap_mode="r")
-        homes = {name: Path(folder) / f"one-{number}" for number, name in enumerate(names)}
-        pass_homes = {name: Path(folder) / f"pass-{number}" for number, name in enumerate(names)}
-        alone = seconds(lambda: [sae.train(rows[name], homes[name], **options) for name in names])
-        together = seconds(lambda: sae.train_many(rows, pass_homes, **options))
-        same = all(
-            (homes[n] / "sae_weights.safetensors").read_bytes()
-            == (pass_homes[n] / "sae_weights.safetensors").read_bytes()
-            for n in names
-        )
+def crosscoder(repeats: int = 9) -> None:
+    """One loss and its gradients, by sums over active latents and by dense automatic differentiation."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2 * D, D_SAE), (D_SAE,), (D_SAE, 2 * D), (2 * D,))
+    weights = Weights(*(torch.randn(shape, generator=generator).div(28).requires_grad_() for shape in shapes))
+    rows = torch.randn(BATCH, 2 * D, generator=generator)
+    config, dead = CrosscoderConfig(k=K), torch.zeros(D_SAE, dtype=torch.bool)
+
+    def sparse() -> None:
+        sae.crosscoder.loss(weights, rows, config, dead)[0].backward()
+
+    def dense() -> None:
+        hidden = torch.addmm(weights.b_enc, rows, weights.w_enc)
+        norms = weights.w_dec.view(D_SAE, 2, D).norm(dim=2).sum(1)
+        kept = (LargestOfBatch(K)((hidden * norms).detach()) > 0).float()
+        error = (hidden * kept) @ weights.w_dec + weights.b_dec - rows
+        (error.square().sum() / BATCH).backward()
+
+    gradients = []
+    for step in (sparse, dense):
+        for weight in weights:
+            weight.grad = None
+        step()
+        gradients.append([weight.grad.clone() for weight in weights])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    times = [(seconds(dense), seconds(sparse)) for _ in range(repeats)]
+    slow, quick = (median(t) for t in zip(*times, strict=True))
     line(
-        f"{len(names)} dictionaries, {steps} steps each",
-        f"{alone:6.1f} s one by one, {together:6.1f} s in one pass   {alone / together:.2f}x, "
-        + ("equal weights" if same else "DIFFERENT weights"),
+        f"crosscoder, loss and gradients, {BATCH} x 2 x {D}",
+        f"{1e3 * slow:7.1f} ms dense, {1e3 * quick:6.1f} ms here   {slow / quick:.1f}x",
     )
 
 
-def reading(n: int = 60_000) -> None:
-    """Associations of a layer's latents on both sides, with their null, and the joint census, for seven layers.
+def analysis(n: int = 60_000) -> None:
+    """Associations of a layer's latents on both sides, with their null, and the joint census.
 
-    One layer is timed and counted seven times: layers have equal sizes, and nothing is kept between them.
+    One layer is timed and multiplied by seven: layers have equal sizes, and nothing is kept between them.
     """
     import resource
 
@@ -189,16 +179,18 @@ def reading(n: int = 60_000) -> None:
     )
     labels = rng.integers(0, 3, n // 25)
     with tempfile.TemporaryDirectory() as folder:
-        dictionary = sae.train(base, Path(folder) / "d", expansion=D_SAE / D, k=K, samples=20 * BATCH, progress=False)
-    joint = sae.crosscoder.train(base, adapted, d_sae=D_SAE, k=K, steps=20, progress=False)
+        config = SaeConfig(expansion=D_SAE / D, k=K, samples=20 * BATCH)
+        dictionary = sae.train(base, Path(folder) / "d", config)
+    config = CrosscoderConfig(d_sae=D_SAE, k=K, steps=20)
+    joint = sae.crosscoder.train(base, adapted, config)
     start = time.perf_counter()
     for rows in (base, adapted):
-        codes = sae.sparse_codes(dictionary, rows, progress=False)
-        table = sae.associations(dictionary, rows, tokens, labels, ["a", "b", "c"], codes=codes, progress=False)
+        codes = sae.encode(dictionary, rows)
+        table = sae.associations(codes, tokens, labels, ["a", "b", "c"])
         null = sae.label_null(codes, example, labels)
         sae.latent_shares(table, codes, example, null)
     middle = time.perf_counter()
-    sae.census(joint, base, adapted)
+    sae.census(joint, base, adapted, joint.encode(base, adapted))
     end = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     line(f"associations of both sides of a layer, {n:,} rows", f"{middle - start:6.1f} s")
@@ -209,19 +201,19 @@ def reading(n: int = 60_000) -> None:
 
 def main() -> None:
     measured = {
-        "reading": lambda steps: reading(),
+        "analysis": lambda steps: analysis(),
         "selection": lambda steps: selection(),
+        "crosscoder": lambda steps: crosscoder(),
         "training": training,
-        "passes": lambda steps: passes(max(5, steps // 2)),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", choices=measured)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print(f"python {sys.version.split()[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     for name, measure in measured.items():
-        if asked.only in (None, name):
-            measure(asked.steps)
+        if options.only in (None, name):
+            measure(options.steps)
 
 
 if __name__ == "__main__":

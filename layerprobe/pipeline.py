@@ -49,7 +49,7 @@ EXAMPLES = TableSpec(
     "examples",
     "The test examples: one row per example.",
     columns(
-        example_id="stable identifier of the example",
+        "example_id",
         text="the text; the two texts of a pair are separated by ⏐",
         label="its label",
         split="always `test`",

@@ -43,9 +43,11 @@ def resolve(study: Study, device: str = "auto", precision: str = "auto") -> Cont
 
 def _resolve(study: Study, device: str, precision: str) -> Context:
     from layerprobe import adaptation
+    from layerprobe.sae.architectures import find_architecture
     from layerprobe.similarity import MEASURES
 
     StudyShape(study, None).methods  # noqa: B018  what needs no model is checked before one is loaded
+    find_architecture(study.sae.architecture)
     known = [measure.name for measure in MEASURES]
     for name in study.similarity.measures:
         if name not in known:

@@ -24,11 +24,26 @@ COLUMNS: Mapping[str, str] = {
     "method": "adaptation method",
     "seed": "training seed",
     "layer": "layer: 0 = embedding output, i = output of block i, L = last block",
-    "unit": "what one row is: `token`, or one pooled vector per example (`mean` or `cls`)",
+    "unit": "what one row represents: `token`, or one pooled vector per example (`mean` or `cls`)",
+    "measure": "name of the measure, as `layerprobe measures` lists it",
     "n": "number of examples",
     "side": "`base` or `adapted`",
+    "example_id": "stable identifier of the example",
+    "token_index": "position of the token in its example, from 0",
+    "token": "the token, as the tokenizer writes it",
+    "special": "whether it is a special token, such as [CLS]",
+    "depth": "number of top blocks that the method trains: 0 for `head`, L for `full`; missing for a method without a depth",
+    "is_control": "whether the method is a control that learns no task",
+    "is_reference": "whether the row is of a reference without a model of its own, such as logistic regression",
+    "concurrent_tasks": "largest number of tasks that ran at the same time, this one included",
 }
 """Columns that have one meaning in all tables."""
+
+ADDED: Mapping[str, tuple[str, ...]] = {
+    "method": ("depth", "is_control", "is_reference"),
+    "seconds": ("concurrent_tasks",),
+}
+"""Columns that the pipeline adds to tables that have a certain column."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +56,13 @@ class TableSpec:
 
 
 def columns(*common: str, **special: str) -> dict[str, str]:
-    """Meanings of a table's columns: names of common ones, and the special ones with their meaning."""
-    return {name: COLUMNS[name] for name in common} | special
+    """Meanings of a table's columns: names of common ones, and the others with their meaning.
+
+    The columns that the pipeline adds are included.
+    """
+    meanings = {name: COLUMNS[name] for name in common} | special
+    added = {name: COLUMNS[name] for column in ADDED if column in meanings for name in ADDED[column]}
+    return added | meanings
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ class SimilaritySection(_Section):
 class SaeSection(_Section):
     layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_as_tuple)] = None
     """Layers to train dictionaries on. Default: one early, one middle and the last. `[]` trains none."""
-    architecture: Literal["topk", "batchtopk", "standard", "jumprelu", "gated", "matryoshka_batchtopk"] = "topk"
-    """Kind of sparse autoencoder, as sae-lens names it."""
+    architecture: StrictStr = "topk"
+    """Kind of sparse autoencoder: a row of `layerprobe.sae.architectures`, such as `topk`, `batchtopk` or `jumprelu`."""
     expansion: Annotated[float, Field(gt=0)] | None = None
     """Latents for each dimension of the layer. Default: four, fewer where there are few rows."""
     k: Count | None = None

@@ -38,7 +38,7 @@ def encoded(dictionary, rows):
     """Activations as a sparse matrix, without a progress bar."""
     from layerprobe import sae
 
-    return sae.encode(dictionary, rows, progress=False)
+    return sae.encode(dictionary, rows)
 
 
 def quality(dictionary, rows, groups=None, codes=None):
@@ -47,4 +47,4 @@ def quality(dictionary, rows, groups=None, codes=None):
 
     codes = encoded(dictionary, rows) if codes is None else codes
     groups = np.arange(len(rows)) if groups is None else groups
-    return sae.evaluate(dictionary, rows, codes, groups, progress=False)
+    return sae.evaluate(dictionary, rows, codes, groups)

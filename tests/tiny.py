@@ -43,6 +43,7 @@ def make_encoder(folder, family="bert", n_layers=2, width=32, seed=0, labels=Non
     configs = {
         "bert": lambda: transformers.BertConfig(**sized),
         "roberta": lambda: transformers.RobertaConfig(**sized, type_vocab_size=1),
+        "xlm-roberta": lambda: transformers.XLMRobertaConfig(**sized, type_vocab_size=1),
         "electra": lambda: transformers.ElectraConfig(**sized, embedding_size=width // 2),
         "albert": lambda: transformers.AlbertConfig(**sized, embedding_size=width // 2),
         "distilbert": lambda: transformers.DistilBertConfig(

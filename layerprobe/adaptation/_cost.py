@@ -21,6 +21,7 @@ from torch import nn
 
 from layerprobe.encoder import length_sorted_batches
 from layerprobe.errors import MeasureError
+from layerprobe.families import FAMILIES
 from layerprobe.layers import blocks
 
 SAMPLING_SECONDS = 0.01
@@ -263,10 +264,11 @@ def _count(model: Any, length: int) -> tuple[int, int, int]:
 def _above_frozen(model: Any) -> list[nn.Module] | None:
     """The blocks, and the pooler, from the lowest trained one on; None if anything below them is trained."""
     body, pooler = model.base_model, getattr(model.base_model, "pooler", None)
+    norm = FAMILIES[body.config.model_type].final_norm
     parts = [*blocks(model), *([] if pooler is None else [pooler])]
     inside = {id(parameter) for part in parts for parameter in part.parameters()}
     for name, parameter in body.named_parameters():
-        if parameter.requires_grad and id(parameter) not in inside and not name.startswith("final_norm."):
+        if parameter.requires_grad and id(parameter) not in inside and not name.startswith(f"{norm}."):
             return None
     trained = [any(parameter.requires_grad for parameter in part.parameters()) for part in parts]
     # ALBERT's shared block occurs once per layer.

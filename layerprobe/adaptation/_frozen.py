@@ -21,6 +21,7 @@ from layerprobe.adaptation.methods import Method, cached_layers
 from layerprobe.data import Examples
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import StorageError
+from layerprobe.families import FAMILIES
 from layerprobe.files import write_json
 from layerprobe.layers import edited, skipping
 from layerprobe.progress import track
@@ -164,7 +165,8 @@ def _head_row(model: Any, encoder: Encoder) -> str:
         return str(pooling)
     if encoder.pooler == "pretrained":
         return "pooler"
-    return str(getattr(model.config, "classifier_pooling", "cls"))
+    key = FAMILIES[encoder.family].head_pooling
+    return str(getattr(model.config, key)) if key else "cls"
 
 
 def _head_rows(body: Any, last: Tensor, mask: Tensor, row: str) -> Tensor:
@@ -173,12 +175,12 @@ def _head_rows(body: Any, last: Tensor, mask: Tensor, row: str) -> Tensor:
     ModernBERT's head starts at the final norm and may average over tokens: the norm's scale commutes with that mean, so
     the mean of the normalised tokens is enough.
     """
+    family = FAMILIES[body.config.model_type]
     if row == "pooler":
-        if body.config.model_type == "albert":  # a linear map; the body's own forward applies the activation
-            return body.pooler_activation(body.pooler(last[:, 0]))
-        return body.pooler(last)
-    norm = getattr(body, "final_norm", None)
-    if norm is not None:
+        activation = family.pooler_activation
+        return body.pooler(last) if activation is None else activation(body.pooler(last[:, 0]))
+    if family.final_norm is not None:
+        norm = body.get_submodule(family.final_norm)
         last = nn.functional.layer_norm(last, norm.normalized_shape, eps=norm.eps)
     if row == "mean":
         return (last * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)

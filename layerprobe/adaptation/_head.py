@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from layerprobe.adaptation._validation import validation_folds
 from layerprobe.encoder import head_parameter_names
+from layerprobe.families import FAMILIES
 from layerprobe.progress import track
 
 if TYPE_CHECKING:
@@ -99,9 +100,10 @@ class _CachedBody(nn.Module):
 
     def __init__(self, body: nn.Module, family: str, pooler: str) -> None:
         super().__init__()
-        self.family = family
+        self.activation = FAMILIES[family].pooler_activation
         self.pooler: Any = body.pooler if pooler == "new" else None
-        self.final_norm: Any = getattr(body, "final_norm", None)
+        norm = FAMILIES[family].final_norm
+        self.final_norm: Any = body.get_submodule(norm) if norm else None
 
     def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         rows = inputs_embeds
@@ -111,8 +113,8 @@ class _CachedBody(nn.Module):
                 rows = rows + self.final_norm.bias
         if self.pooler is None:
             pooled = rows[:, 0]
-        elif self.family == "albert":  # a linear map; the body's own forward applies the activation
-            pooled = torch.tanh(self.pooler(rows[:, 0]))
+        elif self.activation is not None:
+            pooled = self.activation(self.pooler(rows[:, 0]))
         else:
             pooled = self.pooler(rows)
         return BaseModelOutputWithPooling(last_hidden_state=rows, pooler_output=pooled)

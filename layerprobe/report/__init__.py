@@ -1,7 +1,7 @@
 """A run as one self-contained HTML page, and several runs on one. Needs neither torch nor transformers."""
 
 from layerprobe.record import Finding
-from layerprobe.report._compare import compare_runs
+from layerprobe.report.comparison import compare_runs
 from layerprobe.report.page import figure_function, findings, write_report
 
 __all__ = ["Finding", "compare_runs", "figure_function", "findings", "write_report"]

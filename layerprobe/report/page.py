@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
 from layerprobe.files import write_text
-from layerprobe.record import Finding, RunRecord
+from layerprobe.record import Finding
 from layerprobe.report.queries import having
-from layerprobe.report.section import FigureFunction, Section, Tables
+from layerprobe.report.section import FigureFunction, Record, Section, Tables
 from layerprobe.report.sections import REGISTRY
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from layerprobe.runs import Run
+
+Values = Sequence[str] | Mapping[str, str]
+"""Values of an option, or values with the words that are shown for them."""
 
 
 def write_report(run: Run, path: str | Path) -> Path:
@@ -45,13 +48,13 @@ def write_report(run: Run, path: str | Path) -> Path:
     return path
 
 
-def findings(tables: Tables, record: RunRecord, sections: Sequence[Section] = REGISTRY) -> list[Finding]:
+def findings(tables: Tables, record: Any, sections: Sequence[Section[Any]] = REGISTRY) -> list[Finding]:
     """Sentences made from the numbers, each with an interval and the id of the section that it comes from."""
     ordered = sorted(sections, key=lambda section: section.priority)
     return [sentence for section in ordered for sentence in section.sentences(tables, record)]
 
 
-def figure_function(name: str, sections: Sequence[Section] = REGISTRY) -> FigureFunction:
+def figure_function(name: str, sections: Sequence[Section[Any]] = REGISTRY) -> FigureFunction:
     """The function that draws a figure of the report.
 
     Raises:
@@ -63,8 +66,14 @@ def figure_function(name: str, sections: Sequence[Section] = REGISTRY) -> Figure
     return known[name]
 
 
-def render_page(tables: Tables, record: RunRecord, sections: Sequence[Section] = REGISTRY) -> str:
-    """The page of a run as HTML."""
+def render_page(tables: Tables, record: Any, sections: Sequence[Section[Any]] = REGISTRY) -> str:
+    """A page as HTML.
+
+    Args:
+        tables: those that the sections read.
+        record: a run's record or a comparison, whichever the sections take; its `name` is the title of the page.
+        sections: in the order of the page.
+    """
     environment, plots = make_environment(), Plots()
     answer = findings(tables, record, sections)
     parts, data = [], {}
@@ -76,7 +85,7 @@ def render_page(tables: Tables, record: RunRecord, sections: Sequence[Section] =
             context = dict(section.context(tables, record))
             if "data" in context:
                 data[f"data-{section.id}"] = context.pop("data")
-            template = environment.get_template(f"{section.id}/{section.template}")
+            template = environment.get_template(section.template or f"{section.id}/template.html.j2")
             plots.drawn |= context.pop("legacy_figures", {})
             plot = plots.placer(section, tables, record)
             html = template.render(section=section, record=record, findings=answer, plot=plot, **context)
@@ -107,7 +116,7 @@ class Plots:
     def __init__(self) -> None:
         self.drawn: dict[str, dict[str, Any]] = {}
 
-    def placer(self, section: Section, tables: Tables, record: RunRecord) -> Callable[..., Plot | None]:
+    def placer(self, section: Section[Record], tables: Tables, record: Record) -> Callable[..., Plot | None]:
         """The function `plot` of a section's template."""
 
         def plot(
@@ -115,7 +124,7 @@ class Plots:
             label: str,
             *,
             css: str = "",
-            choices: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+            choices: Mapping[str, tuple[str, Values]] | None = None,
             **options: Any,
         ) -> Plot | None:
             """Draw one of the section's figures; None, which is false in a template, if there is nothing to draw.
@@ -124,7 +133,8 @@ class Plots:
                 name: of the figure.
                 label: description for screen readers.
                 css: further classes of the element.
-                choices: options of the figure that the reader chooses: option -> (label of the control, values).
+                choices: options of the figure that the reader chooses: option -> (label of the control, values), where
+                    the values may map to the words that are shown for them.
                 options: fixed options of the figure.
             """
             chosen = choices or {}
@@ -145,7 +155,7 @@ class Plots:
         variants: Mapping[str, Any],
         *,
         css: str = "",
-        controls: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+        controls: Mapping[str, tuple[str, Values]] | None = None,
     ) -> Plot | None:
         """Keep a figure's variants for the page and return its place."""
         from markupsafe import Markup
@@ -157,11 +167,16 @@ class Plots:
         selects = [
             Markup('<div><label for="{0}">{1}</label><select id="{0}" data-chooses="{2}">{3}</select></div>').format(
                 f"{identity}-{key}",
-                words,
+                title,
                 identity,
-                Markup().join(Markup("<option>{}</option>").format(value) for value in values),
+                Markup().join(
+                    Markup('<option value="{}">{}</option>').format(value, words)
+                    for value, words in (
+                        values.items() if isinstance(values, Mapping) else zip(values, values, strict=True)
+                    )
+                ),
             )
-            for key, (words, values) in (controls or {}).items()
+            for key, (title, values) in (controls or {}).items()
         ]
         place = Markup('<div class="{}" data-figure="{}" role="img" aria-label="{}"></div>').format(
             f"plot {css}".strip(), identity, label
@@ -172,14 +187,17 @@ class Plots:
 
 
 def make_environment() -> jinja2.Environment:
-    """Templates of the page and of its sections, with plotly and `json`, which embeds a value into a script element."""
+    """Templates of the pages and of their sections, with plotly and `json`, which embeds a value into a script element."""
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    folders = [jinja2.PackageLoader("layerprobe.report", folder) for folder in ("templates", "sections")]
+    shared, sections, comparison = (
+        jinja2.PackageLoader("layerprobe.report", folder)
+        for folder in ("templates", "sections", "comparison/templates")
+    )
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(folders),
+        loader=jinja2.ChoiceLoader([shared, sections, jinja2.PrefixLoader({"comparison": comparison})]),
         autoescape=True,
         extensions=["jinja2.ext.do"],
         undefined=jinja2.StrictUndefined,

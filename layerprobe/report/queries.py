@@ -36,6 +36,12 @@ def having(tables: Tables, name: str, *columns: str) -> pd.DataFrame | None:
     return None if table is None or table.empty or not set(columns) <= set(table.columns) else table
 
 
+def accuracy_after(tables: Tables) -> pd.DataFrame | None:
+    """Rows of the table `adaptation` after adaptation on the test examples, baselines included; None without the table."""
+    table = having(tables, "adaptation")
+    return None if table is None else table[(table["when"] == "after") & (table["split"] == "test")]
+
+
 def of_first_seed(table: pd.DataFrame, method: str) -> pd.DataFrame:
     """A method's rows of its first training seed."""
     rows = table[table.method == method]
@@ -88,6 +94,15 @@ def controls(record: RunRecord) -> list[str]:
 def full(record: RunRecord) -> str | None:
     """Name of full fine-tuning, None if the study has none."""
     return next((method.name for method in record.methods if method.is_full), None)
+
+
+def reference(tables: Tables, record: RunRecord) -> str | None:
+    """The method that others are compared with: that of the paired differences, else the deepest one of several."""
+    differences = having(tables, "differences")
+    if differences is not None:
+        return str(differences.reference.iloc[0])
+    deep = [name for name in methods(tables, record) if has_depth(name, record)]
+    return deep[-1] if len(deep) > 1 else None
 
 
 def main_method(names: Sequence[str], record: RunRecord) -> str | None:

@@ -11,7 +11,7 @@ from plotly.colors import sample_colorscale
 from layerprobe.report import queries
 
 if TYPE_CHECKING:
-    from layerprobe.record import RunRecord
+    from layerprobe.record import MeasureRecord, RunRecord
 
 # Okabe and Ito's palette, safe for colour-blind readers; black is left out, which a dark page would hide.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -45,6 +45,25 @@ def error_bars(value: Any, low: Any, high: Any, colour: str | None = None, **sty
     return bars if colour is None else {**bars, "color": colour}
 
 
+def add_trace(
+    figure: go.Figure, x: Any, y: Any, name: str, colour: str, hover: str | None = None, **options: Any
+) -> None:
+    """Add points joined by lines in one colour.
+
+    Args:
+        figure: where to add them.
+        x: positions.
+        y: positions.
+        name: in the legend.
+        colour: of markers and lines.
+        hover: template of the hover text, none by default.
+        options: of plotly's scatter trace; `marker` and `line` are added to the colour.
+    """
+    style = {key: {"color": colour, **options.pop(key, {})} for key in ("marker", "line")}
+    text = {"hoverinfo": "skip"} if hover is None else {"hovertemplate": f"{hover}<extra></extra>"}
+    figure.add_scatter(x=x, y=y, name=name, **{"mode": "lines+markers"} | style | text | options)
+
+
 def add_band(figure: go.Figure, x: Any, low: Any, high: Any, colour: str, **options: Any) -> None:
     """Add the area between two lines, without hover text or legend."""
     figure.add_scatter(
@@ -63,6 +82,12 @@ def add_band(figure: go.Figure, x: Any, low: Any, high: Any, colour: str, **opti
 def label_layers(figure: go.Figure, **options: Any) -> None:
     """Title the x axis and put one tick per layer."""
     figure.update_xaxes(title="layer (0 = embeddings)", dtick=1, **options)
+
+
+def label_measure(figure: go.Figure, measure: MeasureRecord) -> None:
+    """Title the y axis with a measure and the direction of change."""
+    direction = "higher" if measure.kind == "distance" else "lower"
+    figure.update_yaxes(title=f"{measure.label}<br>{direction} = more changed", rangemode="tozero")
 
 
 def styled(figure: go.Figure, *, height: int) -> go.Figure:

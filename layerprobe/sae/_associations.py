@@ -134,8 +134,8 @@ def _task(
     defined = np.isfinite(p[pick])
     return pd.DataFrame(
         {
-            "label": _names([label_names[i] for i in label], defined),
-            "pooling": _names([POOLINGS[i] for i in pooling], defined),
+            "label": _known(np.array(label_names, dtype=object)[label], defined),
+            "pooling": _known(np.array(POOLINGS, dtype=object)[pooling], defined),
             "auroc": value,
             "effect": np.abs(2 * value - 1),
             "p": p[pick],
@@ -155,12 +155,11 @@ def _general(tests: GeneralTests, judged: np.ndarray, effect: float, q: float) -
     best, rate, discovered = _best(tests.effect, tests.p, effect, q)
     pick = (best, np.arange(len(judged)))
     defined = np.isfinite(tests.p[pick]) & np.isfinite(tests.effect[pick])
-    positive = tests.effect[pick] >= 0
-    values = [tests.names[i][1 if up else 2] for i, up in zip(best, positive, strict=True)]
+    names = np.array(tests.names, dtype=object)
     return pd.DataFrame(
         {
-            "property": _names([tests.names[i][0] for i in best], defined),
-            "property_value": _names(values, defined),
+            "property": _known(names[best, 0], defined),
+            "property_value": _known(names[best, np.where(tests.effect[pick] >= 0, 1, 2)], defined),
             "property_effect": np.abs(tests.effect[pick]),
             "property_auroc": 0.5 + np.abs(tests.auroc[pick] - 0.5),
             "property_p": tests.p[pick],
@@ -186,8 +185,8 @@ def _best(
     return np.argmax(size + 2 * discovered, axis=0), rate, np.any(discovered, axis=0)
 
 
-def _names(names: list[str], defined: np.ndarray) -> np.ndarray:
-    return np.array([name if known else None for name, known in zip(names, defined, strict=True)], dtype=object)
+def _known(names: np.ndarray, defined: np.ndarray) -> np.ndarray:
+    return np.where(defined, names, np.array(None))
 
 
 def _mutual_information(

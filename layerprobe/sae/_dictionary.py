@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
-from tqdm import tqdm
 
 from layerprobe.errors import MeasureError, StorageError
+from layerprobe.progress import track
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
@@ -89,7 +89,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     if missing:
         raise StorageError(f"{folder} has no complete sparse autoencoder ({missing[0]} is missing); train it again.")
     try:
-        dictionary = Dictionary(SAE.load_from_disk(folder, device=device).eval())
+        dictionary = Dictionary(SAE.load_from_disk(folder).eval().to(device))
     except Exception as error:
         # Of several lines, the first names the problem.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":. ")
@@ -102,7 +102,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     return dictionary
 
 
-def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], *, progress: bool = True) -> csc_array:
+def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"]) -> csc_array:
     """Activations of all latents on all rows: a sparse matrix, rows x latents, stored by latent.
 
     Encode a dictionary's rows once: all analyses take these activations. They are host arrays of 8 bytes per active
@@ -111,7 +111,6 @@ def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], *, progress: bo
     Args:
         dictionary: computes on its device.
         rows: activations of a layer; may be memory-mapped.
-        progress: whether to draw a progress bar on stderr.
 
     Raises:
         MeasureError: if the rows have another width, or NaN or infinite values.
@@ -122,7 +121,7 @@ def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], *, progress: bo
             "the layer that it was trained on.",
             "rows",
         )
-    batches = tqdm(list(row_batches(len(rows))), desc="encoding", leave=False, disable=not progress, delay=1)
+    batches = track(list(row_batches(len(rows))), "encoding")
 
     def dense(batch: slice) -> Float[Tensor, "m d_sae"]:
         # A copy: torch warns of read-only arrays, which memory-mapped rows are.
@@ -153,17 +152,23 @@ def check_finite(rows: Float[Tensor, "m d"], start: int) -> Float[Tensor, "m d"]
 
 
 def to_sparse(batches: Iterable[Float[Tensor, "m d_sae"]], shape: tuple[int, int]) -> csc_array:
-    """The positive values of consecutive batches as one sparse host matrix, stored by column."""
+    """Non-negative values of consecutive batches as one sparse host matrix, stored by column.
+
+    Raises:
+        MeasureError: if a value is negative, which the statistics of activations do not allow.
+    """
     from scipy.sparse import csr_array
 
     values, columns, counts = [np.zeros(0, np.float32)], [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
     for dense in batches:
         flat = dense.reshape(-1)
-        positive = (flat > 0).nonzero().squeeze(1)
-        row, column = np.divmod(positive.cpu().numpy(), shape[1])
-        values.append(flat[positive].float().cpu().numpy())
+        active = flat.nonzero().squeeze(1)
+        row, column = np.divmod(active.cpu().numpy(), shape[1])
+        values.append(flat[active].float().cpu().numpy())
         columns.append(column.astype(np.int32))
         counts.append(np.bincount(row, minlength=len(dense)))
+        if (values[-1] < 0).any():
+            raise MeasureError("The dictionary has negative activations; use one whose activations are not negative.")
     pointers = np.cumsum(np.concatenate(counts))
     return csr_array((np.concatenate(values), np.concatenate(columns), pointers), shape=shape).tocsc()
 

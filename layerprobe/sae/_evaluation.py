@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Int, Num
-from tqdm import tqdm
 
 from layerprobe.errors import MeasureError
+from layerprobe.progress import track
 from layerprobe.sae._dictionary import Dictionary, float64_device, row_batches
 from layerprobe.stats import assign_folds, jackknife
 
@@ -56,8 +56,6 @@ def evaluate(
     rows: Num[np.ndarray, "n d"],
     codes: Any,
     groups: Int[np.ndarray, " n"],
-    *,
-    progress: bool = True,
 ) -> SaeQuality:
     """Measure how well a dictionary reconstructs rows, and how sparsely, with an interval over whole examples.
 
@@ -66,7 +64,6 @@ def evaluate(
         rows: activations of a layer; may be memory-mapped.
         codes: the dictionary's activations on these rows, by `encode`.
         groups: example of each row; the jackknife leaves out whole examples.
-        progress: whether to draw a progress bar on stderr.
 
     Raises:
         MeasureError: if there are too few rows or examples, shapes do not fit, or the rows do not vary.
@@ -78,7 +75,7 @@ def evaluate(
             f"evaluate was given {len(rows)} rows of {len(examples)} examples; it needs at least 4 rows of 2 examples."
         )
     n_folds = min(FOLDS, len(examples))
-    sums, totals = _sums(dictionary, rows, codes, assign_folds(len(examples), FOLDS, seed=0)[numbers], progress)
+    sums, totals = _sums(dictionary, rows, codes, assign_folds(len(examples), FOLDS, seed=0)[numbers])
 
     def explained_variance(without: int | None) -> float:
         keep = np.arange(n_folds) != (-1 if without is None else without)
@@ -118,9 +115,7 @@ def check_codes(codes: Any, n: int, d_sae: int) -> None:
         )
 
 
-def _sums(
-    dictionary: Dictionary, rows: np.ndarray, codes: Any, folds: np.ndarray, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _sums(dictionary: Dictionary, rows: np.ndarray, codes: Any, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums per fold, in float64: (number, |x - r|^2, |x - shift|^2, |r|^2, <r, x>), and x - shift."""
     device = float64_device(dictionary.device)
     n_folds = int(folds.max()) + 1
@@ -129,7 +124,7 @@ def _sums(
     sums = torch.zeros(n_folds, 5, dtype=torch.float64, device=device)
     totals = torch.zeros(n_folds, rows.shape[1], dtype=torch.float64, device=device)
     by_row = codes.tocsr()
-    for batch in tqdm(list(row_batches(len(rows))), desc="evaluating", leave=False, disable=not progress, delay=1):
+    for batch in track(list(row_batches(len(rows))), "evaluating"):
         x = torch.from_numpy(np.array(rows[batch], dtype=np.float64))
         active = torch.from_numpy(by_row[batch].toarray()).to(dictionary.device)
         r = dictionary.decode(active, x.float().to(dictionary.device)).to(device).double()

@@ -216,13 +216,7 @@ def top_latents(table: pd.DataFrame, count: int) -> list[int]:
             f"top_latents was given a table without `{missing[0]}`; give one of `associations` and matches."
         )
     live = table[table["active_examples"] > 0].sort_values(["active_examples", "latent"], ascending=[False, True])
-    task = live[live["task"]].sort_values(["effect", "latent"], ascending=[False, True])["latent"].tolist()
-    unmatched = live[live["unmatched"]]["latent"].tolist()
-    chosen = dict.fromkeys(task[: count // 2])
-    room = len(chosen) + count // 4
-    for queue, limit in ((unmatched, room), (live["latent"].tolist(), count)):
-        for latent in queue:
-            if len(chosen) >= limit:
-                break
-            chosen.setdefault(latent)
-    return [int(latent) for latent in chosen]
+    ranked = live[live["task"]].sort_values(["effect", "latent"], ascending=[False, True])["latent"]
+    task = ranked.tolist()[: count // 2]
+    unmatched = live[live["unmatched"] & ~live["latent"].isin(task)]["latent"].tolist()[: count // 4]
+    return list(dict.fromkeys([*task, *unmatched, *live["latent"].tolist()]))[:count]

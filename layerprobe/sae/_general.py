@@ -120,18 +120,20 @@ def general_tests(
         return GeneralTests((), *[np.zeros((0, 0))] * 3)
     scores = _ranked(codes if len(judged) == codes.shape[1] else codes[:, judged], example)
     names, tests = [], []
+
+    def add(name: str, where: str, elsewhere: str, property_: np.ndarray) -> None:
+        names.append((name, where, elsewhere))
+        tests.append(_tested(scores, property_))
+
     for name, member in properties.binary.items():
-        names.append((name, "yes", "no"))
-        tests.append(_member(scores, member))
+        add(name, "yes", "no", member)
     for name, value in properties.numeric.items():
-        names.append((name, "high", "low"))
-        tests.append(_numeric(scores, rankdata(value) - (len(value) + 1) / 2))
+        add(name, "high", "low", rankdata(value) - (len(value) + 1) / 2)
         low, high = np.quantile(value, [0.1, 0.9])
         for tenth, member in (("lowest tenth", value <= low), ("highest tenth", value >= high)):
             # With ties a tenth may hold far more.
             if member.mean() < 0.5:
-                names.append((name, tenth, f"not {tenth}"))
-                tests.append(_member(scores, member))
+                add(name, tenth, f"not {tenth}", member)
     if properties.common:
         names += [("token", token, f"not {token}") for token in properties.common]
         tests.append(_identity(scores, properties))
@@ -157,19 +159,10 @@ def _like(columns: Any, data: np.ndarray) -> csc_array:
     return csc_array((data, columns.indices, columns.indptr), shape=columns.shape)
 
 
-def _member(scores: _Columns, member: np.ndarray) -> _Tested:
-    total, power, p = _tested(scores, member - member.mean())
-    auroc = 0.5 + total / (member.sum() * (~member).sum())
-    return (total / np.sqrt(scores.squares * power))[None], auroc[None], p[None]
-
-
-def _numeric(scores: _Columns, b: np.ndarray) -> _Tested:
-    total, power, p = _tested(scores, b)
-    return (total / np.sqrt(scores.squares * power))[None], np.full((1, len(total)), np.nan), p[None]
-
-
-def _tested(scores: _Columns, b: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    """Statistic of each latent with a centred property, the property's sum of squares, and p."""
+def _tested(scores: _Columns, property_: np.ndarray) -> _Tested:
+    """Tests of one binary property, or of a numeric one that is centred."""
+    member = property_ if property_.dtype == bool else None
+    b = property_ if member is None else member - member.mean()
     n_examples = len(scores.lengths)
     of_example = np.bincount(scores.example, b, minlength=n_examples)
     squares = np.bincount(scores.example, b**2, minlength=n_examples)
@@ -183,8 +176,9 @@ def _tested(scores: _Columns, b: np.ndarray) -> tuple[np.ndarray, float, np.ndar
     together = s2 - 2 * slope * sw + slope**2 * (squares**2).sum()
     apart = scores.squared_lift.T @ b**2 + zero**2 * power
     apart += slope**2 * (b**4).sum() - 2 * slope * (scores.lift.T @ b**3 + zero * (b**3).sum())
-    permuted = (of_example**2).sum() / power
-    return total, float(power), _p(scores, total, power, (b**3).sum(), together, apart, permuted)
+    p = _p(scores, total, power, (b**3).sum(), together, apart, (of_example**2).sum() / power)
+    auroc = np.full(len(total), np.nan) if member is None else 0.5 + total / (member.sum() * (~member).sum())
+    return (total / np.sqrt(scores.squares * power))[None], auroc[None], p[None]
 
 
 def _identity(scores: _Columns, properties: Properties) -> _Tested:

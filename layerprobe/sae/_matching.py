@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerprobe.errors import ArgumentError, MeasureError
@@ -35,9 +35,6 @@ class Matching:
     """The latents of the first dictionary."""
     reverse: pd.DataFrame
     """The latents of the second, with partners among the first."""
-    rows: int | None
-    """Tokens that activations were computed on; None if matched on decoder rows alone, where every latent counts as
-    live."""
 
 
 def match(one: Dictionary, other: Dictionary, codes_one: Any = None, codes_other: Any = None) -> Matching:
@@ -57,6 +54,8 @@ def match(one: Dictionary, other: Dictionary, codes_one: Any = None, codes_other
         ArgumentError: if the activations of only one side are given; if none are and the dictionaries' widths differ.
         MeasureError: if shapes do not fit, or a side has no live latent.
     """
+    import pandas as pd
+
     if (codes_one is None) != (codes_other is None):
         raise ArgumentError(
             "Give both {codes_one} and {codes_other}, of the same tokens, or neither.", "codes_one", "codes_other"
@@ -67,7 +66,7 @@ def match(one: Dictionary, other: Dictionary, codes_one: Any = None, codes_other
             "{codes_one} and {codes_other} to match on activations.",
             *("codes_one", "codes_other"),
         )
-    correlation, densities, n = None, [np.full(side.d_sae, np.nan) for side in (one, other)], None
+    correlation, densities = None, [np.full(side.d_sae, np.nan) for side in (one, other)]
     if codes_one is not None:
         n = codes_one.shape[0]
         if n < 4:
@@ -76,25 +75,24 @@ def match(one: Dictionary, other: Dictionary, codes_one: Any = None, codes_other
             check_codes(codes, n, side.d_sae)
         densities = [np.diff(codes.indptr) / n for codes in (codes_one, codes_other)]
         correlation = _correlation(codes_one, codes_other, float64_device(one.device))
-    (unit_one, written_one), (unit_other, written_other) = _unit_decoder(one), _unit_decoder(other)
-    # Without activations the densities are NaN, which is not 0: all latents count as live.
-    live_one, live_other = written_one & (densities[0] != 0), written_other & (densities[1] != 0)
-    for name, live in (("first", live_one), ("second", live_other)):
+    units = _unit_decoder(one), _unit_decoder(other)
+    tables = []
+    for name, unit, density in zip(("first", "second"), units, densities, strict=True):
+        # Without activations the densities are NaN, which is not 0: all latents count as live.
+        live = (unit != 0).any(1).cpu().numpy() & (density != 0)
         if not live.any():
             raise MeasureError(
                 f"No latent of the {name} dictionary is live on the rows that match was given; give activations on rows "
                 "that it was trained for."
             )
+        tables.append(pd.DataFrame({"latent": np.arange(len(live)), "live": live, "density": density}))
     # Cosines need one space; layers of one width in two models share it by descent.
-    cosine = (unit_one @ unit_other.T).cpu().numpy() if one.d_in == other.d_in else None
-    pairs = _assign(cosine, live_one, live_other)
-    by_activation = _assign(correlation, live_one, live_other)
-    transposed = None if cosine is None else cosine.T
-    return Matching(
-        _table(live_one, live_other, densities[0], cosine, pairs, by_activation),
-        _table(live_other, live_one, densities[1], transposed, pairs.reversed(), by_activation.reversed()),
-        n,
-    )
+    cosine = (units[0] @ units[1].T).cpu().numpy() if one.d_in == other.d_in else None
+    _pair(tables, cosine, "partner", "cosine")
+    _add_nearest(tables[0], tables[1], cosine)
+    _add_nearest(tables[1], tables[0], None if cosine is None else cosine.T)
+    _pair(tables, correlation, "partner_by_activation", "correlation")
+    return Matching(*tables)
 
 
 def _correlation(one: Any, other: Any, device: torch.device) -> Float[np.ndarray, "one other"]:
@@ -123,69 +121,38 @@ def _spread(total: np.ndarray, square: np.ndarray, n: int) -> np.ndarray:
     return np.sqrt(np.where(centred > 1e-10 * square, centred, np.nan))
 
 
-def _unit_decoder(dictionary: Dictionary) -> tuple[Float[Tensor, "d_sae d_in"], Bool[np.ndarray, " d_sae"]]:
-    """Decoder rows of length 1, in float64, and which latents have one."""
+def _unit_decoder(dictionary: Dictionary) -> Float[Tensor, "d_sae d_in"]:
+    """Decoder rows of length 1, in float64; zero where a latent writes nothing."""
     rows = dictionary.decoder.to(float64_device(dictionary.device)).double()
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / torch.where(norms > 0, norms, 1), (norms[:, 0] > 0).cpu().numpy()
+    return rows / torch.where(norms > 0, norms, 1)
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """An assignment: latents of one side, their partners on the other, and the value of each pair."""
-
-    here: Int[np.ndarray, " pairs"]
-    there: Int[np.ndarray, " pairs"]
-    value: Float[np.ndarray, " pairs"]
-
-    def reversed(self) -> _Pairs:
-        return _Pairs(self.there, self.here, self.value)
-
-
-def _assign(
-    value: Float[np.ndarray, "here there"] | None, live: Bool[np.ndarray, " here"], others: Bool[np.ndarray, " there"]
-) -> _Pairs:
-    """The one-to-one assignment of live latents with the largest sum of values; empty without values."""
+def _pair(tables: list[pd.DataFrame], values: Float[np.ndarray, "one other"] | None, partner: str, score: str) -> None:
+    """Add the one-to-one assignment of live latents with the largest sum of values to both tables."""
     from scipy.optimize import linear_sum_assignment
 
-    if value is None:
-        none = np.zeros(0, dtype=np.int64)
-        return _Pairs(none, none, np.zeros(0))
-    known = ~np.isnan(value)
-    here, there = np.flatnonzero(live & known.any(1)), np.flatnonzero(others & known.any(0))
-    rows, columns = linear_sum_assignment(value[np.ix_(here, there)], maximize=True)
-    here, there = here[rows], there[columns]
-    return _Pairs(here, there, value[here, there])
+    pairs = [np.zeros(0, dtype=np.int64)] * 2
+    if values is not None:
+        known = ~np.isnan(values)
+        able = [np.flatnonzero(t["live"] & known.any(axis)) for t, axis in zip(tables, (1, 0), strict=True)]
+        chosen = linear_sum_assignment(values[np.ix_(*able)], maximize=True)
+        pairs = [latents[numbers] for latents, numbers in zip(able, chosen, strict=True)]
+    for table, here, there in zip(tables, pairs, pairs[::-1], strict=True):
+        partners, scores = np.full(len(table), -1), np.full(len(table), np.nan)
+        partners[here] = there
+        if values is not None:
+            scores[here] = values[tuple(pairs)]
+        table[partner], table[score] = _integers(partners), scores
 
 
-def _table(
-    live: Bool[np.ndarray, " here"],
-    others: Bool[np.ndarray, " there"],
-    density: Float[np.ndarray, " here"],
-    cosine: Float[np.ndarray, "here there"] | None,
-    pairs: _Pairs,
-    by_activation: _Pairs,
-) -> pd.DataFrame:
-    import pandas as pd
-
-    n = len(live)
-    columns: dict[str, object] = {"latent": np.arange(n), "live": live, "density": density}
-    columns["partner"], columns["cosine"] = _per_latent(pairs, n)
-    nearest = np.full(n, -1)
-    nearest_cosine = np.full(n, np.nan)
+def _add_nearest(table: pd.DataFrame, other: pd.DataFrame, cosine: Float[np.ndarray, "here there"] | None) -> None:
+    nearest, nearest_cosine = np.full(len(table), -1), np.full(len(table), np.nan)
     if cosine is not None:
-        among = np.where(others, cosine, -np.inf)
+        live = table["live"].to_numpy()
+        among = np.where(other["live"], cosine, -np.inf)
         nearest[live], nearest_cosine[live] = among.argmax(1)[live], among.max(1)[live]
-    columns["nearest"], columns["nearest_cosine"] = _integers(nearest), nearest_cosine
-    columns["partner_by_activation"], columns["correlation"] = _per_latent(by_activation, n)
-    return pd.DataFrame(columns)
-
-
-def _per_latent(pairs: _Pairs, n: int) -> tuple[pd.arrays.IntegerArray, Float[np.ndarray, " n"]]:
-    """Partner and value of each of n latents."""
-    partner, value = np.full(n, -1), np.full(n, np.nan)
-    partner[pairs.here], value[pairs.here] = pairs.there, pairs.value
-    return _integers(partner), value
+    table["nearest"], table["nearest_cosine"] = _integers(nearest), nearest_cosine
 
 
 def _integers(latents: Int[np.ndarray, " n"]) -> pd.arrays.IntegerArray:

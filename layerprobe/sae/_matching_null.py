@@ -102,50 +102,38 @@ def compare_to_null(
         if matching.table[on].isna().all():
             raise MeasureError(f"The {name} has no {on}; give match the activations of both sides, and equal widths.")
     threshold = float(np.nanpercentile(null.table[on], PERCENTILE))
-    (lost, live), (new, live_other) = (_unmatched(table, on, threshold) for table in (matched.table, matched.reverse))
-    (null_lost, null_live), (null_new, null_other) = (
-        _unmatched(table, on, threshold) for table in (null.table, null.reverse)
-    )
-    n, n_other = len(live), len(live_other)
-    lost_interval = binomtest(len(lost), n).proportion_ci(0.95)
-    new_interval = binomtest(len(new), n_other).proportion_ci(0.95)
+    tables = {"lost": matched.table, "new": matched.reverse, "null_lost": null.table, "null_new": null.reverse}
+    live = {name: np.flatnonzero(table["live"]) for name, table in tables.items()}
+    gone = {name: _unmatched(table, on, threshold) for name, table in tables.items()}
+    shares = {f"{name}_share": len(gone[name]) / len(live[name]) for name in tables}
+    for name in ("lost", "new"):
+        interval = binomtest(len(gone[name]), len(live[name])).proportion_ci(0.95)
+        shares |= {f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
     pairs, null_pairs = (matching.table[on].to_numpy(dtype=np.float64) for matching in (matched, null))
-    mean, mean_low, mean_high = _mean_interval(pairs, seed)
-    null_mean, null_low, null_high = _mean_interval(null_pairs, seed)
-    difference, difference_low, difference_high = _mean_interval(pairs - null_pairs, seed)
+    means: dict[str, float] = {}
+    for name, prefix, values in (
+        ("mean", "mean", pairs),
+        ("null_mean", "null", null_pairs),
+        ("difference", "difference", pairs - null_pairs),
+    ):
+        means[name], means[f"{prefix}_low"], means[f"{prefix}_high"] = _mean_interval(values, seed)
     return NullComparison(
         on=on,
         threshold=threshold,
-        lost=tuple(map(int, lost)),
-        kept=tuple(map(int, np.setdiff1d(live, lost))),
-        new=tuple(map(int, new)),
-        lost_share=len(lost) / n,
-        lost_low=float(lost_interval.low),
-        lost_high=float(lost_interval.high),
-        new_share=len(new) / n_other,
-        new_low=float(new_interval.low),
-        new_high=float(new_interval.high),
-        null_lost_share=len(null_lost) / len(null_live),
-        null_new_share=len(null_new) / len(null_other),
-        mean=mean,
-        mean_low=mean_low,
-        mean_high=mean_high,
-        null_mean=null_mean,
-        null_low=null_low,
-        null_high=null_high,
-        difference=difference,
-        difference_low=difference_low,
-        difference_high=difference_high,
-        n=n,
-        n_other=n_other,
+        lost=tuple(gone["lost"].tolist()),
+        kept=tuple(np.setdiff1d(live["lost"], gone["lost"]).tolist()),
+        new=tuple(gone["new"].tolist()),
+        **shares,
+        **means,
+        n=len(live["lost"]),
+        n_other=len(live["new"]),
     )
 
 
-def _unmatched(table: pd.DataFrame, on: str, threshold: float) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " n"]]:
-    """Live latents without a match as good as the threshold, and all live latents."""
-    live = table["live"].to_numpy()
+def _unmatched(table: pd.DataFrame, on: str, threshold: float) -> Int[np.ndarray, " unmatched"]:
+    """Live latents without a match as good as the threshold."""
     matched = table[on].to_numpy(dtype=np.float64) >= threshold - ROUNDING  # NaN, no partner, is not
-    return np.flatnonzero(live & ~matched), np.flatnonzero(live)
+    return np.flatnonzero(table["live"] & ~matched)
 
 
 def _mean_interval(values: Float[np.ndarray, " n"], seed: int) -> tuple[float, float, float]:

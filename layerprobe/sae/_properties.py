@@ -85,31 +85,31 @@ def token_properties(tokens: pd.DataFrame) -> Properties:
     kind, distinct = pd.factorize(tokens["token"].to_numpy(dtype=object))
     names = [str(name) for name in distinct]
     mark = _mark([name for name, plain in zip(names, _in_text(kind, special), strict=True) if plain])
-    texts = [_surface(name, mark) for name in names]
+    surfaces = [_surface(name, mark) for name in names]
 
     def each(test: list[bool]) -> np.ndarray:
         return np.array(test, dtype=bool)[kind] & ~special
 
-    punctuation = each([bool(t) and all(unicodedata.category(c)[0] in "PS" for c in t) for t in texts])
-    letters = each([any(c.isalpha() for c in t) for t in texts])
+    punctuation = each([bool(t) and all(unicodedata.category(c)[0] in "PS" for c in t) for t in surfaces])
+    letters = each([any(c.isalpha() for c in t) for t in surfaces])
     # The neighbours of a token, in the order of the text.
     order = np.lexsort((index, example))
     continuation = np.zeros(len(kind), dtype=bool)
     if mark == "##":
         continuation = each([name.startswith("##") and len(name) > 2 for name in names])
     elif mark:
-        unmarked = each([not name.startswith(mark) and bool(text) for name, text in zip(names, texts, strict=True)])
+        unmarked = each([not name.startswith(mark) and bool(text) for name, text in zip(names, surfaces, strict=True)])
         before = np.concatenate([[True], (special | punctuation)[order][:-1] | (np.diff(example[order]) != 0)])
         continuation[order] = (unmarked & ~punctuation)[order] & ~before
     continued = np.zeros(len(kind), dtype=bool)
     continued[order] = np.append(continuation[order][1:] & (np.diff(example[order]) == 0), False)
-    function = each([t.lower() in FUNCTION_WORDS for t in texts]) & ~continuation & ~continued
+    function = each([t.lower() in FUNCTION_WORDS for t in surfaces]) & ~continuation & ~continued
     counts = np.bincount(kind)
     binary = {
         "continuation": continuation,
         "punctuation": punctuation,
-        "capitals": each([any(c.isupper() for c in t) for t in texts]),
-        "digits": each([any(c.isdigit() for c in t) for t in texts]),
+        "capitals": each([any(c.isupper() for c in t) for t in surfaces]),
+        "digits": each([any(c.isdigit() for c in t) for t in surfaces]),
         "function_word": function,
         "content_word": letters & ~function,
         "special": special,

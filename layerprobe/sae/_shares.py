@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 FOLDS = 20
 KINDS = ("task", "general", "both", "unexplained")
+NOTES = {
+    (True, True): "only one seed",
+    (True, False): "only one training seed",
+    (False, True): "only one dictionary seed",
+    (False, False): "",
+}
 
 
 def latent_shares(
@@ -160,7 +166,7 @@ def crossing(table: pd.DataFrame) -> pd.DataFrame:
                     "crossed": len(layers),
                     "runs": len(runs),
                     "verdict": verdict,
-                    "note": _note(part["seed"].nunique(dropna=False), part["sae_seed"].nunique(dropna=False)),
+                    "note": NOTES[part["seed"].nunique(dropna=False) == 1, part["sae_seed"].nunique(dropna=False) == 1],
                 }
             )
     columns = ["method", "quantity", "layer", "layer_low", "layer_high", "crossed", "runs", "verdict", "note"]
@@ -178,11 +184,3 @@ def _crosses(run: pd.DataFrame, quantity: str, high: str, method: str) -> tuple[
     beyond = base.index[adapted[quantity] > base[high]]
     defined = int((adapted[quantity].notna() & base[quantity].notna()).sum())
     return (int(beyond[0]) if len(beyond) else None), bool(base[quantity].equals(adapted[quantity])), defined
-
-
-def _note(training_seeds: int, dictionary_seeds: int) -> str:
-    if training_seeds == 1 and dictionary_seeds == 1:
-        return "only one seed"
-    if training_seeds == 1:
-        return "only one training seed"
-    return "only one dictionary seed" if dictionary_seeds == 1 else ""

@@ -73,6 +73,12 @@ def largest_of_batch(values: Float[Tensor, "n m"], count: int) -> Int[Tensor, " 
     return torch.from_numpy(positions)
 
 
+def nth_largest(values: Float[Tensor, "n m"], n: int) -> Float[Tensor, ""]:
+    """The n-th largest of non-negative values; 0 if fewer are above zero."""
+    chosen = values.reshape(-1)[largest_of_batch(values, n)]
+    return chosen.min() if len(chosen) == n else values.new_zeros(())
+
+
 def _lower_bound(flat: np.ndarray, n: int) -> float:
     """A value that the n-th largest is almost surely not below, from a sample.
 

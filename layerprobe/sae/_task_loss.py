@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from layerprobe.data import Examples
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import ArgumentError, EncoderError, MeasureError
 from layerprobe.layers import blocks, forward, refuse_autocast, resumed
+from layerprobe.progress import track
 from layerprobe.sae._dictionary import Dictionary, float64_device
 from layerprobe.stats import Estimate, assign_folds, jackknife
 
@@ -36,7 +36,6 @@ def task_loss(
     dictionaries: Mapping[str, Dictionary],
     *,
     max_length: int = 128,
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Cross-entropy and accuracy of a classifier with one layer unchanged, mean-ablated, and reconstructed.
 
@@ -53,7 +52,6 @@ def task_loss(
         layer: 0 (embeddings) to L.
         dictionaries: name -> dictionary of this layer's rows, on the model's device.
         max_length: tokens kept of an example.
-        progress: whether to draw a progress bar on stderr.
 
     Returns:
         One row per variant (`clean`, `mean_ablated`, then the dictionaries), with columns `variant`; `loss` (mean
@@ -77,24 +75,16 @@ def task_loss(
     runs = _Runs(model, layer, examples.labels, [*dictionaries.values()])
     total = torch.zeros(encoder.width, dtype=torch.float64, device=float64_device(runs.device))
     n_tokens = 0
-    with (
-        torch.inference_mode(),
-        refuse_autocast(model, str(runs.device)),
-        tqdm(
-            total=2 * len(batches), desc=f"task loss at layer {layer}", leave=False, disable=not progress, delay=1
-        ) as bar,
-    ):
-        for indices in batches:
+    with torch.inference_mode(), refuse_autocast(model, str(runs.device)):
+        for indices in track(batches, f"mean of layer {layer}"):
             rows = runs.reconstructed(indices, runs.inputs(encoder, encodings, indices))
             total += rows.to(total.device).double().sum(0)
             n_tokens += len(rows)
-            bar.update()
         # A second pass, since the mean is known only now; it needs none of the layer's values, so none was kept.
         mean = (total / n_tokens).float().to(runs.device)
-        for indices in batches:
+        for indices in track(batches, f"task loss at layer {layer}"):
             inputs = runs.inputs(encoder, encodings, indices)
             runs.resume(1, indices, inputs, inputs["attention_mask"].unsqueeze(-1) * mean)
-            bar.update()
     names = (CLEAN, ABLATED, *dictionaries)
     for name, losses in zip(names, runs.losses, strict=True):
         if not np.isfinite(losses).all():

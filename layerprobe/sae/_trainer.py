@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput
-from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from layerprobe.errors import ArgumentError
 from layerprobe.sae._config import Plan
 from layerprobe.sae._dictionary import Dictionary
 from layerprobe.sae._rows import Scale, evenly_spaced, order
+from layerprobe.sae._sparse import nth_largest
 
 LOGGED_STEPS = 200
 
@@ -52,17 +52,7 @@ class Trainer(SAETrainer[Any, Any]):
             sae.W_dec.requires_grad_(False)
         self.parameters = [p for p in sae.parameters() if p.requires_grad]
         # The same Adam, seven times as fast on a CPU.
-        self.optimizer = torch.optim.Adam(self.parameters, lr=plan.learning_rate, fused=True)
-        self.lr_scheduler = get_lr_scheduler(
-            self.cfg.lr_scheduler_name,
-            lr=self.cfg.lr,
-            optimizer=self.optimizer,
-            warm_up_steps=self.cfg.lr_warm_up_steps,
-            decay_steps=self.cfg.lr_decay_steps,
-            training_steps=plan.steps,
-            lr_end=plan.learning_rate / 10,
-            num_cycles=1,
-        )
+        self.optimizer.param_groups[0]["fused"] = True
         self.activation_scaler.scaling_factor = scale.factor
         self.history: list[dict[str, float]] = []
         self.log_interval = max(1, plan.steps // LOGGED_STEPS)
@@ -189,9 +179,6 @@ def _calibrate(sae: Any, rows: np.ndarray, k: int) -> None:
     """Set the threshold so that k latents per row are active on average."""
     sample = torch.from_numpy(np.array(rows[evenly_spaced(len(rows))], dtype=np.float32)).to(sae.device)
     hidden = torch.addmm(sae.b_enc, sample - sae.b_dec, sae.W_enc) * sae.W_dec.norm(dim=-1)
-    scores = hidden.relu().reshape(-1)
     # When the dictionary is saved, the decoder's norms are folded into the encoder, so the threshold is in the units of
     # these scores. A latent is active strictly above it.
-    rest = scores.numel() - k * len(sample)
-    value = scores.kthvalue(rest).values if rest > 0 else scores.new_zeros(())
-    sae.topk_threshold = value.to(sae.topk_threshold.dtype)
+    sae.topk_threshold = nth_largest(hidden.relu(), k * len(sample) + 1)

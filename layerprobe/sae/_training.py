@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Num
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from layerprobe.errors import ArgumentError
 from layerprobe.files import write_atomically
+from layerprobe.progress import track
 from layerprobe.sae._config import SaeConfig, plan
 from layerprobe.sae._dictionary import Dictionary, load
 from layerprobe.sae._rows import measure
@@ -38,7 +38,6 @@ def train(
     *,
     start: Dictionary | None = None,
     device: str = "cpu",
-    progress: bool = True,
 ) -> Dictionary:
     """Train a sparse autoencoder and save it in sae-lens' format, with its training log.
 
@@ -58,7 +57,6 @@ def train(
         config: architecture, sizes, schedule and seeds.
         start: a dictionary of the same architecture and sizes whose weights training starts from.
         device: where to train; the returned dictionary computes there too.
-        progress: whether to draw a progress bar on stderr.
 
     Raises:
         ArgumentError: if there are too few rows, sizes or the start do not fit, or training diverges.
@@ -71,7 +69,7 @@ def train(
     trainer = Trainer(sizes, initialise(sizes, scale, start, device), rows, scale)
     key = hashlib.sha256(repr([sizes, scale.fingerprint, _weights_digest(start)]).encode()).hexdigest()
     _resume(trainer, folder / CHECKPOINT, key)
-    _run(trainer, folder / CHECKPOINT, key, progress)
+    _run(trainer, folder / CHECKPOINT, key)
     trainer.save(folder)
     pd.DataFrame(trainer.history).to_parquet(folder / "history.parquet", index=False)
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -103,31 +101,14 @@ def untrained(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], config: SaeC
         return load(folder, device=str(dictionary.device))
 
 
-def _run(trainer: Trainer, checkpoint: Path, key: str, progress: bool) -> None:
+def _run(trainer: Trainer, checkpoint: Path, key: str) -> None:
     saved = time.monotonic()
-    steps = range(trainer.n_training_steps, trainer.plan.steps)
-    with tqdm(
-        total=trainer.plan.steps,
-        initial=trainer.n_training_steps,
-        desc="training a sparse autoencoder",
-        unit="step",
-        leave=False,
-        disable=not progress,
-        delay=1,
-    ) as bar:
-        for step in steps:
-            trainer.advance()
-            bar.update()
-            last = trainer.history[-1]
-            if last["step"] == step:
-                bar.set_postfix_str(
-                    f"loss {last['loss']:.3g}, EV {last['explained_variance']:.2f}, L0 {last['l0']:.1f}, "
-                    f"dead {last['dead_share']:.0%}",
-                    refresh=False,
-                )
-            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                _save_state(trainer, checkpoint, key)
-                saved = time.monotonic()
+    first, steps = trainer.n_training_steps, trainer.plan.steps
+    for _ in track(range(first, steps), "training a sparse autoencoder"):
+        trainer.advance()
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            _save_state(trainer, checkpoint, key)
+            saved = time.monotonic()
 
 
 def _save_state(trainer: Trainer, path: Path, key: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,18 @@ import torch
 from jaxtyping import Bool, Float
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from layerprobe.errors import ArgumentError, MeasureError, StorageError
 from layerprobe.files import write_json
+from layerprobe.progress import track
 from layerprobe.sae._dictionary import check_finite, float64_device, row_batches, to_sparse
 from layerprobe.sae._evaluation import check_codes
 from layerprobe.sae._rows import READ_ROWS, evenly_spaced, order
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
+
+    from layerprobe.sae._sparse import Weights
 
 __all__ = ["Crosscoder", "CrosscoderConfig", "train"]
 
@@ -118,8 +120,9 @@ class Crosscoder:
         base_rows, adapted_rows = paired(base_rows, adapted_rows)
         if base_rows.shape[1] != self.d_in:
             raise MeasureError(
-                f"The rows have shape {base_rows.shape}, but the crosscoder takes {self.d_in} features per side; give rows "
-                "of the layer that it was trained on."
+                f"{{base_rows}} has shape {base_rows.shape}, but the crosscoder takes {self.d_in} features per side; give "
+                "rows of the layer that it was trained on.",
+                "base_rows",
             )
         dense = (
             self.activations(check_finite(self.scaled(base_rows, adapted_rows, batch), batch.start))
@@ -219,7 +222,6 @@ def train(
     config: CrosscoderConfig = CrosscoderConfig(),
     *,
     device: str = "cpu",
-    progress: bool = True,
 ) -> Crosscoder:
     """Train one dictionary on both sides of the same tokens, so that each latent can be located between them.
 
@@ -238,12 +240,13 @@ def train(
         adapted_rows: (n, d), the same tokens in the same order.
         config: sizes, schedule and seed.
         device: where to train; the returned crosscoder computes there too.
-        progress: whether to draw a progress bar on stderr.
 
     Raises:
         ArgumentError: if a value of the configuration is out of range, or there are fewer rows than latents.
         MeasureError: if the sides' shapes differ, a side does not vary, or a value is not finite.
     """
+    from layerprobe.sae._sparse import nth_largest
+
     base_rows, adapted_rows = paired(base_rows, adapted_rows)
     n, d = base_rows.shape
     batch_size = min(config.batch_size, n)
@@ -260,84 +263,72 @@ def train(
     rng = np.random.default_rng(config.seed)
     start = _start(rng, means, scales, config, device)
     batches = (start.scaled(base_rows, adapted_rows, batch) for batch in order(n, batch_size, rng))
-    trained = _fit(start, batches, config, progress)
+    trained = _fit(start, batches, config)
     sample = evenly_spaced(n)
     # The score from which k latents per row are active, on average over training rows.
     scores = trained.activations(trained.scaled(base_rows, adapted_rows, sample)) * trained._flat(trained.norms.sum(1))
-    rank = max(0, scores.numel() - max(1, round(config.k * len(sample))))
-    return replace(trained, threshold=float(scores.reshape(-1).kthvalue(rank + 1).values))
+    return replace(trained, threshold=float(nth_largest(scores, max(1, round(config.k * len(sample))))))
 
 
-def _fit(
-    start: Crosscoder, batches: Iterator[Float[Tensor, "m both"]], config: CrosscoderConfig, progress: bool
-) -> Crosscoder:
-    shapes = {"encoder": (-1, 2 * start.d_in), "decoder": (-1, 2 * start.d_in)}
-    names = [field.name for field in fields(Weights)]
-    weights = Weights(**{name: start._flat(getattr(start, name)).clone().view(shapes.get(name, -1)) for name in names})
-    parameters = [getattr(weights, name).requires_grad_() for name in names]
-    steps: Any = config.steps
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate or 0.0, fused=True)
+def _fit(start: Crosscoder, batches: Iterator[Float[Tensor, "m both"]], config: CrosscoderConfig) -> Crosscoder:
+    from layerprobe.sae._sparse import Weights
+
+    d_sae, steps = start.d_sae, config.steps or 0
+    weights = Weights(
+        start._flat(start.encoder).view(d_sae, -1).T.clone(memory_format=torch.contiguous_format).requires_grad_(),
+        start._flat(start.encoder_bias).clone().requires_grad_(),
+        start._flat(start.decoder).view(d_sae, -1).clone().requires_grad_(),
+        start._flat(start.decoder_bias).clone().requires_grad_(),
+    )
+    optimizer = torch.optim.Adam(weights, lr=config.learning_rate or 0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     patience = max(10, min(200, steps // 10))
-    inactive = torch.zeros(start.d_sae, dtype=torch.long, device=start.device)
-    for _ in tqdm(range(steps), desc="training a crosscoder", unit="step", leave=False, disable=not progress, delay=1):
-        step = loss(weights, next(batches), config, inactive > patience)
+    inactive = torch.zeros(d_sae, dtype=torch.long, device=start.device)
+    for _ in track(range(steps), "training a crosscoder"):
+        total, fired = loss(weights, next(batches), config, inactive > patience)
         optimizer.zero_grad()
-        step.loss.backward()
+        total.backward()
         optimizer.step()
         schedule.step()
-        inactive = torch.where(step.fired, 0, inactive + 1)
-    trained = {name: getattr(weights, name).detach().cpu().numpy() for name in names}
-    return replace(start, **{name: array.reshape(getattr(start, name).shape) for name, array in trained.items()})
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """Weights under training: both sides next to each other."""
-
-    encoder: Float[Tensor, "d_sae both"]
-    encoder_bias: Float[Tensor, " d_sae"]
-    decoder: Float[Tensor, "d_sae both"]
-    decoder_bias: Float[Tensor, " both"]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """The loss of a batch."""
-
-    loss: Float[Tensor, ""]
-    fired: Bool[Tensor, " d_sae"]
-    """Latents active in the batch."""
+        inactive = torch.where(fired, 0, inactive + 1)
+    w_enc, b_enc, w_dec, b_dec = (value.detach().cpu() for value in weights)
+    shape = start.decoder.shape
+    return replace(
+        start,
+        encoder=w_enc.T.contiguous().numpy().reshape(shape),
+        encoder_bias=b_enc.numpy(),
+        decoder=w_dec.numpy().reshape(shape),
+        decoder_bias=b_dec.numpy().reshape(shape[1:]),
+    )
 
 
 def loss(
     weights: Weights, rows: Float[Tensor, "m both"], config: CrosscoderConfig, dead: Bool[Tensor, " d_sae"]
-) -> Step:
-    """Mean loss of a batch. The selection, and the norms in it, have no gradient.
+) -> tuple[Float[Tensor, ""], Bool[Tensor, " d_sae"]]:
+    """Mean loss of a batch, and the latents that are active in it. The selection has no gradient.
 
     Args:
-        weights: of the crosscoder.
+        weights: both sides next to each other.
         rows: scaled rows.
         config: gives k and the penalty.
         dead: latents that the auxiliary loss is to revive.
     """
-    from layerprobe.sae import _sparse
+    from layerprobe.sae._sparse import largest_of_batch, reconstruct
 
     m = len(rows)
-    shared = _sparse.Weights(weights.encoder.T, weights.encoder_bias, weights.decoder, weights.decoder_bias)
-    norms = weights.decoder.view(len(dead), 2, -1).norm(dim=2).sum(1)
+    norms = weights.w_dec.view(len(dead), 2, -1).norm(dim=2).sum(1)
     with torch.no_grad():
-        hidden = torch.addmm(shared.b_enc, rows, shared.w_enc)
-        chosen = _sparse.largest_of_batch(hidden * norms, max(1, round(config.k * m)))
+        hidden = torch.addmm(weights.b_enc, rows, weights.w_enc)
+        chosen = largest_of_batch(hidden * norms, max(1, round(config.k * m)))
         latents = chosen % len(dead)
-    rebuilt, values = _sparse.reconstruct(rows, shared, hidden, chosen, centred=False)
+    rebuilt, values = reconstruct(rows, weights, hidden, chosen, centred=False)
     error = rebuilt - rows
     total = error.square().sum() / m
     if config.penalty:
         total = total + config.penalty / m * (values * norms[latents]).sum()
     if bool(dead.any()):
         total = total + AUXILIARY / m * _residual(weights, rows, error.detach(), dead).square().sum()
-    return Step(total, torch.bincount(latents, minlength=len(dead)) > 0)
+    return total, torch.bincount(latents, minlength=len(dead)) > 0
 
 
 def _residual(
@@ -345,10 +336,10 @@ def _residual(
 ) -> Float[Tensor, "m both"]:
     """The error that remains when inactive latents are to reconstruct it (Gao et al. 2024)."""
     columns = dead.nonzero()[:, 0]
-    hidden = torch.addmm(weights.encoder_bias[columns], rows, weights.encoder[columns].T)
+    hidden = torch.addmm(weights.b_enc[columns], rows, weights.w_enc[:, columns])
     kept = hidden.topk(min(max(1, rows.shape[1] // 4), len(columns)), sorted=False).indices
     codes = (hidden * torch.zeros_like(hidden).scatter_(1, kept, 1.0)).relu()
-    return codes @ weights.decoder[columns] + error
+    return codes @ weights.w_dec[columns] + error
 
 
 def paired(base_rows: Any, adapted_rows: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,50 @@ if TYPE_CHECKING:
     from layerprobe.adaptation import Quality
     from layerprobe.data import Corpus, Examples
 
-ADAPTATION = TableSpec("adaptation", "Quality and cost: one row per method, seed, time and set of examples.", columns())
-PREDICTIONS = TableSpec("predictions", "Predicted class: one row per method, seed and example.", columns())
+ADAPTATION = TableSpec(
+    "adaptation",
+    "Quality and cost: one row per method, seed, time and set of examples.",
+    columns(
+        "method",
+        "seed",
+        "n",
+        when="`before` training (under a fresh head) or `after` it",
+        split="`test`, or the name of an out-of-domain set",
+        accuracy="share of examples whose most probable class is right, 0 to 1",
+        accuracy_low="lower end of its 95% Wilson interval",
+        accuracy_high="upper end of its 95% Wilson interval",
+        macro_f1="F1 averaged over classes, 0 to 1",
+        loss="mean cross-entropy, in nats",
+        brier="mean over examples of the squared error of the probabilities, summed over classes, 0 to 2",
+        calibration_error="expected calibration error in 15 bins of equal width, 0 to 1",
+        trainable_parameters="number of parameters that are trained",
+        total_parameters="number of parameters of the classifier",
+        seconds="wall-clock seconds of training, frozen blocks included; comparable where `concurrent_tasks` is 1",
+        learning_rate="peak learning rate",
+        flops="floating-point operations of training, frozen blocks included",
+        flops_frozen="the part of them that computes outputs of frozen blocks, which methods share",
+        peak_bytes="largest host memory during training above that at its start, in bytes",
+        memory_kind="how it was measured: `sampled` or `high-water`",
+        energy_wh="energy of the processors during training, in watt-hours; missing if it was not measured",
+        energy_kind="`measured` or `estimated`",
+        energy_note="how the energy was obtained, or why there is none",
+        bytes_stored="bytes that an adapted model adds to the base, in float32",
+        frozen_bytes="bytes of stored outputs of frozen blocks that training reads",
+    ),
+)
+PREDICTIONS = TableSpec(
+    "predictions",
+    "Predicted class: one row per method, seed and example.",
+    columns(
+        "method",
+        "seed",
+        "example_id",
+        split="`test`, or the name of an out-of-domain set",
+        label="true label",
+        predicted="most probable label",
+        probability="its probability, 0 to 1",
+    ),
+)
 
 
 def quality_row(measured: Quality) -> dict[str, Any]:

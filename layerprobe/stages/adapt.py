@@ -9,11 +9,25 @@ from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.files import write_json
-from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._quality import ADAPTATION, PREDICTIONS, predictions_table, quality_row
-from layerprobe.stages.frozen_blocks import FrozenBlocks, adapt_config
+from layerprobe.stages.frozen_blocks import FrozenBlocks, adapt_config, open_layers
 from layerprobe.store import Artifact, ArtifactMeta
+
+TRAINING_LOG = TableSpec(
+    "training_log",
+    "Loss during training: one row per method, seed and logged step. Empty for a checkpoint.",
+    columns(
+        "method",
+        "seed",
+        step="training step, counted from the start of its phase",
+        epoch="passes over the training examples so far",
+        loss="cross-entropy, in nats",
+        learning_rate="learning rate at the step",
+        split="`train`; `validation` for the search of a learning rate",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Adapt(ModelStage):
     )
     first_guess: ClassVar = 60.0
     opened: ClassVar = "checkpoint"
-    tables: ClassVar = (ADAPTATION, PREDICTIONS)
+    tables: ClassVar = (ADAPTATION, PREDICTIONS, TRAINING_LOG)
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -59,7 +73,7 @@ class Adapt(ModelStage):
             method=self.method,
             seed=self.seed,
             config=adapt_config(context.resolved),
-            frozen=adaptation.open_frozen(parents["frozen"].folder / "layers") if "frozen" in parents else None,
+            frozen=open_layers(parents["frozen"]) if "frozen" in parents else None,
         )
         cost: dict[str, Any] = {
             "trainable_parameters": result.trainable_parameters,

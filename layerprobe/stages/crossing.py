@@ -8,10 +8,26 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.stage import Stage, StudyShape
+from layerprobe.stage import Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
 from layerprobe.stages.latents import Latents
 from layerprobe.store import Artifact
+
+CROSSING = TableSpec(
+    "crossing",
+    "The first layer at which the adapted share of task latents exceeds the base's interval: one row per method and quantity.",
+    columns(
+        "method",
+        quantity="`share_task` (of latents) or `mass_task` (of activations)",
+        layer="median over the runs that cross; missing if none does",
+        layer_low="lowest layer over these runs",
+        layer_high="highest layer over these runs",
+        crossed="number of runs that cross",
+        runs="number of runs: pairs of a training seed and a dictionary seed",
+        verdict="`crosses`, `never`, `flat` (both sides are equal) or `undefined`",
+        note="which seeds there is only one of; else empty",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +38,7 @@ class Crossing(Stage):
 
     name: ClassVar = "crossing"
     version: ClassVar = 2
+    tables: ClassVar = (CROSSING,)
 
     @property
     def title(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from layerprobe.adaptation import Method
 from layerprobe.context import Context
 from layerprobe.files import write_json
-from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
 from layerprobe.stages.adapt import Adapt
 from layerprobe.stages.similarity import Similarity
@@ -55,6 +55,77 @@ def family_of(shape: StudyShape) -> Family | None:
     return Family(reference, tuple(others), tuple(left_out)) if others else None
 
 
+DIFFERENCES = TableSpec(
+    "differences",
+    "Accuracy of each method minus that of the reference on the same test examples: one row per method.",
+    columns(
+        "method",
+        "n",
+        reference="the method that others are compared with",
+        accuracy="accuracy on the test examples, averaged over seeds",
+        reference_accuracy="accuracy of the reference",
+        difference="accuracy minus reference accuracy, -1 to 1",
+        ci_low="lower end of its 95% interval",
+        ci_high="upper end of its 95% interval",
+        band_low="lower end of the 95% interval that holds for all methods at once",
+        band_high="upper end of the 95% interval that holds for all methods at once",
+        se="standard error of the difference",
+        df="degrees of freedom of its t distribution",
+        disagreement="share of predictions in which exactly one of the two is right",
+        seeds="number of seeds",
+        conditional_on_seeds="whether the intervals hold for these seeds only",
+        identical="whether both are right on exactly the same examples",
+    ),
+)
+SEED_DIFFERENCES = TableSpec(
+    "seed_differences",
+    "The same differences for each seed: one row per method and seed.",
+    columns(
+        "method",
+        "seed",
+        "n",
+        reference="the method that others are compared with",
+        accuracy="accuracy on the test examples",
+        reference_accuracy="accuracy of the reference with this seed",
+        difference="accuracy minus reference accuracy",
+        disagreement="share of examples on which exactly one of the two is right",
+    ),
+)
+SUFFICIENCY = TableSpec(
+    "sufficiency",
+    "Test of each method for non-inferiority to the reference: one row per method.",
+    columns(
+        "method",
+        "n",
+        reference="the method that others are compared with",
+        margin="largest loss of accuracy that counts as none",
+        depth="number of top blocks that the method trains; missing outside the fixed sequence",
+        family="`sequence` (deepest first, up to the first failure) or `holm` (methods without a depth)",
+        outcome="`sufficient`, `inferior`, `undecided` or `not tested`",
+        difference="accuracy minus reference accuracy",
+        lower="one-sided lower bound of the difference at the level of the test",
+        upper="upper bound of the difference, simultaneous over all methods",
+        p="p value of the test",
+        p_adjusted="p value adjusted within its family",
+        disagreement="share of predictions in which exactly one of the two is right",
+        needed="test examples that would decide with 80% power if there is no difference",
+        needed_at_observed="test examples that would decide with 80% power if the difference is the observed one",
+    ),
+)
+PARETO = TableSpec(
+    "pareto",
+    "Accuracy against cost: one row per cost and method.",
+    columns(
+        "method",
+        cost="`flops`, `seconds`, `trainable_parameters`, or `drift` (1 minus similarity, averaged over layers)",
+        value="the cost, averaged over seeds",
+        quality="accuracy on the test examples, averaged over seeds",
+        efficient="whether no other method is at least as good in both and better in one; missing if unknown",
+        dominated_by="the most accurate method that dominates it; empty if none does",
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Depth(Stage):
     """Paired differences to the reference, the smallest sufficient depth, and the methods on the Pareto front."""
@@ -65,6 +136,7 @@ class Depth(Stage):
 
     name: ClassVar = "depth"
     version: ClassVar = 2
+    tables: ClassVar = (DIFFERENCES, SEED_DIFFERENCES, SUFFICIENCY, PARETO)
 
     @property
     def title(self) -> str:

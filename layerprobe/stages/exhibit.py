@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import paired_rows, save
 from layerprobe.stages.capture import Capture
 from layerprobe.stages.encode import Encode, codes_of
@@ -18,6 +18,62 @@ from layerprobe.store import Artifact, ArtifactMeta
 
 SHOWN_LATENTS = 40
 """Latents of each layer and side that a reader can open."""
+
+ON = "activations that are read: of `base`, of `adapted`, or of the matched latent on its own side (`match`)"
+LATENT_HISTOGRAMS = TableSpec(
+    "latent_histograms",
+    "Histograms of the activations of the top latents: one row per latent, reading and bin.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "side",
+        latent="number of the latent",
+        on=ON,
+        low="lower end of the bin; 0 to 0 counts inactive tokens",
+        high="upper end of the bin, inclusive",
+        tokens="number of tokens in the bin",
+    ),
+)
+LATENT_CLASSES = TableSpec(
+    "latent_classes",
+    "Activations of the top latents by label: one row per latent, reading and label.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "side",
+        "n",
+        latent="number of the latent",
+        on=ON,
+        label="label of the examples",
+        mean="mean over examples of the mean activation over tokens",
+        low="lower end of its 95% interval over examples",
+        high="upper end of its 95% interval over examples",
+        active="share of examples in which the latent is active",
+    ),
+)
+LATENT_EXAMPLES = TableSpec(
+    "latent_examples",
+    "Test examples in which the top latents are active: one row per latent and token.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "side",
+        "example_id",
+        "token_index",
+        "token",
+        "special",
+        latent="number of the latent",
+        choice="`top` (among the highest activations) or `quantile` (at evenly spaced ranks)",
+        rank="rank of the example by its highest activation; 0 is the highest",
+        level="share of the active examples with a lower highest activation",
+        base="activation on base; missing for adapted latents of an unchanged layer",
+        adapted="activation on adapted; missing where the layer is unchanged",
+        match="activation of the matched latent on its own side; missing where the layer is unchanged",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +88,7 @@ class Exhibit(LayerStage):
 
     name: ClassVar = "exhibit"
     version: ClassVar = 2
+    tables: ClassVar = (LATENT_HISTOGRAMS, LATENT_CLASSES, LATENT_EXAMPLES)
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:

@@ -37,7 +37,8 @@ class FrozenBlocks(Stage):
         from layerprobe.adaptation import compute_frozen
 
         layers, config = _layers(context.resolved), adapt_config(context.resolved)
-        compute_frozen(context.encoder, context.corpus.train, layers, folder / "layers", config)
+        if layers:
+            compute_frozen(context.encoder, context.corpus.train, layers, folder / "layers", config)
 
     def size(self, study: ResolvedStudy) -> int:
         rows = sum(study.n_train if layer == study.n_layers else study.train_tokens for layer in _layers(study))
@@ -68,3 +69,10 @@ def adapt_config(study: ResolvedStudy) -> Any:
         precision=study.precision,
         device=study.device,
     )
+
+
+def open_layers(frozen: Artifact) -> Any:
+    """The frozen values by layer; none where no method of the study reads any."""
+    from layerprobe.adaptation import open_frozen
+
+    return open_frozen(frozen.folder / "layers") if (frozen.folder / "layers").is_dir() else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import rows_of, save
 from layerprobe.stages._layers import equal, varying_layers
 from layerprobe.stages.capture import Capture
@@ -17,6 +17,25 @@ from layerprobe.store import Artifact, ArtifactMeta
 MOST_ROWS = 1000
 """Rows of whole examples from which the intrinsic dimension is estimated."""
 BASE_TABLE = "geometry.parquet"
+
+GEOMETRY = TableSpec(
+    "geometry",
+    "Geometry of each layer's rows: one row per method, seed, unit, side, layer and statistic.",
+    columns(
+        "method",
+        "seed",
+        "unit",
+        "side",
+        "layer",
+        "n",
+        measure="`anisotropy` (mean cosine of two rows, -1 to 1), `effective_rank` and `participation_ratio` (1 to the "
+        "width), or `intrinsic_dimension` (TwoNN)",
+        value="value of the statistic",
+        ci_low="lower end of its 95% interval over examples",
+        ci_high="upper end of its 95% interval over examples",
+        n_rows="number of rows that the value is computed on",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,7 @@ class Geometry(ModelStage):
 
     name: ClassVar = "geometry"
     version: ClassVar = 3
+    tables: ClassVar = (GEOMETRY,)
     first_guess: ClassVar = 6.0
 
     @classmethod

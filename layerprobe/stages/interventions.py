@@ -8,10 +8,38 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from layerprobe.context import Context, relabelled
-from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save, save_left_out
 from layerprobe.stages.adapt import Adapt
 from layerprobe.store import Artifact, ArtifactMeta
+
+KIND = (
+    "`untouched`; `weights` (block `layer` has base weights); `pooler` (so has the pretrained pooler); `skipped` (blocks "
+    "above `layer` are left out); `stitched` (base computes up to `layer`)"
+)
+INTERVENTIONS = TableSpec(
+    "interventions",
+    "The adapted model under interventions on its blocks: one row per method, seed, kind and layer.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "n",
+        kind=KIND,
+        accuracy="accuracy on the test examples, 0 to 1",
+        accuracy_low="lower end of its 95% Wilson interval",
+        accuracy_high="upper end of its 95% Wilson interval",
+        loss="cross-entropy, in nats",
+        difference="accuracy minus that of the untouched model on the same examples",
+        difference_low="lower end of its 95% interval over examples",
+        difference_high="upper end of its 95% interval over examples",
+    ),
+)
+INTERVENTIONS_LEFT_OUT = TableSpec(
+    "interventions_left_out",
+    "Interventions that are not possible in this model.",
+    columns("method", "seed", "layer", kind=KIND, why="why it is not possible"),
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +48,7 @@ class Interventions(ModelStage):
 
     name: ClassVar = "interventions"
     version: ClassVar = 4
+    tables: ClassVar = (INTERVENTIONS, INTERVENTIONS_LEFT_OUT)
     accelerator: ClassVar = True
     first_guess: ClassVar = 10.0
 

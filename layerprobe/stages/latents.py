@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages import associations as stored
 from layerprobe.stages._artifacts import dictionary_of, paired_rows, save
 from layerprobe.stages.associations import Associations
@@ -18,6 +18,135 @@ from layerprobe.stages.encode import Encode, codes_of
 from layerprobe.stages.match import Match, null_matching
 from layerprobe.stages.sae import Sae
 from layerprobe.store import Artifact, ArtifactMeta
+
+MATCHING = TableSpec(
+    "matching",
+    "How well base latents are matched by adapted ones, compared with a null: one row per method, seed, layer, start and "
+    "criterion.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        start="`same start` (the adapted dictionary starts from the base's; null: base trained further in another order) or "
+        "`different starts` (null: base from another seed)",
+        on="criterion of the match: `cosine` of decoder directions or `correlation` of activations",
+        threshold="5th percentile of the null's matches",
+        lost_share="share of live base latents whose match is below the threshold",
+        lost_low="lower end of its 95% interval over latents",
+        lost_high="upper end of its 95% interval over latents",
+        new_share="share of live adapted latents whose match is below the threshold",
+        new_low="lower end of its 95% interval over latents",
+        new_high="upper end of its 95% interval over latents",
+        null_lost_share="share of lost latents in the null",
+        null_new_share="share of new latents in the null",
+        mean="mean match of base latents, -1 to 1",
+        mean_low="lower end of its 95% interval over latents",
+        mean_high="upper end of its 95% interval over latents",
+        null_mean="mean match in the null",
+        null_low="lower end of its 95% interval over latents",
+        null_high="upper end of its 95% interval over latents",
+        difference="mean match minus that of the null, over latents that have both",
+        difference_low="lower end of its 95% interval over latents",
+        difference_high="upper end of its 95% interval over latents",
+        n="number of live base latents",
+        n_other="number of live adapted latents",
+    ),
+)
+CENSUS = TableSpec(
+    "census",
+    "Latents of the joint dictionary (crosscoder) of base and adapted: one row per method, seed, layer and latent.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        latent="number of the latent",
+        delta="relative decoder norm: 0 for base alone, 1/2 for both sides equally, 1 for adapted alone",
+        nu_error="latent scaling on the residuals: how much of the latent the weaker side's errors contain, 1 for as much as "
+        "the stronger side's",
+        nu_reconstruction="latent scaling on the reconstructions, likewise",
+        cosine="cosine of the latent's two decoder directions, -1 to 1",
+        firing_rate="share of tokens on which it is active",
+        energy_share="its share of the reconstructed variance of both sides",
+        kind="`shared`, `shifted`, `rotated`, `base_only`, `adapted_only` or `dead`",
+        ev_base="explained variance of the joint dictionary on base rows",
+        ev_adapted="explained variance of the joint dictionary on adapted rows",
+        d_sae="number of latents",
+        k="active latents per token",
+    ),
+)
+LATENTS = TableSpec(
+    "latents",
+    "Latents of the dictionaries of both sides: one row per method, seed, layer, side and latent.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "side",
+        latent="number of the latent",
+        kind="`task`, `general`, `both`, `unexplained` or `dead`",
+        density="share of test tokens on which it is active",
+        active_examples="number of test examples in which it is active",
+        max_activation="largest activation on the test tokens",
+        judged="whether it is active in at least 10 examples, and so is tested",
+        mutual_information="bits between an example's label and whether the latent is active in it",
+        label="label that it is most associated with",
+        pooling="how activations are pooled in this comparison: `max` or `mean` over tokens",
+        auroc="area under the ROC curve for this label against the rest, 0 to 1",
+        effect="|2 AUROC - 1|, 0 to 1",
+        p="p value of the comparison",
+        q="p value adjusted for the false-discovery rate",
+        task="whether an association with a label is a discovery",
+        property="token property that it is most associated with",
+        property_value="value of the property at which it is more active",
+        property_effect="absolute rank correlation with the property, 0 to 1",
+        property_auroc="area under the ROC curve for the property; missing for `high` and `low`",
+        property_p="p value of the association",
+        property_q="p value adjusted for the false-discovery rate",
+        general="whether an association with a property is a discovery",
+        partner="latent of the other side that it is matched with one to one by decoder direction; missing if there is none",
+        cosine="cosine of the two decoder directions, -1 to 1",
+        nearest="latent of the other side with the nearest decoder direction",
+        nearest_cosine="cosine with its direction",
+        partner_by_activation="latent of the other side that it is matched with one to one by activations",
+        correlation="correlation of the two latents' activations, -1 to 1",
+        unmatched="whether its match is below the 5th percentile of the null",
+        joint="latent of the joint dictionary with the nearest direction",
+        joint_cosine="cosine with its direction",
+        delta="its relative decoder norm: 0 for base alone, 1 for adapted alone",
+        joint_kind="its kind, as in `census`",
+    ),
+)
+LATENT_SHARES = TableSpec(
+    "latent_shares",
+    "Numbers and shares of latents by kind: one row per method, seed, layer, side and dictionary.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "side",
+        "n",
+        dictionary="`first`, or `second-seed`",
+        latents="number of latents",
+        task="number of judged latents associated with a label alone",
+        general="number of judged latents associated with a token property alone",
+        both="number of judged latents associated with both",
+        unexplained="number of judged latents associated with neither",
+        rare="number of latents that are active, but in fewer than 10 examples",
+        dead="number of latents that are active on no test token",
+        live="number of judged latents: active in at least 10 examples",
+        share_task="share of judged latents that are associated with a label",
+        share_low="lower end of its 95% Wilson interval over latents",
+        share_high="upper end of its 95% Wilson interval over latents",
+        share_general="share of judged latents that are associated with a token property",
+        share_both="share of judged latents that are associated with both",
+        share_unexplained="share of judged latents that are associated with neither",
+        share_permuted="share of task latents under permuted labels, mean over permutations",
+        share_permuted_high="its 95th percentile over permutations",
+        mass_task="share of the sum of activations that task latents have",
+        mass_low="lower end of its 95% interval over examples",
+        mass_high="upper end of its 95% interval over examples",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +158,7 @@ class Latents(LayerStage):
 
     name: ClassVar = "latents"
     version: ClassVar = 3
+    tables: ClassVar = (MATCHING, CENSUS, LATENTS, LATENT_SHARES)
     accelerator: ClassVar = True
     first_guess: ClassVar = 5.0
 
@@ -84,7 +214,7 @@ class Latents(LayerStage):
                 start = {"trained": "same start", "second-seed": "different starts"}[task.variant]
                 other = with_codes(task)
                 matching = sae.match(loaded[0], other[0], loaded[1], other[1])
-                pairs.append((start, matching, null_matching(parents["null"], variant, len(tokens["base"]))))
+                pairs.append((start, matching, null_matching(parents["null"], variant)))
         rows = []
         for start, matching, null in pairs:
             for on in ("cosine", "correlation"):

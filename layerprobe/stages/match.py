@@ -51,11 +51,11 @@ class Match(LayerStage):
             matching.reverse.to_parquet(folder / f"{dictionary.variant}-reverse.parquet", index=False)
 
 
-def null_matching(match: Artifact, variant: str, rows: int) -> Any:
+def null_matching(match: Artifact, variant: str) -> Any:
     """The matches of the base dictionary with one of its controls."""
     import pandas as pd
 
     from layerprobe.sae import Matching
 
     table, reverse = (pd.read_parquet(match.folder / f"{name}.parquet") for name in (variant, f"{variant}-reverse"))
-    return Matching(table, reverse, rows)
+    return Matching(table, reverse)

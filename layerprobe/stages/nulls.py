@@ -9,13 +9,32 @@ from typing import ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.errors import MeasureError
-from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import paired_rows, save
 from layerprobe.stages._layers import Layers, equal, varying_layers
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
 
 COLUMNS = ["layer", "measure", "value", "low", "high", "draws", "n", "method", "seed", "unit", "null", "null_kind"]
+
+SIMILARITY_NULLS = TableSpec(
+    "similarity_nulls",
+    "Similarity where there is no effect of the method: of shuffled examples, or of models that differ in their seed alone.",
+    columns(
+        "method",
+        "seed",
+        "unit",
+        "layer",
+        "measure",
+        "n",
+        value="mean of the draws",
+        low="lowest draw; for `seed` the lower end of the 95% interval over examples",
+        high="highest draw; for `seed` the upper end of the 95% interval over examples",
+        draws="number of draws: shuffles, or 1 for a pair of seeds",
+        null="`shuffled-texts`, or `seed-` and the other seed",
+        null_kind="`shuffled-texts` (examples permuted among those of equal length) or `seed` (two seeds of one method)",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,7 @@ class Nulls(ModelStage):
 
     name: ClassVar = "nulls"
     version: ClassVar = 2
+    tables: ClassVar = (SIMILARITY_NULLS,)
     first_guess: ClassVar = 8.0
 
     @classmethod

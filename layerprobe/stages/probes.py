@@ -8,12 +8,36 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import paired_rows, rows_of, save
 from layerprobe.stages.capture import Capture, CaptureTrain
 from layerprobe.store import Artifact, ArtifactMeta
 
 BASE_TABLE = "probes.parquet"
+
+PROBES = TableSpec(
+    "probes",
+    "Linear probes of the labels on the mean vectors of each layer: one row per method, seed, side and layer.",
+    columns(
+        "method",
+        "seed",
+        "side",
+        "layer",
+        "n",
+        accuracy="accuracy on the test examples, 0 to 1",
+        accuracy_low="lower end of its 95% Wilson interval",
+        accuracy_high="upper end of its 95% Wilson interval",
+        macro_f1="F1 averaged over classes, on the test examples, 0 to 1",
+        loss="cross-entropy on the test examples, in nats",
+        control_accuracy="accuracy on the test examples of probes of random labels",
+        train_accuracy="accuracy on the training examples",
+        control_train_accuracy="accuracy on the training examples of probes of random labels: what a probe can memorise",
+        selectivity="accuracy minus control accuracy",
+        selectivity_low="lower end of its 95% interval over test examples",
+        selectivity_high="upper end of its 95% interval over test examples",
+        penalty="strength of the L2 penalty, chosen by cross-validation",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +46,7 @@ class Probes(ModelStage):
 
     name: ClassVar = "probes"
     version: ClassVar = 2
+    tables: ClassVar = (PROBES,)
     first_guess: ClassVar = 15.0
 
     @classmethod

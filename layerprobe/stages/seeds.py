@@ -14,6 +14,7 @@ from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape
 from layerprobe.stages._artifacts import paired_rows, save
 from layerprobe.stages._layers import Layers, varying_layers
 from layerprobe.stages.capture import Capture
+from layerprobe.stages.nulls import SIMILARITY_NULLS
 from layerprobe.store import Artifact, ArtifactMeta
 
 
@@ -26,6 +27,7 @@ class Seeds(Stage):
 
     name: ClassVar = "seeds"
     version: ClassVar = 2
+    tables: ClassVar = (SIMILARITY_NULLS,)
 
     @property
     def title(self) -> str:

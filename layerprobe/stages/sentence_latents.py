@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages import associations as stored
 from layerprobe.stages._artifacts import paired_rows, save
 from layerprobe.stages._shown import shown_rows, token_table
@@ -21,6 +21,23 @@ from layerprobe.store import Artifact, ArtifactMeta
 TOP_LATENTS = 12
 """Latents of each layer and side whose activations are shown."""
 
+SENTENCE_LATENTS = TableSpec(
+    "sentence_latents",
+    "Activations of the top latents on a few test examples: one row per method, seed, layer, dictionary, side, token and "
+    "active latent.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "example_id",
+        "token_index",
+        latent="number of the latent",
+        activation="its activation, above 0",
+        side="`base` or `adapted`: side of the dictionary",
+        on="`base` or `adapted`: side of the activations",
+    ),
+)
+
 
 @dataclass(frozen=True)
 class SentenceLatents(LayerStage):
@@ -28,6 +45,7 @@ class SentenceLatents(LayerStage):
 
     name: ClassVar = "sentence-latents"
     version: ClassVar = 4
+    tables: ClassVar = (SENTENCE_LATENTS,)
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:

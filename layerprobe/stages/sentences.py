@@ -8,11 +8,26 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import paired_rows, save
 from layerprobe.stages._shown import shown_rows, token_table
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
+
+SENTENCES = TableSpec(
+    "sentences",
+    "Change of each token of a few test examples: one row per method, seed, layer and token.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "example_id",
+        "token_index",
+        "token",
+        "special",
+        change="1 minus the cosine of the token's base and adapted activations: 0 to 2",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +36,7 @@ class Sentences(ModelStage):
 
     name: ClassVar = "sentences"
     version: ClassVar = 3
+    tables: ClassVar = (SENTENCES,)
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:

@@ -8,11 +8,59 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import paired_rows, save
 from layerprobe.stages._layers import Layers, row_sets, varying_layers
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
+
+SIMILARITY = TableSpec(
+    "similarity",
+    "Similarity of base and adapted activations at one layer: one row per method, seed, unit, set of rows, layer and measure.",
+    columns(
+        "method",
+        "seed",
+        "unit",
+        "layer",
+        "measure",
+        "n",
+        rows="which rows are compared: `all`, tokens without special ones (`no-special`), or tokens without the 0.1% of "
+        "largest norm on each side (`no-outliers`)",
+        value="value of the measure, base against adapted",
+        ci_low="lower end of its 95% interval over examples",
+        ci_high="upper end of its 95% interval over examples",
+        n_rows="number of rows that the value is computed on",
+    ),
+)
+SIMILARITY_GRID = TableSpec(
+    "similarity_grid",
+    "Similarity of every layer with every layer, within and across base and adapted: one row per pair of layers.",
+    columns(
+        "method",
+        "seed",
+        "unit",
+        "measure",
+        "n",
+        side_a="`base` or `adapted`: side of the first layer",
+        layer_a="first layer",
+        side_b="`base` or `adapted`: side of the second layer",
+        layer_b="second layer",
+        value="value of the measure, first layer against second; missing where it is undefined",
+    ),
+)
+SIMILARITY_LEFT_OUT = TableSpec(
+    "similarity_left_out",
+    "Measures that are undefined at a layer, and so are not in `similarity`.",
+    columns(
+        "method",
+        "seed",
+        "unit",
+        "layer",
+        "measure",
+        rows="set of rows, as in `similarity`",
+        why="why the measure is undefined",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +69,7 @@ class Similarity(ModelStage):
 
     name: ClassVar = "similarity"
     version: ClassVar = 3
+    tables: ClassVar = (SIMILARITY, SIMILARITY_GRID, SIMILARITY_LEFT_OUT)
     first_guess: ClassVar = 15.0
 
     @classmethod

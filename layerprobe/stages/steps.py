@@ -9,12 +9,34 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import dictionary_of, paired_rows, save
 from layerprobe.stages.adapt import Adapt
 from layerprobe.stages.capture import Capture
 from layerprobe.stages.sae import Sae
 from layerprobe.store import Artifact, ArtifactMeta
+
+TRANSFER_STEPS = TableSpec(
+    "transfer_steps",
+    "Reconstruction of kept checkpoints: one row per method, seed, step, layer and dictionary.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "n",
+        step="training step; 0 is the base, the last one the adapted model",
+        trained_on="`base` or `adapted`: side that the dictionary was trained on",
+        l0="active latents per token, on average",
+        explained_variance="share of the rows' variance that is reconstructed, at most 1",
+        ev_low="lower end of its 95% interval over examples",
+        ev_high="upper end of its 95% interval over examples",
+        loss_recovered="share of the loss added by mean-ablating the layer that the reconstruction avoids; missing for the base",
+        loss_recovered_low="lower end of its 95% interval over examples",
+        loss_recovered_high="upper end of its 95% interval over examples",
+        why="why a recovered share is undefined; empty if it is defined",
+        accuracy="accuracy of the checkpoint on the test examples, 0 to 1; missing for the base",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +50,7 @@ class Steps(ModelStage):
 
     name: ClassVar = "steps"
     version: ClassVar = 2
+    tables: ClassVar = (TRANSFER_STEPS,)
     accelerator: ClassVar = True
     first_guess: ClassVar = 15.0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context, relabelled
-from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape
+from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import dictionary_of, paired_rows, rows_of, save
 from layerprobe.stages.adapt import Adapt
 from layerprobe.stages.capture import Capture, CaptureSae
@@ -19,6 +19,78 @@ from layerprobe.store import Artifact, ArtifactMeta
 
 TASK_LOSS = ("base trained", "adapted trained", "base untrained", "base frozen-decoder")
 """Roles of the dictionaries with which the classifier is run."""
+
+SAE = TableSpec(
+    "sae",
+    "Reconstruction by each dictionary on the test tokens of each side: one row per method, seed, layer, dictionary and side.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        trained_on="`base` or `adapted`: side that the dictionary was trained on",
+        kind="`trained`, or a control: `other-order` (trained further in another order), `second-seed`, `frozen-decoder` "
+        "or `untrained`",
+        evaluated_on="`base` or `adapted`: side of the test tokens",
+        architecture="kind of sparse autoencoder, as sae-lens names it",
+        d_sae="number of latents",
+        k="active latents per token, in the TopK family",
+        trained_rows="number of token rows that it was trained on",
+        texts="examples that these rows come from: `unseen` or `train`",
+        explained_variance="share of the rows' variance that is reconstructed: at most 1, 0 for predicting the mean",
+        ev_low="lower end of its 95% interval over examples",
+        ev_high="upper end of its 95% interval over examples",
+        l0="active latents per token, on average",
+        dead_share="share of latents that are active on no test token",
+        reconstruction_bias="size of the reconstruction relative to the rows; below 1 where it is too small",
+        rows="number of test tokens",
+        examples="number of test examples that the tokens come from",
+        loss_recovered="share of the loss added by mean-ablating the layer that the reconstruction avoids: at most about 1",
+        loss_recovered_low="lower end of its 95% interval over examples",
+        loss_recovered_high="upper end of its 95% interval over examples",
+        accuracy_recovered="share of the accuracy lost by mean-ablating the layer that the reconstruction keeps",
+        accuracy_recovered_low="lower end of its 95% interval over examples",
+        accuracy_recovered_high="upper end of its 95% interval over examples",
+        why="why a recovered share is undefined; empty if it is defined",
+        task_loss="cross-entropy of the classifier with the reconstruction in place of the layer, in nats",
+        task_loss_clean="cross-entropy of the unchanged classifier, in nats",
+        task_loss_ablated="cross-entropy with the layer replaced by its mean, in nats",
+        task_accuracy="accuracy with the reconstruction in place of the layer, 0 to 1",
+        task_accuracy_clean="accuracy of the unchanged classifier",
+        task_accuracy_ablated="accuracy with the layer replaced by its mean",
+        task_texts="number of test examples behind the loss and the accuracy",
+    ),
+)
+SAE_DENSITIES = TableSpec(
+    "sae_densities",
+    "Histogram of how often latents are active: one row per dictionary, side and bin.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        trained_on="as in `sae`",
+        kind="as in `sae`",
+        evaluated_on="as in `sae`",
+        low="lower end of the bin: log10 of the share of tokens; -inf to -inf counts dead latents",
+        high="upper end of the bin, inclusive",
+        latents="number of latents in the bin",
+    ),
+)
+SAE_LOG = TableSpec(
+    "sae_log",
+    "Training of each dictionary: one row per dictionary and logged step, measured on the training batch.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        side="`base` or `adapted`: side that the dictionary is trained on",
+        kind="as in `sae`",
+        step="training step",
+        loss="training loss",
+        explained_variance="share of the batch's variance that is reconstructed",
+        l0="active latents per token",
+        dead_share="share of latents that have been inactive for many steps",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +103,7 @@ class Transfer(LayerStage):
 
     name: ClassVar = "transfer"
     version: ClassVar = 5
+    tables: ClassVar = (SAE, SAE_DENSITIES, SAE_LOG)
     accelerator: ClassVar = True
     first_guess: ClassVar = 20.0
 

@@ -1,12 +1,14 @@
 """Low-rank additions: in the right maps of every family, and folded into plain weights without a change."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from adapting import adapted, changed
 from tiny import louder, make_encoder
 
+from layerprobe import families
 from layerprobe.adaptation import parse_method
-from layerprobe.adaptation.methods import lora
 from layerprobe.encoder import collate, load_classifier, load_encoder, tokenize
 from layerprobe.errors import ArgumentError
 from layerprobe.layers import forward
@@ -102,7 +104,8 @@ def test_a_new_pooler_is_trained_and_a_pretrained_one_is_not(tiny_bert, tiny_enc
 
 
 def test_a_family_whose_maps_have_other_names_is_refused(tiny_encoder, monkeypatch):
-    monkeypatch.setattr(lora, "TARGETS", {"bert": ("query", "valuation")})
+    maps = {"attention.self.query": "query", "attention.self.valuation": "value"}
+    monkeypatch.setitem(families.FAMILIES, "bert", replace(families.FAMILIES["bert"], matrices=maps))
     model = tiny_encoder.classifier(["a", "b"], seed=0)
     with pytest.raises(
         ArgumentError, match=r"adds to the valuation map of each block, but the blocks .* \(bert\) have none"

@@ -84,7 +84,7 @@ def test_closed_forms():
 def test_quality_by_hand_and_its_interval():
     from scipy.stats import binomtest
 
-    from layerprobe.stages.adapting import quality_row
+    from layerprobe.stages._quality import quality_row
 
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     labels = np.array([0, 1, 1, 1])

@@ -156,6 +156,7 @@ def costs(method, n_layers):
         "energy_kind": "estimated",
         "energy_note": "CPU time x nominal power",
         "learning_rate": 5e-5,
+        "concurrent_tasks": 1,
     }
 
 

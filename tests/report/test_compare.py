@@ -1,4 +1,4 @@
-"""Several runs on one page: paired only on the same texts, refused in one sentence where there is nothing to compare."""
+"""Several runs on one page: paired only on the same examples, refused in one sentence where there is nothing to compare."""
 
 import base64
 import json
@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from layerprobe.cli import app
 from layerprobe.errors import StorageError
 from layerprobe.report import compare_runs, findings
-from layerprobe.report._compare_figures import FULL, depth_share
+from layerprobe.report.comparison import ComparedRun, figures
+from layerprobe.report.comparison.tables import FULL, compare
 from layerprobe.runs import Run
 
 
@@ -40,7 +41,7 @@ def write(folder, name, key, *, n_layers=6, drop=(), change=None, **study):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs on the same texts, of 6 and of 12 blocks, and one on other texts."""
+    """Two runs on the same examples, of 6 and of 12 blocks, and one on other examples."""
     root = tmp_path_factory.mktemp("runs")
     same = ("head", "top:1", "top:2", "full")
     return [
@@ -53,6 +54,13 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def html(runs, tmp_path_factory):
     return compare_runs(runs, tmp_path_factory.mktemp("out") / "cmp").read_text(encoding="utf-8")
+
+
+def compared(runs):
+    return [
+        ComparedRun(run.record.name, str(run.folder), run.record, {name: run.table(name) for name in run.tables})
+        for run in runs
+    ]
 
 
 def cli(*words):
@@ -82,7 +90,7 @@ def test_a_user_gets_a_page_and_may_write_it_again(runs, tmp_path):
     assert kept["kind"] == "comparison" and list(kept["runs"]) == ["small", "large", "other"]
 
 
-def test_only_runs_on_the_same_texts_are_subtracted(runs, html):
+def test_only_runs_on_the_same_examples_are_subtracted(runs, html):
     table = download(html, "paired")
     assert set(table.run) == {"large"} and set(table.reference) == {"small"}
     assert set(table.method) == {"head", "top:2", "full"}  # which both have
@@ -95,17 +103,17 @@ def test_only_runs_on_the_same_texts_are_subtracted(runs, html):
     assert row.difference == pytest.approx(gap.mean()) and row.n == 400
     half = (row.ci_high - row.ci_low) / 2
     assert half == pytest.approx(1.966 * gap.std(ddof=1) / np.sqrt(400), rel=1e-3)  # t with 399 degrees of freedom
-    assert "small, large were judged on the same test texts" in html
+    assert "small, large were evaluated on the same test examples" in html
     assert "The others are separate studies" in html
 
 
-def test_runs_on_other_texts_are_separate_studies(runs, tmp_path):
+def test_runs_on_other_examples_are_separate_studies(runs, tmp_path):
     page = compare_runs([runs[0], runs[2]], tmp_path / "cmp").read_text(encoding="utf-8")
-    assert "No two of these runs were judged on the same test texts" in page
-    assert "are not subtracted from one another" in page and "On the same texts" not in page
+    assert "No two of these runs were evaluated on the same test examples" in page
+    assert "are not subtracted from one another" in page and "On the same examples" not in page
 
 
-def test_seeds_that_differ_are_not_paired_and_that_is_said(runs, tmp_path):
+def test_seeds_that_differ_are_not_paired_and_the_page_says_so(runs, tmp_path):
     other = write(tmp_path / "late", "late", "d", methods=("head", "full"), seeds=(5,))
     page = compare_runs([runs[0], other], tmp_path / "cmp").read_text(encoding="utf-8")
     assert "Not paired: head has no seed in common in small, late." in page
@@ -119,8 +127,9 @@ def test_the_page_holds_each_run_s_numbers(runs, html):
         shown = quality[(quality.run == run.record.name) & (quality.method == "full")]
         assert shown.accuracy.tolist() == own.accuracy.tolist()
         assert run.record.sufficiency.sentence.replace("'", "&#39;") in html
-    assert gaps.query("run == 'large' and method == 'top:3'").depth.iloc[0] == 0.25
-    assert depth_share("full", 12) == FULL and depth_share("lora:8", 12) is None and depth_share("head", 6) == 0
+    assert gaps.query("run == 'large' and method == 'top:3'").trained_share.iloc[0] == 0.25
+    shares = quality[quality.run == "small"].set_index("method").trained_share
+    assert shares["full"] == FULL and shares["head"] == 0 and shares["top:1"] == pytest.approx(1 / 6)
     drift = download(html, "drift")
     assert drift.query("run == 'large' and layer == 3").share.unique().tolist() == [0.25]
     assert not quality.method.str.startswith("reference:").any()
@@ -139,7 +148,7 @@ def test_what_differs_and_bears_on_reading_is_listed(runs, tmp_path):
     page = compare_runs([runs[0], other], tmp_path / "cmp").read_text(encoding="utf-8")
     assert "differ in their margins (small: 0.01; gpu: 0.02)" in page
     assert "differ in their heads (adaptation.pooling) (small: model; gpu: mean)" in page
-    assert "seconds, memory and energy do not compare" in page
+    assert "seconds, memory and energy are not comparable" in page
 
 
 def test_tables_that_some_runs_lack_are_said(runs, tmp_path):
@@ -150,10 +159,10 @@ def test_tables_that_some_runs_lack_are_said(runs, tmp_path):
 
     older = write(tmp_path / "older", "older", "f", methods=("head", "full"), drop=lacking, change=change)
     page = compare_runs([runs[0], older], tmp_path / "cmp").read_text(encoding="utf-8")
-    assert "The runs share no measure of drift" in page and "nothing was concluded about depth in this run" in page
+    assert "The runs share no measure of drift" in page and "this run has no conclusion about depth" in page
 
 
-def test_names_are_told_apart_and_never_run(runs, tmp_path):
+def test_names_are_distinguished_and_escaped(runs, tmp_path):
     twins = [write(tmp_path / key, "twin", key, methods=("head", "full")) for key in ("g", "h")]
     compare_runs(twins, tmp_path / "cmp")
     labels = list(json.loads((tmp_path / "cmp" / "compare.json").read_text())["runs"])
@@ -175,7 +184,7 @@ def test_what_is_not_comparable_is_refused_in_one_sentence(runs, tmp_path):
     refused(cli(one, one, *out), "given twice")
     refused(cli(one, tmp_path / "nowhere", *out), "nowhere does not exist")
     copy = write(tmp_path / "copy", "copy", "a", methods=("head", "full"))
-    refused(cli(one, copy.folder, *out), "one and the same training", "copy")
+    refused(cli(one, copy.folder, *out), "the same training", "copy")
     unfinished = write(tmp_path / "unfinished", "unfinished", "j", methods=("head", "full"))
     unfinished.record.status, unfinished.record.error = "failed", "interrupted"
     unfinished.save()
@@ -218,3 +227,52 @@ def test_comparing_needs_no_torch(runs, tmp_path):
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.strip() == str(tmp_path / "cmp" / "index.html")
+
+
+def test_figures_hold_the_numbers_of_every_run(runs):
+    tables, comparison = compare(compared(runs))
+    assert (comparison.name, comparison.common) == ("3 runs compared", ["head", "full"])
+    assert comparison.groups == [["small", "large"]] and not comparison.unpaired
+    lines = {trace.name: trace for trace in figures.quality(tables, comparison).data if "lines" in trace.mode}
+    right = runs[1].table("adaptation").query("split == 'test' and not is_reference").groupby("method").accuracy.mean()
+    assert list(lines["large"].y) == list(right[["head", "top:2", "top:3", "full"]])
+    assert list(lines["large"].x) == [0, 2 / 12, 3 / 12, FULL]
+    flops = {trace.name: trace for trace in figures.cost(tables, comparison).data}
+    assert flops["small"].y[-1] == 1 and flops["small"].y[0] == pytest.approx(3.1 / 44.1)
+    gaps = {trace.name: trace for trace in figures.differences(tables, comparison).data}
+    planted = runs[0].table("differences").set_index("method").difference
+    assert list(gaps["small"].y) == list(planted[["head", "top:1", "top:2"]])
+    drift = {trace.name: trace for trace in figures.drift(tables, comparison, method="full").data if trace.name}
+    cka = runs[1].table("similarity").query("method == 'full' and measure == 'cka'")
+    assert list(drift["large"].y) == list(cka.value) and list(drift["large"].x) == [i / 12 for i in range(13)]
+
+
+def test_seconds_are_compared_only_if_no_run_had_concurrent_tasks(runs, tmp_path):
+    busy = compared(runs)[1]
+    table = busy.tables["adaptation"].assign(concurrent_tasks=2)
+    busy = ComparedRun(busy.label, busy.folder, busy.record, {**busy.tables, "adaptation": table})
+    idle = compared(runs)[0]
+    tables, comparison = compare([idle, busy])
+    assert "seconds" not in tables["cost"] and "energy_wh" not in tables["cost"] and "flops" in tables["cost"]
+    assert figures.cost(tables, comparison, cost="seconds") is None
+    assert "seconds" in compare([idle, compared(runs)[2]])[0]["cost"]
+    run = Run.load(runs[1].folder)
+    busy = Run.create(tmp_path / "busy", run.record.model_copy(update={"name": "busy", "tasks": []}))
+    busy.save_tables({name: run.table(name) for name in run.tables} | {"adaptation": table})
+    busy.save()
+    page = compare_runs([runs[0], busy], tmp_path / "cmp").read_text(encoding="utf-8")
+    assert page.count("Training FLOPs are compared, but not training seconds or energy, because other tasks ran") == 1
+    assert "<th>training seconds</th>" not in page and "<th>training FLOPs</th>" in page
+
+
+def test_controls_and_methods_without_a_depth_need_no_edit_of_the_page(runs, tmp_path):
+    def rename(about):
+        about.sufficiency = None
+
+    toy = write(tmp_path / "toy", "toy", "n", methods=("head", "lora:8", "full"), change=rename)
+    tables, comparison = compare(compared([runs[0], toy]))
+    shares = tables["quality"][tables["quality"].run == "toy"].set_index("method").trained_share
+    assert np.isnan(shares["lora:8"]) and shares["full"] == FULL
+    assert comparison.common == ["head", "full"]
+    page = compare_runs([runs[0], toy], tmp_path / "cmp").read_text(encoding="utf-8")
+    assert "<td>toy</td><td>lora:8</td>" in page

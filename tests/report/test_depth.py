@@ -1,6 +1,6 @@
-"""Was it needed? The sentences follow planted tables, figures hold the tables' numbers, and what is missing is said."""
+"""Quality, cost and inside: sentences follow planted tables, figures hold their numbers, and what is missing is named."""
 
-import base64
+import itertools
 import json
 import re
 
@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricated import METHODS, complete, depth_study, record
-from test_report import adaptation, page
+from test_report import EVIL, adaptation, page
 
 from layerprobe.record import Conclusion
-from layerprobe.report import findings
-from layerprobe.report._depth import depth_context
-from layerprobe.report._depth_figures import colours, drift_by_depth, spoken
-from layerprobe.report._depth_words import depth_findings, recommendation
+from layerprobe.report import figure_function, findings
+from layerprobe.report.costs import costs_by_method, format_cost, timed_costs
+from layerprobe.report.sections import cost, inside, quality
+from layerprobe.report.sections.quality.sentences import recommendation, sentences
+from layerprobe.report.theme import method_colours
+from layerprobe.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +25,9 @@ def study():
     return complete(tables, record(sufficiency=kept))
 
 
-@pytest.fixture(scope="module")
-def context(study):
-    return depth_context(*study)
+def drawn(name, study, **options):
+    """A figure of the page by its name."""
+    return figure_function(name)(*study, **options)
 
 
 def differences(difference, low, high, **more):
@@ -34,31 +36,37 @@ def differences(difference, low, high, **more):
     return pd.DataFrame([row | {"n": 400, "seeds": 1, "disagreement": 0.1} | more])
 
 
-def said(tables, about=None):
-    return " ".join(finding.text for finding in depth_findings(tables, about or record()))
+def quality_sentences(tables):
+    return " ".join(finding.text for finding in sentences(*complete(tables, record())))
 
 
-def test_what_the_head_gives_up_is_told_with_its_paired_interval():
+def recommended(tables, conclusion):
+    tables, about = complete(tables, record())
+    about.sufficiency = conclusion
+    return recommendation(tables, about)
+
+
+def test_what_the_head_gives_up_has_its_paired_interval():
     tables = {"adaptation": adaptation(head=0.7, full=0.8, majority=0.5)}
-    text = said(tables | {"differences": differences(-0.1, -0.12, -0.08)})
-    assert "reaches accuracy 0.700, full fine-tuning 0.800, on the same 400 test texts" in text
+    text = quality_sentences(tables | {"differences": differences(-0.1, -0.12, -0.08)})
+    assert "reaches accuracy 0.700, full fine-tuning 0.800, on the same 400 test examples" in text
     assert (
-        "gives up 10.0 points (difference head - full -10.0, 95% interval -12.0 to -8.0, more than chance gives)"
+        "gives up 10.0 points (difference head - full -10.0, 95% interval -12.0 to -8.0, more than chance explains)"
         in text
     )
-    assert "the commonest label gets 0.500" in text and "seeds" not in text
-    text = said(tables | {"differences": differences(-0.01, -0.03, 0.01, seeds=3)})
-    assert "which chance alone could give" in text and "means of 3 seeds" in text
-    assert "gains 2.0 points" in said(tables | {"differences": differences(0.02, 0.01, 0.03)})
+    assert "the most frequent label reaches 0.500" in text and "seeds" not in text
+    text = quality_sentences(tables | {"differences": differences(-0.01, -0.03, 0.01, seeds=3)})
+    assert "consistent with chance" in text and "means of 3 seeds" in text
+    assert "gains 2.0 points" in quality_sentences(tables | {"differences": differences(0.02, 0.01, 0.03)})
 
 
 def test_without_paired_answers_no_interval_of_the_difference_is_claimed():
-    text = said({"adaptation": adaptation(head=0.7, full=0.8)})
-    assert "gives up 10.0 points; the two were not compared text by text in this run" in text
+    text = quality_sentences({"adaptation": adaptation(head=0.7, full=0.8)})
+    assert "gives up 10.0 points; this run has no paired comparison of the two" in text
     assert "difference head" not in text
-    assert said({"adaptation": adaptation(full=0.8)}) == ""
+    assert quality_sentences({"adaptation": adaptation(full=0.8)}) == ""
     other = {"adaptation": adaptation(head=0.7, full=0.8), "differences": differences(0, 0, 0, reference="top:2")}
-    assert "not compared text by text" in said(other)
+    assert "no paired comparison" in quality_sentences(other)
 
 
 def concluded(**more):
@@ -70,30 +78,35 @@ def concluded(**more):
 def test_the_recommendation_says_what_is_saved_and_how_sure_it_is():
     table = adaptation(head=0.79, full=0.8).assign(flops=[1e9, 1e9, 4e9, 4e9], seconds=[3.0, 3.0, 10.0, 10.0])
     holm = pd.DataFrame({"method": ["head", "lora:8"], "family": ["sequence", "holm"], "outcome": "sufficient"})
-    text = recommendation({"adaptation": table, "sufficiency": holm}, concluded(smallest="head"))
-    assert text.startswith("On this evidence train head, at 25% of the training FLOPs, 30% of the seconds and 100% of")
-    assert "outside the sequence of depths lora:8 does as well" in text and "in at most 5% of studies" in text
-    assert recommendation({}, concluded(smallest="top:1")).startswith("On this evidence train top:1. This")
+    text = recommended({"adaptation": table, "sufficiency": holm}, concluded(smallest="head"))
+    assert text.startswith(
+        "On this evidence train head, at 25% of the training FLOPs, 30% of the training seconds and 100% of"
+    )
+    assert "outside the sequence of depths, also sufficient: lora:8" in text and "in at most 5% of studies" in text
+    assert recommended({}, concluded(smallest="top:1")).startswith("On this evidence train top:1. This")
 
 
 def test_nothing_shallower_is_recommended_without_evidence():
-    assert "keep full: no shallower depth was shown to lose less than 0.01" in recommendation({}, concluded())
-    more = recommendation({}, concluded(undecided="head", needed=9000))
-    assert "keep full, or judge head on more test texts" in more and "cannot tell" in more
-    assert "neither to do nor to fail" in recommendation({}, concluded(undecided="head"))
+    assert "keep full: no shallower depth was shown to lose less than 0.01" in recommended({}, concluded())
+    more = recommended({}, concluded(undecided="head", needed=9000))
+    assert "keep full, or evaluate head on more test examples" in more and "inconclusive" in more
+    assert "neither sufficient nor inferior" in recommended({}, concluded(undecided="head"))
 
 
-def test_a_method_that_did_better_is_told_although_the_sequence_stopped_before_it():
+def test_a_method_that_did_better_is_named_although_the_sequence_stopped_before_it():
     tables = {"differences": differences(0.085, 0.012, 0.158)}
-    text = recommendation(tables, concluded(undecided="top:2", needed=900))
-    assert text.startswith("On this evidence keep full, or judge top:2")
-    assert "But better than full in the 95% bands" in text and "head by +0.0850 (+0.0120 to +0.1580)" in text
-    assert "But better" not in recommendation({"differences": differences(0.085, -0.01, 0.158)}, concluded())
+    text = recommended(tables, concluded(undecided="top:2", needed=900))
+    assert text.startswith("On this evidence keep full, or evaluate top:2")
+    assert (
+        "However, by the 95% bands that hold for all methods at once, better than full" in text
+        and "head by +0.0850 (+0.0120 to +0.1580)" in text
+    )
+    assert "However" not in recommended({"differences": differences(0.085, -0.01, 0.158)}, concluded())
     passed = pd.DataFrame({"method": ["head"], "family": "sequence", "outcome": "sufficient"})
-    assert "But better" not in recommendation(tables | {"sufficiency": passed}, concluded(smallest="head"))
+    assert "However" not in recommended(tables | {"sufficiency": passed}, concluded(smallest="head"))
 
 
-def test_a_study_of_every_depth_is_told_in_a_few_sentences(study):
+def test_a_study_of_every_depth_is_answered_in_a_few_sentences(study):
     tables, about = study
     found = findings(tables, about)
     assert len(found) <= 6
@@ -103,98 +116,142 @@ def test_a_study_of_every_depth_is_told_in_a_few_sentences(study):
     assert {finding.figure for finding in found} <= {"drift", "quality", "cost"}
 
 
-def numbers(value):
-    """A trace's values, which plotly may pack as bytes."""
-    if isinstance(value, dict):
-        return np.frombuffer(base64.b64decode(value["bdata"]), dtype=value["dtype"])
-    return np.asarray(value)
+def traces(figure, name):
+    return [trace for trace in figure.data if trace.name == name and trace.mode != "lines"]
 
 
-def points(figure, name):
-    return next(trace for trace in figure["data"] if trace.get("name") == name and trace.get("mode") != "lines")
-
-
-def test_quality_shows_each_seed_with_its_interval_and_each_set_of_texts(study, context):
+def test_quality_shows_each_seed_with_its_interval_and_each_set_of_examples(study):
     tables, _ = study
-    assert context["choices"]["quality"] == ["test", "reviews"]
-    figure = context["figures"]["groups"]["quality"]["test"]
+    assert quality.SECTION.context(*study)["splits"] == ["test", "reviews"]
     rows = tables["adaptation"].query("method == 'top:2' and split == 'test'")
-    trace = points(figure, "top:2")
-    assert np.array_equal(numbers(trace["x"]), rows.accuracy) and len(set(trace["y"])) == 3
-    assert np.allclose(numbers(trace["x"]) + numbers(trace["error_x"]["array"]), rows.accuracy_high)
-    assert figure["layout"]["yaxis"]["ticktext"][-2:] == ["logistic-mean", "logistic-cls"]
-    outside = context["figures"]["groups"]["quality"]["reviews"]
-    assert "logistic-mean" not in outside["layout"]["yaxis"]["ticktext"]
-    before = adaptation(head=0.7, full=0.8)
-    figure = depth_context({"adaptation": before}, record())["figures"]["groups"]["quality"]["test"]
-    assert list(numbers(points(figure, "full")["x"])) == [0.8]  # nothing of before
+    figure = drawn("quality", study)
+    (trace,) = traces(figure, "top:2")
+    assert np.array_equal(trace.x, rows.accuracy) and len(set(trace.y)) == 3
+    assert np.allclose(trace.x + trace.error_x.array, rows.accuracy_high)
+    assert figure.layout.yaxis.ticktext[-2:] == ("logistic-mean", "logistic-cls")
+    assert "logistic-mean" not in drawn("quality", study, split="reviews").layout.yaxis.ticktext
+    assert drawn("quality", study, split="nowhere") is None
+    before = complete({"adaptation": adaptation(head=0.7, full=0.8)}, record())
+    assert list(traces(drawn("quality", before), "full")[0].x) == [0.8]  # nothing of before
 
 
-def test_differences_show_bands_seeds_and_the_margin(study, context):
+def test_scores_are_means_over_seeds_and_baselines_come_last(study):
     tables, _ = study
-    figure = context["figures"]["groups"]["differences"]["all"]
+    context = quality.SECTION.context(*study)
+    rows = tables["adaptation"].query("method == 'top:2' and split == 'reviews'")
+    (mean,) = [row for row in context["means"] if (row["method"], row["split"]) == ("top:2", "reviews")]
+    assert (mean["seeds"], mean["n"]) == (3, 500) and mean["accuracy"] == pytest.approx(rows.accuracy.mean())
+    assert (mean["low"], mean["high"]) == (rows.accuracy.min(), rows.accuracy.max())
+    assert mean["scores"][0] == f"{rows.macro_f1.mean():.3f}" and len(mean["scores"]) == len(context["scores"]) == 4
+    order = [(row["split"], row["method"]) for row in context["means"]]
+    assert order[: len(METHODS)] == [("test", method) for method in METHODS]
+    assert [row["is_reference"] for row in context["means"]] == [False] * 8 + [True] * 3 + [False] * 8
+    assert len(context["rows"]) == len(tables["adaptation"])
+
+
+def test_differences_show_bands_seeds_and_the_margin(study):
+    tables, _ = study
+    figure = drawn("differences", study)
     row = tables["differences"].set_index("method").loc["top:1"]
-    spans = [tuple(numbers(t["x"])) for t in figure["data"] if t["mode"] == "lines"]
+    spans = [tuple(trace.x) for trace in figure.data if trace.mode == "lines"]
     assert (row.band_low, row.band_high) in spans and (row.ci_low, row.ci_high) in spans
-    single = [t for t in figure["data"] if t.get("name") == "one seed"]
-    assert len(single) == len(METHODS) - 1 and all(len(numbers(t["x"])) == 3 for t in single)
-    assert sum(bool(t["showlegend"]) for t in single) == 1
-    assert any(shape["x0"] == -0.01 for shape in figure["layout"]["shapes"])
-    assert {t["name"] for t in figure["data"] if t["mode"] == "markers"} - {"one seed"} <= {
-        "sufficient",
-        "inferior",
-        "undecided",
-        "not tested",
-    }
+    single = traces(figure, "one seed")
+    assert len(single) == len(METHODS) - 1 and all(len(trace.x) == 3 for trace in single)
+    assert sum(bool(trace.showlegend) for trace in single) == 1
+    assert any(shape.x0 == -0.01 for shape in figure.layout.shapes)
+    outcomes = {trace.name for trace in figure.data if trace.mode == "markers"} - {"one seed"}
+    assert outcomes <= {"sufficient", "inferior", "undecided", "not tested"}
+    assert list(figure.layout.yaxis.ticktext) == [name for name in METHODS if name != "full"]
 
 
-def test_costs_are_means_in_words_and_shares_of_full(study, context):
-    costs = context["costs"]
-    assert costs["columns"][:3] == ["trained parameters", "training FLOPs", "training seconds"]
-    rows = {row["method"]: row["cells"] for row in costs["rows"]}
+def test_costs_are_means_in_words_and_shares_of_full(study):
+    context = cost.SECTION.context(*study)
+    assert context["columns"][:3] == ["trained parameters", "training FLOPs", "training seconds"]
+    rows = {row["method"]: row["cells"] for row in context["rows"]}
     assert list(rows) == list(METHODS)
     assert rows["head"][0]["words"] == "1,155" and rows["full"][2]["words"] == "59.2 s"
     assert rows["full"][1]["share"] == pytest.approx(100)
-    assert any("estimated" in note for note in costs["notes"])
-    figure = context["figures"]["groups"]["cost"]["all"]
-    flops = next(t for t in figure["data"] if t["name"] == "training FLOPs")
-    assert numbers(flops["y"])[-1] == 1 and numbers(flops["y"])[0] == pytest.approx(3.1 / 44.1)
+    assert "Energy: estimated." in context["notes"] and not any("compared" in note for note in context["notes"])
+    flops = traces(drawn("cost", study), "training FLOPs")[0]
+    assert flops.y[-1] == 1 and flops.y[0] == pytest.approx(3.1 / 44.1)
 
 
-def test_costs_are_spoken_with_their_units():
-    assert spoken(4.41e13, "flops") == "44.1T" and spoken(8.1e8, "peak_bytes") == "810 MB"
-    assert spoken(1234567, "trainable_parameters") == "1,234,567" and spoken(0.0773, "energy_wh") == "0.0773 Wh"
-    assert spoken(float("nan"), "seconds") == "not measured" and spoken(312.4, "seconds") == "312 s"
+def test_costs_are_written_with_their_units():
+    assert format_cost(4.41e13, "flops") == "44.1T" and format_cost(8.1e8, "peak_bytes") == "810 MB"
+    assert (
+        format_cost(1234567, "trainable_parameters") == "1,234,567" and format_cost(0.0773, "energy_wh") == "0.0773 Wh"
+    )
+    assert format_cost(float("nan"), "seconds") == "not measured" and format_cost(312.4, "seconds") == "312 s"
+    assert format_cost(2e21, "flops") == "2e+03E"
 
 
-def test_the_pareto_front_goes_through_the_efficient_methods(study, context):
+@pytest.mark.parametrize(
+    ("method", "split", "comparable"), [("top:2", "test", False), ("reference:majority", "test", True)]
+)
+def test_seconds_are_compared_only_if_nothing_else_ran(study, tmp_path, method, split, comparable):
+    tables, about = study
+    table = tables["adaptation"]
+    rows = (table.method == method) & (table["split"] == split)
+    shared = tables | {"adaptation": table.assign(concurrent_tasks=np.where(rows, 2, 1))}
+    assert timed_costs(shared) == ([] if comparable else ["seconds", "energy_wh"])
+    assert ("seconds" in costs_by_method(shared, about)) == comparable
+    context = cost.SECTION.context(shared, about)
+    names = {trace.name for trace in drawn("cost", (shared, about)).data}
+    assert ("training seconds" in context["columns"]) == ("seconds" in context["fronts"]) == comparable
+    assert ("training seconds" in names) == ("energy" in names) == comparable
+    assert "training FLOPs" in context["columns"] and "training FLOPs" in names
+    conclusion = concluded(smallest="top:4")
+    advice = recommendation(shared, about.model_copy(update={"sufficiency": conclusion}))
+    assert "of the training FLOPs" in advice and ("of the training seconds" in advice) == comparable
+    html = page(tmp_path / "run", shared, about)
+    note = "Training FLOPs are compared, but not training seconds or energy, because other tasks ran at the same time"
+    assert html.count(note) == (0 if comparable else 1)
+
+
+def test_without_a_count_of_concurrent_tasks_seconds_are_compared(study):
     tables, _ = study
-    group = context["figures"]["groups"]["pareto"]
-    assert list(group) == [
-        "training FLOPs",
-        "training seconds",
-        "trained parameters",
-        "drift (1 – CKA, mean over layers)",
-    ]
+    assert "concurrent_tasks" in tables["adaptation"] and not timed_costs(tables)
+    missing = {"adaptation": tables["adaptation"].drop(columns="concurrent_tasks")}
+    assert not timed_costs(missing) and not timed_costs({})
+
+
+def test_the_pareto_front_goes_through_the_efficient_methods(study):
+    tables, _ = study
+    assert cost.SECTION.context(*study)["fronts"] == {
+        "flops": "training FLOPs",
+        "seconds": "training seconds",
+        "trainable_parameters": "trained parameters",
+        "drift": "drift (1 – CKA, mean over layers)",
+    }
     rows = tables["pareto"].query("cost == 'flops'").sort_values("value")
-    line = group["training FLOPs"]["data"][0]
-    assert list(numbers(line["x"])) == list(rows[rows.efficient].value)
+    figure = drawn("pareto", study, cost="flops")
+    assert list(figure.data[0].x) == list(rows[rows.efficient].value)
     beaten = rows[~rows.efficient].iloc[0]
-    trace = next(t for t in group["training FLOPs"]["data"] if t.get("name") == beaten.method)
-    assert beaten.dominated_by in trace["hovertemplate"] and trace["marker"]["symbol"] == "circle-open"
+    (trace,) = traces(figure, beaten.method)
+    assert beaten.dominated_by in trace.hovertemplate and trace.marker.symbol == "circle-open"
 
 
-def test_the_slider_has_a_step_and_words_a_method(study, context):
-    slider = context["figures"]["slider"]
-    assert [step["name"] for step in slider["steps"]] == list(METHODS) and slider["first"] == 7
-    assert slider["steps"][0]["words"].startswith("head: every layer untouched")
-    assert "top:2: layers 0 to 4 untouched" in slider["steps"][2]["words"]
-    assert "no layer untouched" in slider["steps"][7]["words"]
-    places = [trace["meta"]["place"] for trace in slider["figure"]["data"] if trace["meta"]["role"] == "line"]
-    assert places == list(range(8))
-    seeds = [trace for trace in slider["figure"]["data"] if trace["meta"]["role"] == "seed"]
-    assert len(seeds) == 16 and {trace["mode"] for trace in seeds} == {"markers"}
-    assert drift_by_depth(study[0]["similarity"], ["full"], "cka", "token") is None
+def test_the_slider_has_a_step_with_words_per_method(study):
+    tables, about = study
+    context = inside.SECTION.context(*study)
+    steps = context["data"]["steps"]
+    assert (context["steps"], context["first"], context["seeds"]) == (8, 7, 3)
+    assert [step.partition(": ")[0] + ":" for step in steps if "top" not in step] == ["head:", "full:"]
+    assert steps[0].startswith("head: every layer untouched") and "no layer untouched" in steps[7]
+    assert steps[2].startswith("top:2: layers 0 to 4 untouched; last layer ")
+    figure = drawn("drift_by_depth", study)
+    assert [trace.meta["place"] for trace in figure.data if trace.meta["role"] == "line"] == list(range(8))
+    seeds = [trace for trace in figure.data if trace.meta["role"] == "seed"]
+    assert len(seeds) == 16 and {trace.mode for trace in seeds} == {"markers"}
+    one = tables["similarity"][tables["similarity"].method == "full"]
+    assert drawn("drift_by_depth", ({"similarity": one}, about)) is None
+
+
+def test_controls_have_no_step_on_the_slider(study):
+    tables, about = study
+    similarity = tables["similarity"].replace({"method": {"top:6": "shuffled-labels"}}).drop(columns="is_control")
+    context = inside.SECTION.context(*complete({"similarity": similarity}, about))
+    assert not any("shuffled-labels" in step for step in context["data"]["steps"]) and context["steps"] == 7
 
 
 def luminance(colour):
@@ -205,43 +262,59 @@ def luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_every_depth_has_a_colour_of_its_own_that_both_pages_show():
+def test_every_depth_has_its_colour_with_contrast_on_a_light_and_a_dark_page():
     names = ["head", *(f"top:{k}" for k in range(1, 13)), "full", "lora:8", "bitfit"]
-    chosen = colours(names)
+    _, about = complete({"adaptation": adaptation(**dict.fromkeys(names, 0.7))}, record())
+    chosen = method_colours(names, about)
     assert len(set(chosen.values())) == len(names)
     for colour in chosen.values():
         assert 1.05 / (luminance(colour) + 0.05) >= 3  # on white
         assert (luminance(colour) + 0.05) / (luminance("#12161c") + 0.05) >= 3  # on the dark page
 
 
-def test_the_inside_is_drawn_for_every_method_and_each(study, context):
+def test_the_inside_is_drawn_for_every_method_and_each(study):
     tables, _ = study
-    groups = context["figures"]["groups"]
-    assert list(groups["probes"]) == list(groups["interventions"]) == ["every method", *METHODS]
-    grid = groups["probes"]["every method"]["data"][0]
-    assert list(grid["y"]) == ["base", *METHODS]
-    assert grid["z"][0][6] == pytest.approx(0.55 + 0.022 * 6)
-    blocks = groups["interventions"]["every method"]["data"][0]
+    context = inside.SECTION.context(*study)
+    for name in ("probes", "interventions"):
+        assert context[name]["methods"] == {"": "every method"} | {method: method for method in METHODS}
+        assert all(drawn(name, study, method=method).data for method in METHODS)
+    grid = drawn("probes", study).data[0]
+    assert list(grid.y) == ["base", *METHODS]
+    assert grid.z[0][6] == pytest.approx(0.55 + 0.022 * 6)
+    adapted = drawn("probes", study, method="top:2")
+    (accuracy, selectivity) = [t for t in adapted.data if t.name == "adapted" and t.mode == "lines+markers"]
+    rows = tables["probes"].query("method == 'top:2' and side == 'adapted' and seed == 0")
+    assert list(accuracy.y) == list(rows.accuracy) and list(selectivity.y) == list(rows.selectivity)
+    assert [t.name for t in adapted.data].count("base") == 2 and len(
+        [t for t in adapted.data if "random" in t.name]
+    ) == 4
+    blocks = drawn("interventions", study).data[0]
     expected = tables["interventions"].query("method == 'full' and kind == 'weights' and layer == 6").difference.mean()
-    assert blocks["z"][-1][6] == pytest.approx(expected) and blocks["zmin"] == -blocks["zmax"]
-    weights = groups["weights"]
-    assert next(iter(weights)) == "full|relative change" and len(weights) == 3 * len(METHODS)
-    cell = weights["full|relative change"]["data"][0]
+    assert blocks.z[-1][6] == pytest.approx(expected) and blocks.zmin == -blocks.zmax
+    skipped = next(t for t in drawn("interventions", study, method="full").data if "skipped" in t.name)
+    rows = tables["interventions"].query("method == 'full' and kind == 'skipped' and seed == 0")
+    assert list(skipped.y) == list(rows.accuracy)
+    assert context["weights"][0] == "full" and sorted(context["weights"]) == sorted(METHODS)
+    assert list(context["quantities"]) == ["relative_change", "intruder_dimensions", "stable_rank_change"]
+    cells = drawn("weights", study, method="full").data[0]
     rows = tables["weights"].query("method == 'full' and role == 'embeddings'")
-    assert cell["z"][0][0] == pytest.approx(rows.groupby("seed").relative_change.max().mean())
-    assert weights["head|stable rank of the change"]["data"][0]["z"][1][1] is None  # nothing changed
-    assert "most intruder dimensions" in context["weights"]
+    assert cells.y[0] == "embeddings" and cells.z[0][0] == pytest.approx(
+        rows.groupby("seed").relative_change.max().mean()
+    )
+    head = drawn("weights", study, method="head", quantity="stable_rank_change").data[0]
+    assert head.z[1][1] is None  # nothing changed
+    assert "most intruder dimensions" in context["intruders"]
 
 
-def test_the_page_says_what_was_judged_and_on_what(study, tmp_path):
+def test_the_page_says_what_was_evaluated_and_on_what(study, tmp_path):
     tables, about = study
     about = about.model_copy(deep=True)
     about.study.resolved |= {"adaptation": {"pooling": "mean"}}
     html = page(tmp_path / "run", tables, about)
-    assert "a linear head on the mean over a text&#39;s tokens" in html
+    assert "a linear head on the mean over an example&#39;s tokens" in html
     assert "logistic regression on the pretrained last layer reaches 0.701" in html and "on the first token" in html
     assert "train with dropout throughout" in html and "frozen blocks are in eval mode" in html
-    assert "never resampled" in html and "speak of these seeds only" in html
+    assert "never resampled" in html and "hold for these seeds only" in html
     assert '<input type="range" id="depth-slider"' in html and 'aria-live="polite"' in html
     for figure in re.findall(r'data-figure="([^"]+)"', html):
         chooses = re.findall(rf'<select id="([^"]+)" data-chooses="{figure}"', html)
@@ -250,7 +323,7 @@ def test_the_page_says_what_was_judged_and_on_what(study, tmp_path):
         json.loads(data)
 
 
-def test_crossed_seeds_and_what_was_left_out_are_said(study, tmp_path):
+def test_crossed_seeds_and_methods_left_out_are_stated(study, tmp_path):
     tables, about = study
     kept = about.sufficiency.model_dump() | {
         "conditional_on_seeds": False,
@@ -258,13 +331,13 @@ def test_crossed_seeds_and_what_was_left_out_are_said(study, tmp_path):
         "left_out": {"shuffled-labels": "it is a control"},
     }
     html = page(tmp_path / "run", tables, record(sufficiency=kept))
-    assert "the 5 seeds are both taken as samples (crossed)" in html
+    assert "the 5 seeds are both treated as samples (crossed)" in html
     assert "shuffled-labels is left out of these comparisons: it is a control." in html
 
 
-def test_an_older_run_says_what_it_did_not_measure(tmp_path):
+def test_the_page_lists_what_was_not_measured(tmp_path):
     html = page(tmp_path / "run", {"adaptation": adaptation(head=0.7, full=0.8)})
-    assert "Nothing was concluded about depth in this run" in html
+    assert "There is no conclusion about depth in this run" in html
     assert "Costs not measured in this run: training FLOPs, peak memory, stored for this task, energy." in html
     assert "Scores not measured in this run: Brier score, calibration error." in html
     for words in ("Probes were not measured", "Interventions on blocks were not measured", "Weights were not compared"):
@@ -277,3 +350,53 @@ def test_one_method_is_a_whole_page(tmp_path):
     assert kept is None
     html = page(tmp_path / "run", tables)
     assert "no drift of several methods" in html and 'data-figure="weights"' in html
+
+
+@pytest.mark.parametrize("section", ["quality", "cost"])
+def test_a_section_without_its_table_is_one_line_that_says_why(study, tmp_path, section):
+    tables, about = study
+    html = page(tmp_path / "run", {"similarity": tables["similarity"]}, about)
+    body = re.search(rf'<section id="{section}">(.*?)</section>', html, flags=re.S).group(1)
+    assert f"No {section} was measured in this run." in body and body.count("<p") == 1
+    assert "data-figure" not in body
+
+
+@pytest.mark.parametrize("table", ["similarity", "probes", "interventions", "weights"])
+def test_a_part_of_the_inside_without_its_table_is_one_line_that_says_why(study, tmp_path, table):
+    tables, about = study
+    html = page(tmp_path / "run", {name: rows for name, rows in tables.items() if name != table}, about)
+    body = re.search(r'<section id="inside">(.*?)</section>', html, flags=re.S).group(1)
+    assert body.count('<p class="note">') == 1 and body.count("data-figure") == 3
+    figure = {"similarity": "drift_by_depth"}.get(table, table)
+    assert f'data-figure="{figure}"' not in body
+    with pytest.raises(ValueError, match="nothing to draw"):
+        Run.load(tmp_path / "run").figure(figure)
+
+
+def test_every_figure_can_be_drawn_by_name_and_has_its_choices(study, tmp_path):
+    html = page(tmp_path / "run", *study)
+    run = Run.load(tmp_path / "run")
+    names = [name for part in (quality, cost, inside) for name in part.SECTION.figures]
+    assert all(run.figure(name).data for name in names)
+    assert all(f'data-figure="{name}"' in html for name in names)
+    drawings = json.loads(re.search(r'id="figures">(.*?)</script>', html, flags=re.S).group(1))
+    assert len(drawings["weights"]) == 3 * len(METHODS) and "full|relative_change" in drawings["weights"]
+    assert list(drawings["probes"]) == ["", *METHODS] and list(drawings["quality"]) == ["test", "reviews"]
+    for figure, variants in drawings.items():
+        selects = re.findall(rf'data-chooses="{figure}">(.*?)</select>', html)
+        values = [re.findall(r'<option value="([^"]*)">', select) for select in selects]
+        if values:
+            assert set(map("|".join, itertools.product(*values))) == set(variants)
+
+
+def test_hostile_names_and_reasons_are_escaped(study, tmp_path):
+    tables, about = study
+    tables = {name: table.replace({"method": {"top:1": f"checkpoint:{EVIL}"}}) for name, table in tables.items()}
+    tables = {name: table.drop(columns=["is_control"], errors="ignore") for name, table in tables.items()}
+    tables["adaptation"] = tables["adaptation"].assign(energy_note=EVIL)
+    kept = about.sufficiency.model_dump() | {"sentence": EVIL, "smallest": EVIL, "left_out": {EVIL: EVIL}}
+    about = record(sufficiency=kept)
+    about.study.resolved |= {"adaptation": {"pooling": EVIL}}
+    html = page(tmp_path / "run", tables, about)
+    assert "<script>alert" not in html and "<img src=x" not in html
+    assert html.count("</script>") == html.count("<script") and "&lt;script&gt;alert" in html

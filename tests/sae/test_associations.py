@@ -216,10 +216,10 @@ def test_mutual_information_is_that_of_states_and_labels_less_its_bias(planted):
 def test_mutual_information_of_unrelated_labels_is_zero_on_average():
     rng = np.random.default_rng(0)
     tokens = texts([2] * 100)
-    found = [
+    information = [
         run(sparse(200, 20, 0.3, seed), tokens, rng.integers(3, size=100)).mutual_information for seed in range(20)
     ]
-    assert np.mean(found) == pytest.approx(0, abs=0.002)  # uncorrected: .0144
+    assert np.mean(information) == pytest.approx(0, abs=0.002)  # uncorrected: .0144
 
 
 def dependent(n_examples=150, latents=30, seed=0):
@@ -247,8 +247,8 @@ def test_with_labels_permuted_at_most_a_share_q_of_searches_finds_anything(share
 def test_permuting_labels_over_all_lengths_finds_as_little():
     rows, tokens, rng = dependent(80, 12)
     labels = np.sort(rng.choice(3, p=[0.5, 0.4, 0.1], size=80))
-    found = [run(rows, tokens, rng.permutation(labels), effect=0).task.any() for _ in range(200)]
-    assert np.mean(found) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
+    discoveries = [run(rows, tokens, rng.permutation(labels), effect=0).task.any() for _ in range(200)]
+    assert np.mean(discoveries) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
 
 
 def test_the_normal_approximation_alone_would_not_keep_that_share(monkeypatch):
@@ -285,7 +285,7 @@ def test_a_store_s_rows_are_taken_as_they_are(tiny_encoder, tiny_corpus, tmp_pat
     from layerprobe.activations import capture
 
     model = tiny_encoder.classifier(tiny_corpus.label_names, seed=0)
-    store = capture(model, tiny_encoder, tiny_corpus.test, tmp_path / "rows", progress=False)
+    store = capture(model, tiny_encoder, tiny_corpus.test, tmp_path / "rows")
     rows, labels = store.tokens(2), tiny_corpus.test.labels
     table = run(rows, store.rows, labels, tiny_corpus.label_names)
     np.testing.assert_allclose(table.density, (np.asarray(rows) > 0).mean(0))

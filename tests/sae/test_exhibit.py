@@ -1,14 +1,14 @@
-"""What is shown of latents: histograms, means by class and texts, against slow twins and planted activations."""
+"""What is shown of latents: histograms, means by class and examples, against slow twins and planted activations."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from layerprobe.stages.showing import _matches
 from scipy import stats
 from scipy.sparse import csc_array
 
 from layerprobe.errors import MeasureError
-from layerprobe.sae._exhibit import exhibit, foremost
-from layerprobe.stages.showing import _matches
+from layerprobe.sae import exhibit, top_latents
 
 LENGTHS = (3, 5, 60, 4, 7, 2, 6, 8, 5, 9, 3, 4)
 LABELS = np.array([0, 1] * 6)
@@ -27,29 +27,29 @@ def codes(seed=0, latents=3, density=0.3):
     return np.where(rng.random((n, latents)) < density, rng.exponential(size=(n, latents)), 0).astype(np.float32)
 
 
-def shown(own, other=None, **more):
-    readings = {"base": csc_array(own), "adapted": csc_array(own if other is None else other)}
-    return exhibit(readings, range(own.shape[1]), tokens(), LABELS, ["no", "yes"], **more)
+def shown(first, other=None):
+    readings = {"base": csc_array(first), "adapted": csc_array(first if other is None else other)}
+    return exhibit(readings, range(first.shape[1]), tokens(), LABELS, ["no", "yes"])
 
 
 def test_histograms_share_their_bins_and_count_every_token():
-    own, other = codes(0), 2 * codes(1)
-    table = shown(own, other, bins=8).histograms
+    first, other = codes(0), 2 * codes(1)
+    table = shown(first, other).histograms
     for latent in range(3):
-        largest = max(own[:, latent].max(), other[:, latent].max())
-        for name, values in (("base", own[:, latent]), ("adapted", other[:, latent])):
+        largest = max(first[:, latent].max(), other[:, latent].max())
+        for name, values in (("base", first[:, latent]), ("adapted", other[:, latent])):
             rows = table[(table.latent == latent) & (table.on == name)]
-            assert rows.tokens.sum() == len(own) and rows.tokens.iloc[0] == (values == 0).sum()
+            assert rows.tokens.sum() == len(first) and rows.tokens.iloc[0] == (values == 0).sum()
             # numpy's bins are closed below, so it counts the mirrored values.
-            twin, edges = np.histogram(-values[values > 0].astype(float), 8, range=(-float(largest), 0))
+            twin, edges = np.histogram(-values[values > 0].astype(float), 20, range=(-float(largest), 0))
             assert rows.tokens.iloc[1:].tolist() == twin[::-1].tolist()
             assert np.allclose(rows.high.iloc[1:], -edges[::-1][1:])
 
 
 def test_means_by_class_and_their_intervals_are_scipys():
-    own = codes()
-    table = shown(own).classes.set_index(["latent", "on", "label"])
-    frame = tokens().assign(value=own[:, 1].astype(float))
+    first = codes()
+    table = shown(first).classes.set_index(["latent", "on", "label"])
+    frame = tokens().assign(value=first[:, 1].astype(float))
     texts = frame.groupby("example").value.agg(["mean", "max"])
     for number, label in enumerate(["no", "yes"]):
         part = texts[number == LABELS]
@@ -59,72 +59,73 @@ def test_means_by_class_and_their_intervals_are_scipys():
         assert row.active == (part["max"] > 0).mean() and row.n == 6
 
 
-def test_one_text_of_a_class_has_no_interval():
-    about = tokens()
+def test_one_example_of_a_class_has_no_interval():
+    table = tokens()
     labels = np.array([1, *[0] * 11])
-    row = exhibit({"base": csc_array(codes())}, range(3), about, labels, ["a", "b"]).classes
+    row = exhibit({"base": csc_array(codes())}, range(3), table, labels, ["a", "b"]).classes
     assert row[row.label == "b"][["low", "high"]].isna().all(axis=None) and (row[row.label == "b"].n == 1).all()
 
 
-def test_top_texts_and_even_ranks_are_those_of_a_plain_sort():
-    own = codes(density=0.6)
-    table = shown(own, top=3, quantiles=2).examples
-    peaks = tokens().assign(value=own[:, 0]).groupby("example").value.max()
+def test_top_examples_and_even_ranks_are_those_of_a_plain_sort():
+    first = codes(density=0.6)
+    table = shown(first).examples
+    peaks = tokens().assign(value=first[:, 0]).groupby("example").value.max()
     ranked = peaks[peaks > 0].sort_values(ascending=False)
-    found = table[table.latent == 0].drop_duplicates("rank")
+    result = table[table.latent == 0].drop_duplicates("rank")
     n = len(ranked)
-    ranks = [0, 1, 2, *sorted({round((n - 1) / 3), round(2 * (n - 1) / 3)} - {0, 1, 2})]
-    assert found["rank"].tolist() == ranks
-    assert found.example.tolist() == ranked.index[ranks].tolist()
-    assert found.choice.tolist() == ["top"] * 3 + ["quantile"] * (len(ranks) - 3)
-    assert found.level.tolist() == pytest.approx([(ranked < value).mean() for value in ranked.iloc[ranks]])
+    ranks = [0, 1, 2, 3, 4, *sorted({round((n - 1) * step / 5) for step in (1, 2, 3, 4)} - {0, 1, 2, 3, 4})]
+    assert n > 8
+    assert result["rank"].tolist() == ranks
+    assert result.example.tolist() == ranked.index[ranks].tolist()
+    assert result.choice.tolist() == ["top"] * 5 + ["quantile"] * (len(ranks) - 5)
+    assert result.level.tolist() == pytest.approx([(ranked < value).mean() for value in ranked.iloc[ranks]])
 
 
-def test_long_texts_are_cut_around_their_peak_and_short_ones_are_whole():
-    for peak, first in ((0, 0), (30, 20), (59, 40)):
-        own = np.zeros((sum(LENGTHS), 1), dtype=np.float32)
+def test_long_examples_are_cut_around_their_peak_and_short_ones_are_whole():
+    for peak, low in ((0, 0), (30, 10), (59, 20)):
+        first = np.zeros((sum(LENGTHS), 1), dtype=np.float32)
         start = sum(LENGTHS[:2])
-        own[start + peak] = 2
-        own[0] = 1
-        table = shown(own, window=20).examples
+        first[start + peak] = 2
+        first[0] = 1
+        table = shown(first).examples
         long = table[table.example == 2]
-        assert long.token_index.tolist() == list(range(first, first + 20))
+        assert long.token_index.tolist() == list(range(low, low + 40))
         assert long[long.base > 0].token.tolist() == [f"w2-{peak}"]
         assert table[table.example == 0].token.tolist() == ["w0-0", "w0-1", "w0-2"]
 
 
-def test_each_reading_stands_beside_the_same_tokens():
-    own, other = codes(2), codes(3)
-    table = shown(own, other).examples
+def test_each_reading_is_shown_on_the_same_tokens():
+    first, other = codes(2), codes(3)
+    table = shown(first, other).examples
     where = {(e, i): n for n, (e, i) in enumerate(zip(tokens().example, tokens().token_index, strict=True))}
     rows = [where[key] for key in zip(table.example, table.token_index, strict=True)]
-    assert np.array_equal(table.base, own[rows, table.latent])
+    assert np.array_equal(table.base, first[rows, table.latent])
     assert np.array_equal(table.adapted, other[rows, table.latent])
     assert table.special.tolist() == (table.token_index == 0).tolist()
 
 
-def test_a_silent_latent_has_tables_and_no_texts():
-    own = np.zeros((sum(LENGTHS), 1), dtype=np.float32)
-    found = shown(own)
-    assert found.examples.empty and {"latent", "base", "adapted", "token"} <= set(found.examples.columns)
-    assert found.histograms.tokens.tolist() == [len(own)] * 2 and (found.classes["mean"] == 0).all()
+def test_an_inactive_latent_has_tables_and_no_examples():
+    first = np.zeros((sum(LENGTHS), 1), dtype=np.float32)
+    result = shown(first)
+    assert result.examples.empty and {"latent", "base", "adapted", "token"} <= set(result.examples.columns)
+    assert result.histograms.tokens.tolist() == [len(first)] * 2 and (result.classes["mean"] == 0).all()
     # Shown because of the other side: activations there set the bins.
-    assert shown(own, own + 1).histograms.query("on == 'adapted'").tokens.iloc[-1] == len(own)
+    assert shown(first, first + 1).histograms.query("on == 'adapted'").tokens.iloc[-1] == len(first)
 
 
 def test_what_does_not_fit_is_refused():
-    own = csc_array(codes())
+    first = csc_array(codes())
     with pytest.raises(MeasureError, match=r"'base' has shape \(116, 3\)"):
-        exhibit({"base": own}, [1, 2], tokens(), LABELS, ["a", "b"])
+        exhibit({"base": first}, [1, 2], tokens(), LABELS, ["a", "b"])
     with pytest.raises(MeasureError, match="up to 11 and 4 labels"):
-        exhibit({"base": own}, [1, 2, 3], tokens(), LABELS[:4], ["a", "b"])
+        exhibit({"base": first}, [1, 2, 3], tokens(), LABELS[:4], ["a", "b"])
     with pytest.raises(MeasureError, match="sort the rows by example"):
-        exhibit({"base": own}, [1, 2, 3], tokens().sample(frac=1, random_state=0), LABELS, ["a", "b"])
+        exhibit({"base": first}, [1, 2, 3], tokens().sample(frac=1, random_state=0), LABELS, ["a", "b"])
     with pytest.raises(MeasureError, match="no activations"):
         exhibit({}, [], tokens(), LABELS, ["a", "b"])
 
 
-def test_foremost_latents_are_taken_from_task_effect_loss_and_activity():
+def test_top_latents_are_taken_from_task_effect_loss_and_activity():
     table = pd.DataFrame(
         {
             "latent": range(10),
@@ -134,15 +135,15 @@ def test_foremost_latents_are_taken_from_task_effect_loss_and_activity():
             "unmatched": [False, True, False, False, True, True, False, False, False, False],
         }
     )
-    assert foremost(table, 8) == [9, 8, 7, 6, 4, 5, 0, 2]
-    assert foremost(table, 100) == [9, 8, 7, 6, 5, 4, 0, 2, 3]  # the dead one is never shown
+    assert top_latents(table, 8) == [9, 8, 7, 6, 4, 5, 0, 2]
+    assert top_latents(table, 100) == [9, 8, 7, 6, 5, 4, 0, 2, 3]  # the dead one is never shown
     with pytest.raises(MeasureError, match="without `effect`"):
-        foremost(table.drop(columns="effect"), 3)
+        top_latents(table.drop(columns="effect"), 3)
 
 
-def test_matches_are_read_in_the_places_of_their_latents_and_silent_where_there_is_none():
-    own = codes(latents=5)
+def test_matches_are_read_in_the_places_of_their_latents_and_zero_where_there_is_none():
+    first = codes(latents=5)
     partners = pd.Series(pd.array([4, None, 0, 4], dtype="Int64"))
-    found = _matches(csc_array(own), partners)
-    assert found.format == "csc"
-    assert np.array_equal(found.toarray(), np.stack([own[:, 4], 0 * own[:, 0], own[:, 0], own[:, 4]], axis=1))
+    result = _matches(csc_array(first), partners)
+    assert result.format == "csc"
+    assert np.array_equal(result.toarray(), np.stack([first[:, 4], 0 * first[:, 0], first[:, 0], first[:, 4]], axis=1))

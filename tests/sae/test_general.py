@@ -54,21 +54,21 @@ def test_word_pieces():
         "[SEP]",
     ]
     tokens = table_of([words] * 25)
-    found = sae.token_properties(tokens)
-    assert having(found, "continuation", tokens) == ["##able", "##sis", "##s"]
-    assert having(found, "punctuation", tokens) == ["'", ",", "…", "#", "$"]
-    assert having(found, "digits", tokens) == ["2nd"]
+    properties = sae.token_properties(tokens)
+    assert having(properties, "continuation", tokens) == ["##able", "##sis", "##s"]
+    assert having(properties, "punctuation", tokens) == ["'", ",", "…", "#", "$"]
+    assert having(properties, "digits", tokens) == ["2nd"]
     # "the ##sis" is one word, and no function word.
-    assert having(found, "function_word", tokens) == ["the", "of"]
-    assert having(found, "content_word", tokens) == [
+    assert having(properties, "function_word", tokens) == ["the", "of"]
+    assert having(properties, "content_word", tokens) == [
         *("un", "##able", "men", "s", "2nd", "film", "the", "##sis", "##s", "café")
     ]
-    assert having(found, "special", tokens) == ["[CLS]", "[SEP]"]
-    assert "capitals" not in found.binary  # this tokenizer keeps none
-    assert "length" not in found.numeric  # all texts are equally long
-    assert found.common[0] == "the" and found.common[found.identity[1]] == "the"
+    assert having(properties, "special", tokens) == ["[CLS]", "[SEP]"]
+    assert "capitals" not in properties.binary  # this tokenizer keeps none
+    assert "length" not in properties.numeric  # all texts are equally long
+    assert properties.common[0] == "the" and properties.common[properties.identity[1]] == "the"
     at = tokens.token.tolist().index("the")
-    assert found.numeric["frequency"][at] == 50 and found.numeric["position"][at] == 1
+    assert properties.numeric["frequency"][at] == 50 and properties.numeric["position"][at] == 1
 
 
 def test_leading_space_marks_of_a_byte_level_tokenizer():
@@ -78,20 +78,20 @@ def test_leading_space_marks_of_a_byte_level_tokenizer():
     assert "ĠcafÃ©" in pieces
     split = [part for piece in pieces for part in ([piece[:4], piece[4:]] if piece == "ĠOwner" else [piece])]
     tokens = table_of([["<s>", *split, "</s>"]] * 25)
-    found = sae.token_properties(tokens)
-    assert having(found, "continuation", tokens) == ["er"]
-    assert having(found, "punctuation", tokens) == ["âĢĻ", ","]
-    assert having(found, "capitals", tokens) == ["Unless", "ĠOwn"]
-    assert having(found, "function_word", tokens) == ["Ġwho"]
-    assert "Ġ" not in "".join(FUNCTION_WORDS) and "digits" not in found.binary
+    properties = sae.token_properties(tokens)
+    assert having(properties, "continuation", tokens) == ["er"]
+    assert having(properties, "punctuation", tokens) == ["âĢĻ", ","]
+    assert having(properties, "capitals", tokens) == ["Unless", "ĠOwn"]
+    assert having(properties, "function_word", tokens) == ["Ġwho"]
+    assert "Ġ" not in "".join(FUNCTION_WORDS) and "digits" not in properties.binary
 
 
 def test_leading_space_marks_of_sentence_pieces():
     tokens = table_of([["[CLS]", "▁the", "▁play", "ing", ".", "▁She", "▁had", "n", "'", "t", "[SEP]"]] * 25)
-    found = sae.token_properties(tokens)
-    assert having(found, "continuation", tokens) == ["ing", "n"]
-    assert having(found, "function_word", tokens) == ["▁the", "▁She"]
-    assert having(found, "capitals", tokens) == ["▁She"]
+    properties = sae.token_properties(tokens)
+    assert having(properties, "continuation", tokens) == ["ing", "n"]
+    assert having(properties, "function_word", tokens) == ["▁the", "▁She"]
+    assert having(properties, "capitals", tokens) == ["▁She"]
 
 
 def test_tokens_are_read_in_the_order_of_the_text_however_they_are_stored():
@@ -111,9 +111,9 @@ def test_only_common_tokens_have_an_identity():
     sentences = [
         ["[CLS]", "the", *(["rare"] if e < 19 else []), *(["packed"] * 8 if e < 9 else []), "[SEP]"] for e in range(60)
     ]
-    found = sae.token_properties(table_of(sentences))
-    assert sorted(found.common) == ["[CLS]", "[SEP]", "the"]
-    assert set(found.identity) == {-1, 0, 1, 2}
+    properties = sae.token_properties(table_of(sentences))
+    assert sorted(properties.common) == ["[CLS]", "[SEP]", "the"]
+    assert set(properties.identity) == {-1, 0, 1, 2}
 
 
 def test_mistakes_are_named():
@@ -135,7 +135,7 @@ def series(lengths, latents, rng, whole=0.8, near=0.6):
     return np.concatenate(out)
 
 
-def made(seed, latents=40, n_examples=80, rate=0.85):
+def simulated(seed, latents=40, n_examples=80, rate=0.85):
     """Dependent activations, silent mostly, and dependent properties that have nothing to do with them."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(4, 14, size=n_examples)
@@ -178,7 +178,7 @@ def slow_p(x, b, raw, example):
 
 
 def test_effects_and_p_are_those_of_other_libraries_and_of_a_slow_twin():
-    rows, example, properties = made(0, latents=6)
+    rows, example, properties = simulated(0, latents=6)
     rows[:, 0] += properties.binary["seldom"]
     rows[:, 1] += properties.identity == 1
     rows[:, 2] = np.where(properties.numeric["numeric"] > 1, rows[:, 2] + 1, 0)
@@ -224,7 +224,7 @@ def test_effects_and_p_are_those_of_other_libraries_and_of_a_slow_twin():
 
 
 def test_judged_latents_are_picked_from_all():
-    rows, example, properties = made(2, latents=8)
+    rows, example, properties = simulated(2, latents=8)
     whole = general_tests(csc_array(rows), example, properties, np.arange(8))
     part = general_tests(csc_array(rows), example, properties, np.array([1, 6]))
     np.testing.assert_array_equal(part.p, whole.p[:, [1, 6]])
@@ -236,11 +236,11 @@ def test_judged_latents_are_picked_from_all():
 def test_unrelated_properties_are_found_no_more_often_than_chance_allows(rate):
     p, naive, names = [], [], None
     for seed in range(25):
-        rows, example, properties = made(seed, rate=rate)
+        rows, example, properties = simulated(seed, rate=rate)
         judged = np.flatnonzero((rows > 0).sum(0) >= 12)
         tests = general_tests(csc_array(rows), example, properties, judged)
         p.append(tests.p)
-        # Every token an example of its own: what a test sees that takes tokens for independent.
+        # Every token as its own example: the test for independent tokens.
         naive.append(general_tests(csc_array(rows), np.arange(len(rows)), properties, judged).p)
         names = tests.names
     p, naive = np.concatenate(p, axis=1), np.concatenate(naive, axis=1)
@@ -284,7 +284,7 @@ def test_a_few_occurrences_are_not_mistaken_for_many():
 
 
 def test_ties_that_make_half_of_a_tenth_are_no_tenth():
-    rows, example, _ = made(3, latents=4)
+    rows, example, _ = simulated(3, latents=4)
     value = np.where(np.arange(len(example)) % 3 == 0, np.arange(len(example)), 0).astype(float)
     tests = general_tests(
         csc_array(rows), example, Properties({}, {"v": value}, np.full(len(example), -1), ()), np.arange(4)

@@ -1,25 +1,30 @@
-"""Training: defaults, starts, orders, several at once, interruptions, and what it refuses."""
+"""Training: defaults, starts, orders of rows, controls, interruptions, and invalid arguments."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
-from sparse_rows import planted
+from sparse_rows import planted, quality
 
 from layerprobe import sae
-from layerprobe.errors import StudyError
-from layerprobe.sae import _checkpoint, _training
-from layerprobe.sae._recipe import default_k, default_learning_rate, recipe
+from layerprobe.errors import ArgumentError
+from layerprobe.sae import SaeConfig, _training
+from layerprobe.sae._config import default_k, default_learning_rate, plan
 from layerprobe.sae._rows import measure
-from layerprobe.sae._trainer import started
+from layerprobe.sae._trainer import initialise
+from layerprobe.sae.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.numerical
 
-SMALL = {"expansion": 2, "k": 3, "samples": 6000, "batch_size": 250, "progress": False}
-ARCHITECTURES = ["topk", "batchtopk", "matryoshka_batchtopk", "standard", "gated", "jumprelu"]
+SMALL = SaeConfig(expansion=2, k=3, samples=6000, batch_size=250)
+
+
+def train(rows, folder, config=SMALL, start=None, **changes):
+    return sae.train(rows, folder, replace(config, **changes), start=start)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +50,9 @@ class Interrupted(np.ndarray):
 
 
 def cut(rows, steps):
-    made = rows.view(Interrupted)
-    made.left = steps
-    return made
+    interrupted = rows.view(Interrupted)
+    interrupted.left = steps
+    return interrupted
 
 
 def weights(folder):
@@ -56,15 +61,14 @@ def weights(folder):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_interrupted_training_ends_with_the_same_weights(architecture, rows, tmp_path, monkeypatch):
-    options = {**SMALL, "architecture": architecture}
-    sae.train(rows, tmp_path / "whole", **options)
+    train(rows, tmp_path / "whole", architecture=architecture)
     monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0)
     for steps in (7, 9):
         with pytest.raises(Killed):
-            sae.train(cut(rows, steps), tmp_path / "cut", **options)
+            train(cut(rows, steps), tmp_path / "cut", architecture=architecture)
     with safe_open(tmp_path / "cut" / "training.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["state"])["n_training_steps"] == 16
-    sae.train(cut(rows, 9), tmp_path / "cut", **options)
+    train(cut(rows, 9), tmp_path / "cut", architecture=architecture)
     assert weights(tmp_path / "whole") == weights(tmp_path / "cut")
     logs = [pd.read_parquet(tmp_path / name / "history.parquet") for name in ("whole", "cut")]
     pd.testing.assert_frame_equal(*logs)
@@ -79,45 +83,29 @@ def test_an_interrupted_training_ends_with_the_same_weights(architecture, rows, 
 def test_a_checkpoint_that_does_not_fit_is_left_aside(spoiled, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0)
     with pytest.raises(Killed):
-        sae.train(cut(rows, 7), tmp_path / "d", **SMALL)
-    asked, options = rows, dict(SMALL)
+        train(cut(rows, 7), tmp_path / "d")
+    config = SMALL
     if spoiled == "other rows":
-        asked = rows + np.float32(0.1)
+        rows = rows + np.float32(0.1)
     elif spoiled == "other options":
-        options["learning_rate"] = 1e-4
+        config = replace(SMALL, learning_rate=1e-4)
     else:
-        path = tmp_path / "d" / _checkpoint.CHECKPOINT
+        path = tmp_path / "d" / _training.CHECKPOINT
         path.write_bytes(path.read_bytes()[:-100])
-    sae.train(asked, tmp_path / "d", **options)
-    sae.train(asked, tmp_path / "fresh", **options)
+    train(rows, tmp_path / "d", config)
+    train(rows, tmp_path / "fresh", config)
     assert weights(tmp_path / "d") == weights(tmp_path / "fresh")
-
-
-def test_one_pass_gives_what_each_alone_gives(rows, tmp_path):
-    several = {"base": rows, "adapted": rows[:1500] * np.float32(1.5)}
-    folders = {name: tmp_path / name for name in several}
-    base = sae.train(rows, tmp_path / "start", **SMALL)
-    made = sae.train_many(several, folders, start={"adapted": base}, **SMALL)
-    assert list(made) == ["base", "adapted"]
-    sae.train(several["adapted"], tmp_path / "alone", start=base, **SMALL)
-    assert weights(tmp_path / "base") == weights(tmp_path / "start")
-    assert weights(tmp_path / "adapted") == weights(tmp_path / "alone")
-    with pytest.raises(StudyError, match="'adapted' is alone"):
-        sae.train_many(several, {"base": tmp_path}, **SMALL)
-    with pytest.raises(StudyError, match="'other' is alone"):
-        sae.train_many(several, folders, start={"other": base}, **SMALL)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_start_is_taken_up_where_it_was_saved(architecture, rows, tmp_path):
     """Before any step the continued dictionary rebuilds scaled rows as the saved one rebuilds raw ones."""
-    base = sae.train(rows, tmp_path / "base", architecture=architecture, **SMALL)
-    options = {key: value for key, value in SMALL.items() if key != "progress"}
-    made = recipe(rows.shape, architecture=architecture, learning_rate=None, start=base, **options)
+    config = replace(SMALL, architecture=architecture)
+    base = train(rows, tmp_path / "base", config)
     scale = measure(rows * np.float32(1.7))
-    begun = started(made, scale, seed=5, start=base).eval()
+    begun = initialise(plan(config, rows.shape, base), scale, base).eval()
     # One threshold is not a choice among the batch, so the reconstruction is compared over all latents above it.
-    if architecture.endswith("batchtopk"):
+    if ARCHITECTURES[architecture].recalibrated:
         x = torch.from_numpy(rows[:1000])
         with torch.no_grad():
             here = ((x * scale.factor - begun.b_dec) @ begun.W_enc + begun.b_enc) * begun.W_dec.norm(dim=1)
@@ -127,17 +115,15 @@ def test_a_start_is_taken_up_where_it_was_saved(architecture, rows, tmp_path):
         return
     with torch.no_grad():
         rebuilt = begun.decode(begun.encode(torch.from_numpy(rows[:1000]) * scale.factor)) / scale.factor
-    np.testing.assert_allclose(rebuilt.numpy(), base.decode(base.encode(rows[:1000])), atol=2e-4)
+    np.testing.assert_allclose(rebuilt.numpy(), base.sae(torch.from_numpy(rows[:1000])).detach(), atol=2e-4)
 
 
 def test_a_null_continues_the_same_start_on_other_orders(rows, tmp_path):
     """Dictionaries with one start stay near each other; with the same order they are one; seeds are far apart."""
-    base = sae.train(rows, tmp_path / "base", **SMALL)
-    one, two = (
-        sae.train(rows, tmp_path / str(order), start=base, seed=9, order_seed=order, **SMALL) for order in (1, 2)
-    )
-    again = sae.train(rows, tmp_path / "again", start=base, seed=4, order_seed=1, **SMALL)
-    other = sae.train(rows, tmp_path / "other", seed=9, order_seed=1, **SMALL)
+    base = train(rows, tmp_path / "base")
+    one, two = (train(rows, tmp_path / str(order), start=base, seed=9, order_seed=order) for order in (1, 2))
+    again = train(rows, tmp_path / "again", start=base, seed=4, order_seed=1)
+    other = train(rows, tmp_path / "other", seed=9, order_seed=1)
 
     def paired(a, b):
         x, y = (d.sae.W_dec.detach().numpy() for d in (a, b))
@@ -149,9 +135,9 @@ def test_a_null_continues_the_same_start_on_other_orders(rows, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["topk", "standard"])
 def test_a_frozen_decoder_keeps_its_random_directions(architecture, rows, tmp_path):
-    options = {**SMALL, "architecture": architecture}
-    frozen = sae.train(rows, tmp_path / "d", frozen_decoder=True, **options)
-    random = sae.untrained(frozen, rows, architecture=architecture, k=3, seed=0)
+    config = replace(SMALL, architecture=architecture, frozen_decoder=True)
+    frozen = train(rows, tmp_path / "d", config)
+    random = sae.untrained(frozen, rows, config)
     x, y = (d.sae.W_dec.detach().numpy() for d in (frozen, random))
     cosine = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     np.testing.assert_allclose(cosine, 1, atol=1e-6)
@@ -160,80 +146,80 @@ def test_a_frozen_decoder_keeps_its_random_directions(architecture, rows, tmp_pa
 
 def test_frozen_directions_explain_more_than_none_trained_and_less_than_all(tmp_path):
     rows, _ = planted(4000)
-    options = {**SMALL, "samples": 40_000}
-    full = sae.train(rows, tmp_path / "full", **options)
-    made = {
+    config = replace(SMALL, samples=40_000)
+    full = train(rows, tmp_path / "full", config)
+    dictionaries = {
         "full": full,
-        "frozen": sae.train(rows, tmp_path / "frozen", frozen_decoder=True, **options),
-        "untrained": sae.untrained(full, rows, architecture="topk", k=3, seed=0),
+        "frozen": train(rows, tmp_path / "frozen", config, frozen_decoder=True),
+        "untrained": sae.untrained(full, rows, config),
     }
-    found = {
-        name: sae.evaluate(d, rows, np.arange(4000), progress=False).explained_variance for name, d in made.items()
-    }
-    assert found["full"] > found["frozen"] + 0.1 > found["untrained"] + 0.2
+    variances = {name: quality(d, rows).explained_variance for name, d in dictionaries.items()}
+    assert variances["full"] > variances["frozen"] + 0.1 > variances["untrained"] + 0.2
 
 
 def test_training_leaves_torch_as_it_was(rows, tmp_path):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    sae.train(rows, tmp_path / "d", **SMALL)
+    train(rows, tmp_path / "d")
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_defaults_follow_width_and_rows():
-    def made(n, d, **options):
-        asked = {"expansion": None, "k": None, "samples": None, "learning_rate": None, **options}
-        return recipe((n, d), architecture="topk", batch_size=1024, **asked)
+    def sizes(n, d, **options):
+        return plan(SaeConfig(**options), (n, d))
 
-    usual = made(60_000, 384)
+    usual = sizes(60_000, 384)
     assert (usual.d_sae, usual.k, usual.learning_rate) == (1536, 32, 3e-3)
-    assert made(60_000, 768).k == 64
-    assert made(1000, 384).d_sae == 500
-    assert made(60_000, 384, expansion=8).learning_rate < usual.learning_rate < made(60_000, 96).learning_rate <= 1e-2
+    assert sizes(60_000, 768).k == 64
+    assert sizes(1000, 384).d_sae == 500
+    assert sizes(60_000, 384, expansion=8).learning_rate < usual.learning_rate < sizes(60_000, 96).learning_rate <= 1e-2
     assert usual.steps == 4 * 60_000 // 1024
-    assert made(13_000, 384).steps == 200
-    assert made(1600, 384).steps == 32 * 1600 // 1024
+    assert sizes(13_000, 384).steps == 200
+    assert sizes(1600, 384).steps == 32 * 1600 // 1024
     assert default_k(8, 1) == 1 and default_learning_rate(1) == 1e-2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 49}, r"sae\.k = 49 of 48 latents .* from 1 to 48"),
-        ({"k": 0}, r"sae\.k = 0 of 48"),
-        ({"expansion": 0}, r"sae\.expansion = 0 of 24 features leaves no latent; raise it to at least 0\.0417"),
-        ({"expansion": 100}, r"2400 latents was given 2000 rows.*needs at least 2400 rows.*at most 83\.3"),
+        ({"k": 49}, r"k is 49, but the dictionary has 48 latents .* from 1 to 48"),
+        ({"k": 0}, r"k is 0, .* 48 latents"),
+        ({"expansion": 0}, r"expansion is 0, .* no latent with 24 features; raise it to at least 0\.0417"),
+        ({"expansion": 100}, r"2000 rows, .* 2400 latents needs at least 2400.*expansion to at most 83\.3"),
         ({"architecture": "dense"}, "'dense'; the architectures are topk"),
-        ({"learning_rate": -1.0}, r"learning_rate = -1\.0"),
+        ({"learning_rate": -1.0}, r"learning_rate is -1\.0"),
         ({"learning_rate": 1e30}, "diverged"),
     ],
 )
 def test_mistakes_are_named(options, message, rows, tmp_path):
-    with pytest.raises(StudyError, match=message):
-        sae.train(rows, tmp_path / "d", **{**SMALL, **options})
+    with pytest.raises(ArgumentError, match=message) as caught:
+        train(rows, tmp_path / "d", **options)
     assert not (tmp_path / "d" / "cfg.json").exists()
+    assert set(options) & set(caught.value.arguments)
+    (name,) = options
+    assert f"sae.{name}" in caught.value.with_names({name: f"sae.{name}"})
 
 
 def test_starts_that_do_not_fit_are_named(rows, tmp_path):
-    base = sae.train(rows, tmp_path / "base", **SMALL)
-    with pytest.raises(StudyError, match="batchtopk dictionary cannot start from one that is saved as topk"):
-        sae.train(rows, tmp_path / "d", start=base, **{**SMALL, "architecture": "batchtopk"})
-    with pytest.raises(StudyError, match="rows are 20 wide, the dictionary to start from takes 24"):
-        sae.train(rows[:, :20], tmp_path / "d", start=base, **SMALL)
-    with pytest.raises(StudyError, match="asks for 72 latents, the dictionary to start from has 48"):
-        sae.train(rows, tmp_path / "d", start=base, **{**SMALL, "expansion": 3})
-    with pytest.raises(StudyError, match=r"shape \(1, 24\)"):
-        sae.train(rows[:1], tmp_path / "d", **SMALL)
-    with pytest.raises(StudyError, match="takes 24 wide"):
-        sae.untrained(base, rows[:, :5], architecture="topk", k=3, seed=0)
+    base = train(rows, tmp_path / "base")
+    with pytest.raises(ArgumentError, match="saved as topk, so a batchtopk dictionary cannot start from it"):
+        train(rows, tmp_path / "d", start=base, architecture="batchtopk")
+    with pytest.raises(ArgumentError, match="rows has 20 features, but start takes 24"):
+        train(rows[:, :20], tmp_path / "d", start=base)
+    with pytest.raises(ArgumentError, match="gives 72 latents, but start has 48"):
+        train(rows, tmp_path / "d", start=base, expansion=3)
+    with pytest.raises(ArgumentError, match=r"shape \(1, 24\)"):
+        train(rows[:1], tmp_path / "d")
+    with pytest.raises(ArgumentError, match="takes rows of 24 features"):
+        sae.untrained(base, rows[:, :5], SMALL)
 
 
-def test_the_bar_tells_how_it_goes(rows, tmp_path, capsys, monkeypatch):
+def test_the_bar_shows_progress(rows, tmp_path, capsys, monkeypatch):
     import tqdm as bars
 
     monkeypatch.setattr(
         _training, "tqdm", lambda **options: bars.tqdm(**{**options, "delay": 0, "leave": True, "mininterval": 0})
     )
-    sae.train(rows, tmp_path / "d", **{**SMALL, "progress": True})
+    sae.train(rows, tmp_path / "d", SMALL)
     shown = capsys.readouterr().err
     assert all(word in shown for word in ("loss", "EV", "L0 3.0", "dead", "24/24"))

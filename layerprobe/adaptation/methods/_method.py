@@ -125,10 +125,12 @@ class Method:
         Raises:
             ArgumentError: if it is not.
         """
-        if self.needs_separate_blocks and encoder.family == "albert":
+        from layerprobe.families import FAMILIES
+
+        if self.needs_separate_blocks and FAMILIES[encoder.family].shared_blocks:
             raise ArgumentError(
-                f"The method {self.name!r} trains some blocks and not others, but all blocks of {encoder.name} (albert) "
-                "share their weights; use head, full, lp-ft, bitfit or lora:r.",
+                f"The method {self.name!r} trains some blocks and not others, but all blocks of {encoder.name} "
+                f"({encoder.family}) share their weights; use head, full, lp-ft, bitfit or lora:r.",
                 "method",
             )
         self.parse(self.name, encoder.n_layers)

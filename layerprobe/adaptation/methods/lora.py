@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -13,13 +12,6 @@ from layerprobe.errors import ArgumentError
 
 if TYPE_CHECKING:
     from layerprobe.encoder import Encoder
-
-TARGETS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("bert", "roberta", "electra", "albert"), ("query", "value")),
-    "distilbert": ("q_lin", "v_lin"),
-    "modernbert": ("Wqkv",),
-}
-"""Linear maps of each block that get an addition: query and value (Hu et al. 2021); ModernBERT has them in one matrix."""
 
 SCALE = 2
 """lora_alpha / r: the same for every rank, so that the rank does not also set the step size."""
@@ -93,7 +85,9 @@ class Lora(Method):
         import torch
         from peft import LoraConfig, inject_adapter_in_model
 
-        targets = TARGETS[encoder.family]
+        from layerprobe.families import FAMILIES
+
+        targets = FAMILIES[encoder.family].lora_targets
         modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         if missing := [target for target in targets if target not in modules]:
             raise ArgumentError(

@@ -8,7 +8,16 @@ from plotly.subplots import make_subplots
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
-from layerprobe.report.theme import COLOURS, SCALE, add_band, error_bars, label_layers, method_colours, styled
+from layerprobe.report.theme import (
+    COLOURS,
+    SCALE,
+    add_band,
+    error_bars,
+    label_layers,
+    label_measure,
+    method_colours,
+    styled,
+)
 
 NULLS = {"shuffled-texts": ("x-thin-open", "shuffled examples"), "seed": ("diamond-open", "another seed")}
 """Kind of a null -> marker and name."""
@@ -84,8 +93,7 @@ def drift(tables: Tables, record: RunRecord, *, measure: str = "cka", unit: str 
                 )
                 shown = True
     label_layers(figure)
-    sense = "higher" if known.kind == "distance" else "lower"
-    figure.update_yaxes(title=f"{known.label}<br>{sense} = more changed", rangemode="tozero")
+    label_measure(figure, known)
     return styled(figure, height=380)
 
 

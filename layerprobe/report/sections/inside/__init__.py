@@ -1,29 +1,14 @@
-"""What did each depth do inside: drift by depth, probes, interventions, weights."""
+"""What did each depth do: drift of all methods, probes, interventions on blocks, and changes of weights."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from layerprobe.record import RunRecord
-from layerprobe.report import queries
-from layerprobe.report._depth import depth_context
-from layerprobe.report.section import Section, Tables
-
-
-def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
-    depth = depth_context(tables, record)
-    groups = depth["figures"]["groups"]
-    return {
-        "depth": depth,
-        "legacy_figures": {name: groups[name] for name in ("probes", "interventions", "weights") if name in groups},
-        "rows": queries.rows_compared(tables, queries.methods(tables, record)),
-        "data": {"slider": depth["figures"]["slider"]},
-    }
-
+from layerprobe.report.section import Section
+from layerprobe.report.sections.inside.context import context
+from layerprobe.report.sections.inside.figures import drift_by_depth, interventions, probes, weights
 
 SECTION = Section(
     id="inside",
     title="What did each depth do?",
+    optional=("similarity", "probes", "interventions", "weights"),
+    figures={"drift_by_depth": drift_by_depth, "probes": probes, "interventions": interventions, "weights": weights},
     context=context,
     scripts=("script.js",),
 )

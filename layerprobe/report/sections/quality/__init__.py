@@ -1,31 +1,17 @@
-"""Was it needed: quality at each depth, and the smallest sufficient one."""
+"""Was it needed: accuracy of each method, paired differences, and the smallest sufficient depth."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from layerprobe.record import Finding, RunRecord
-from layerprobe.report._depth import depth_context
-from layerprobe.report._depth_words import depth_findings
-from layerprobe.report.section import Section, Tables
-
-
-def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
-    depth = depth_context(tables, record)
-    groups = depth["figures"]["groups"]
-    return {
-        "depth": depth,
-        "legacy_figures": {name: groups[name] for name in ("quality", "differences") if name in groups},
-    }
-
-
-def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
-    return depth_findings(tables, record)
-
+from layerprobe.report.section import Section
+from layerprobe.report.sections.quality.context import context
+from layerprobe.report.sections.quality.figures import differences, quality
+from layerprobe.report.sections.quality.sentences import sentences
 
 SECTION = Section(
     id="quality",
     title="Was it needed?",
+    requires=("adaptation",),
+    missing="No quality was measured in this run.",
+    optional=("differences", "seed_differences", "sufficiency"),
+    figures={"quality": quality, "differences": differences},
     context=context,
     sentences=sentences,
 )

@@ -1,4 +1,4 @@
-"""The shift from base to adapted: counts, mass with its interval, and the layer where the two part."""
+"""Shares of latents by kind: counts, mass with its interval, and the layer where the two sides differ."""
 
 import numpy as np
 import pandas as pd
@@ -51,10 +51,10 @@ def test_counts_and_shares(dictionary):
 
 def test_mass_is_of_task_latents_with_an_interval_over_groups_of_examples(dictionary):
     table, codes, example = dictionary
-    row = sae.latent_shares(table, codes, example, seed=3).iloc[0]
+    row = sae.latent_shares(table, codes, example).iloc[0]
     rows, task = codes.toarray().astype(float), table.kind.isin(["task", "both"]).to_numpy()
     assert row.mass_task == pytest.approx(rows[:, task].sum() / rows.sum())
-    fold = np.random.default_rng(3).permutation(np.arange(40) % 20)[example]
+    fold = np.random.default_rng(0).permutation(np.arange(40) % 20)[example]
     left = [rows[fold != f][:, task].sum() / rows[fold != f].sum() for f in range(20)]
     reach = t.ppf(0.975, 19) * np.sqrt(19 / 20 * ((left - np.mean(left)) ** 2).sum())
     assert (row.mass_low, row.mass_high) == pytest.approx((row.mass_task - reach, row.mass_task + reach))
@@ -80,18 +80,6 @@ def test_without_activations_shares_are_undefined():
     assert one.mass_task == 1 == one.mass_low == one.mass_high
 
 
-def test_the_shift_between_two_dictionaries(dictionary):
-    table, codes, example = dictionary
-    base = sae.latent_shares(table, codes, example)
-    same = sae.shift(base, base)
-    assert (same.difference == 0).all() and (same.difference_share == 0).all()
-    moved = table.assign(kind=table.kind.where(table.index != 3, "task"))
-    found = sae.shift(base, sae.latent_shares(moved, codes, example)).set_index("kind")
-    assert found.difference.to_dict() == {"task": 1, "general": -1, "both": 0, "unexplained": 0, "rare": 0, "dead": 0}
-    assert found.loc["task", ["base_share", "adapted_share"]].tolist() == [3 / 12, 4 / 12]
-    assert found.loc["dead", "base_share"] == 1 / 15
-
-
 def layers(adapted, base=(0.1, 0.1, 0.1, 0.1), method="full", seed=0, **more):
     """Shares of four layers; base's intervals reach .05 above its values."""
     rows = []
@@ -105,8 +93,8 @@ def layers(adapted, base=(0.1, 0.1, 0.1, 0.1), method="full", seed=0, **more):
 
 
 def first(table, quantity="mass_task"):
-    found = sae.crossing(table)
-    return found[found.quantity == quantity].iloc[0]
+    crossings = sae.crossing(table)
+    return crossings[crossings.quantity == quantity].iloc[0]
 
 
 def test_the_crossing_is_the_first_layer_beyond_base_s_interval():
@@ -144,9 +132,6 @@ def test_mistakes_are_named(dictionary):
     table, codes, example = dictionary
     with pytest.raises(MeasureError, match="14 latents and 400 tokens, and codes of shape"):
         sae.latent_shares(table[:14], codes, example)
-    base = sae.latent_shares(table, codes, example)
-    with pytest.raises(MeasureError, match="2 rows of base and 1 of adapted"):
-        sae.shift(pd.concat([base, base]), base)
     with pytest.raises(MeasureError, match="without `mass_high`"):
         sae.crossing(layers([0.1] * 4).drop(columns="mass_high"))
     with pytest.raises(MeasureError, match=r"method full has layers \[0, 1, 2, 3\] and \[0, 1, 2\]"):

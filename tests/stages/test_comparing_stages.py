@@ -1,0 +1,121 @@
+"""Stages that capture activations and compare base with adapted, each built directly."""
+
+import numpy as np
+import pytest
+from bench import FULL, HEAD, TOP
+
+from layerprobe import similarity
+from layerprobe.activations import ActivationStore
+from layerprobe.encoder import collate, tokenize
+from layerprobe.layers import forward
+from layerprobe.stages.capture import Capture, CaptureSae, CaptureTrain
+from layerprobe.stages.geometry import BASE_TABLE, Geometry
+from layerprobe.stages.nulls import Nulls
+from layerprobe.stages.seeds import Seeds
+from layerprobe.stages.sentences import Sentences
+from layerprobe.stages.similarity import Similarity
+
+pytestmark = pytest.mark.numerical
+
+
+def content(task, built):
+    return task.content(built.folder)
+
+
+def test_capture_stores_the_layers_of_a_forward_pass(bench):
+    built = bench.build(Capture.of_base())
+    store, context = ActivationStore.open(built.folder / "rows"), bench.context
+    examples = context.corpus.test
+    encodings = tokenize(context.encoder, examples, 32)
+    layers, _ = forward(context.base_model(), collate(context.encoder, encodings, [5]))
+    of_example = store.rows["example"].to_numpy() == 5
+    for layer in range(3):
+        np.testing.assert_allclose(store.tokens(layer)[of_example], layers[layer][0].detach(), atol=1e-5)
+        np.testing.assert_allclose(store.mean(layer)[5], layers[layer][0].detach().mean(0), atol=1e-5)
+    assert store.rows["example"].nunique() == 30 and len(store.example_ids) == 40
+    assert Capture.of_base().checksums(built.folder)["rows/token-layer-02.npy"] == store.content(2)
+
+
+def test_content_digests_are_equal_where_a_layer_is(bench):
+    base = content(Capture.of_base(), bench.build(Capture.of_base()))
+    head, top, full = (content(Capture(method, 0), bench.build(Capture(method, 0))) for method in (HEAD, TOP, FULL))
+    assert set(base) == {"0", "1", "2"} and head == base
+    assert {layer for layer in base if top[layer] == base[layer]} == {"0", "1"}
+    assert not set(full.values()) & set(base.values())
+
+
+def test_pooled_training_vectors_are_copied_where_the_body_is_unchanged(bench):
+    base = bench.rows(CaptureTrain.of_base())
+    built = bench.build(CaptureTrain(HEAD, 0))
+    head = ActivationStore.open(built.folder / "rows")
+    assert np.array_equal(head.mean(2), base.mean(2)) and len(base.example_ids) == 80
+    assert (built.folder / "rows" / "mean-layer-02.npy").samefile(base.folder / "mean-layer-02.npy")
+    assert base.layers == (0, 1, 2) and base.n_rows == 0  # probes read all layers, and no token
+
+
+def test_rows_for_dictionaries_are_of_unseen_examples(bench):
+    built = bench.build(CaptureSae.of_base())
+    store, corpus = ActivationStore.open(built.folder / "rows"), bench.context.corpus
+    assert store.layers == (2,) and 250 < store.n_rows <= 300
+    assert set(store.example_ids) <= set(corpus.unseen.ids)
+    assert not set(store.example_ids) & {*corpus.train.ids, *corpus.test.ids}
+
+
+def test_similarity_of_an_unchanged_layer_is_one(bench):
+    head = bench.build(Similarity(HEAD, 0)).table("similarity")
+    assert np.abs(head.value - 1).max() <= 1e-12 and set(head["rows"]) == {"all"}
+    built = bench.build(Similarity(TOP, 0))
+    top = built.table("similarity").query("measure == 'cka' and rows == 'all'").set_index(["unit", "layer"]).value
+    assert top["token", 1] == pytest.approx(1, abs=1e-12) and top["token", 2] < 1
+    base, adapted = bench.rows(Capture.of_base()), bench.rows(Capture(TOP, 0))
+    assert top["mean", 2] == pytest.approx(similarity.cka(base.mean(2), adapted.mean(2)))
+    grid = built.table("similarity_grid").query("measure == 'cka' and unit == 'mean'")
+    grid = grid.set_index(["side_a", "layer_a", "side_b", "layer_b"]).value
+    assert grid["base", 2, "adapted", 2] == pytest.approx(top["mean", 2])
+    assert grid["base", 1, "adapted", 1] == pytest.approx(1)
+
+
+def test_what_is_undefined_is_left_out_with_the_reason(make_bench):
+    one = make_bench(similarity={"measures": ["cka", "mean_cca"], "units": ["mean"]})
+    left_out = one.build(Similarity(FULL, 0)).table("similarity_left_out")
+    assert set(left_out.measure) == {"mean_cca"} and left_out.why.str.contains("rows").all()
+
+
+def test_shuffled_examples_are_far_below_the_observed_similarity(bench):
+    null = bench.build(Nulls(FULL, 0)).table("similarity_nulls").query("measure == 'cka' and unit == 'token'")
+    value = bench.get(Similarity(FULL, 0)).table("similarity")
+    value = value.query("measure == 'cka' and unit == 'token' and rows == 'all'").set_index("layer").value
+    assert set(null.layer) == {0, 1, 2} and (null.draws == 3).all()
+    assert (null.set_index("layer").high < value).all()
+    nothing = bench.build(Nulls(HEAD, 0)).table("similarity_nulls")  # no layer changed
+    assert nothing.empty and set(nothing.columns) == set(null.columns)
+
+
+def test_seeds_of_one_method_agree_where_they_train_nothing(bench):
+    built = bench.build(Seeds(TOP, (0, 1)))
+    value = built.table("similarity_nulls").query("measure == 'cka' and unit == 'token'").set_index("layer").value
+    assert value[0] == pytest.approx(1) and value[1] == pytest.approx(1) and value[2] < 1 - 1e-9
+    assert set(built.table("similarity_nulls").null) == {"seed-1"}
+
+
+def test_geometry_is_that_of_the_library_and_reused_for_unchanged_layers(bench):
+    import pandas as pd
+
+    base = pd.read_parquet(bench.build(Geometry.of_base()).folder / BASE_TABLE)
+    rank = base.query("measure == 'effective_rank' and unit == 'mean' and layer == 2").value.item()
+    assert rank == pytest.approx(similarity.geometry.effective_rank(bench.rows(Capture.of_base()).mean(2)))
+    table = bench.build(Geometry(TOP, 0)).table("geometry")
+    sides = table.pivot_table(index=["unit", "layer", "measure"], columns="side", values="value").reset_index("layer")
+    below = sides.layer < 2
+    assert (sides.base == sides.adapted)[below].all() and (sides.base != sides.adapted)[~below].all()
+
+
+def test_the_change_of_a_token_is_one_minus_its_cosine(bench):
+    assert bench.build(Sentences(HEAD, 0)).table("sentences").change.max() <= 1e-12
+    table = bench.build(Sentences(FULL, 0)).table("sentences")
+    row = table[table.layer == 2].iloc[7]
+    base, adapted = bench.rows(Capture.of_base()), bench.rows(Capture(FULL, 0))
+    at = (base.example_ids[base.rows["example"]] == row.example_id) & (base.rows["token_index"] == row.token_index)
+    x, y = (store.tokens(2)[np.flatnonzero(at)[0]].astype(float) for store in (base, adapted))
+    assert row.change == pytest.approx(1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+    assert row.token == base.rows["token"][at].item()

@@ -1,0 +1,194 @@
+"""Stages about sparse autoencoders: trained, encoded, compared and described."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from bench import FULL, HEAD
+
+from layerprobe import sae
+from layerprobe.sae import Crosscoder as JointDictionary
+from layerprobe.sae import load_codes
+from layerprobe.stages import associations as stored
+from layerprobe.stages.associations import Associations
+from layerprobe.stages.capture import Capture, CaptureSae
+from layerprobe.stages.crosscoder import Crosscoder
+from layerprobe.stages.crossing import Crossing
+from layerprobe.stages.encode import Encode
+from layerprobe.stages.exhibit import Exhibit
+from layerprobe.stages.latents import Latents
+from layerprobe.stages.match import Match, null_matching
+from layerprobe.stages.sae import Sae
+from layerprobe.stages.sentence_latents import SentenceLatents
+from layerprobe.stages.steps import Steps
+from layerprobe.stages.transfer import Transfer
+
+pytestmark = pytest.mark.numerical
+
+CONTROLS = ("untrained", "frozen-decoder", "second-seed")
+BASE, ADAPTED = Sae(layer=2), Sae(FULL, 0, 2)
+
+
+def codes(bench, task):
+    return load_codes(bench.get(task).folder / "codes")
+
+
+def latents(method):
+    return Latents(method, 0, 2, CONTROLS, True)
+
+
+def test_a_dictionary_is_in_the_format_of_sae_lens(bench):
+    from sae_lens import SAE
+
+    built = bench.build(BASE)
+    loaded = SAE.load_from_disk(built.folder / "dictionary")
+    rows = torch.from_numpy(np.array(bench.rows(CaptureSae.of_base()).tokens(2)))
+    active = (loaded.encode(rows) > 0).sum(1)
+    assert int(active.max()) <= 4
+    errors, spread = (rows - loaded(rows)).square().sum(), (rows - rows.mean(0)).square().sum()
+    assert 1 - errors / spread > 0.2  # better than the mean
+    again = bench.dictionary(BASE)  # trained once more, by the worker
+    assert torch.equal(again.decoder, loaded.W_dec)
+
+
+def test_controls_differ_from_the_trained_dictionary_as_they_should(bench):
+    base = bench.dictionary(BASE)
+    other = {
+        variant: sae.load(bench.build(Sae(layer=2, variant=variant)).folder / "dictionary")
+        for variant in ("other-order", "second-seed", "frozen-decoder", "untrained")
+    }
+
+    def cosine(one, two):
+        unit = [torch.nn.functional.normalize(dictionary.decoder, dim=1) for dictionary in (one, two)]
+        return float((unit[0] * unit[1]).sum(1).mean())
+
+    # Trained further, from another seed, and with the random directions that a dictionary starts from.
+    assert cosine(base, other["other-order"]) > cosine(base, other["untrained"]) > 0.2
+    assert abs(cosine(base, other["second-seed"])) < 0.2
+    assert cosine(other["frozen-decoder"], other["untrained"]) == pytest.approx(1, abs=1e-5)
+    assert not torch.allclose(other["frozen-decoder"].sae.W_enc, other["untrained"].sae.W_enc)
+    assert all(one.d_sae == base.d_sae for one in other.values())
+
+
+def test_equal_rows_have_one_dictionary_and_one_encoding(bench):
+    head = Sae(HEAD, 0, 2)
+    assert bench.get(head).key == bench.get(BASE).key != bench.get(ADAPTED).key
+    one, other = Encode(BASE, Capture.of_base()), Encode(head, Capture(HEAD, 0))
+    assert bench.get(one).key == bench.get(other).key
+
+
+def test_codes_are_those_of_the_dictionary_and_decode_to_its_reconstruction(bench):
+    built = bench.build(Encode(BASE, Capture.of_base()))
+    read, dictionary = load_codes(built.folder / "codes"), bench.dictionary(BASE)
+    rows = torch.from_numpy(np.array(bench.rows(Capture.of_base()).tokens(2)))
+    dense = torch.from_numpy(read.toarray())
+    torch.testing.assert_close(dense, dictionary.encode(rows).clamp(min=0))
+    torch.testing.assert_close(dictionary.decode(dense, rows), dictionary.sae(rows).detach(), rtol=1e-4, atol=1e-5)
+    assert np.diff(read.tocsr().indptr).max() <= 4
+
+
+def test_a_crosscoder_is_trained_where_the_rows_differ(bench):
+    assert not (bench.build(Crosscoder(HEAD, 0, 2)).folder / "crosscoder").exists()
+    joint = JointDictionary.load(bench.build(Crosscoder(FULL, 0, 2)).folder / "crosscoder")
+    base, adapted = bench.rows(CaptureSae.of_base()).tokens(2), bench.rows(CaptureSae(FULL, 0)).tokens(2)
+    variance = joint.explained_variance(base, adapted, joint.encode(base, adapted))
+    assert min(variance) > 0.2
+
+
+def test_associations_describe_each_latent_of_the_codes(bench):
+    built = bench.build(Associations(BASE))
+    table, shares = (pd.read_parquet(built.folder / name) for name in (stored.TABLE, stored.SHARES))
+    active = codes(bench, Encode(BASE, Capture.of_base()))
+    assert table.density.to_numpy() == pytest.approx(np.diff(active.indptr) / active.shape[0])
+    assert shares.latents.item() == len(table) == active.shape[1]
+    assert shares.dead.item() == (table.kind == "dead").sum()
+
+
+def test_matches_of_the_null_are_better_for_an_equal_start(bench):
+    built = bench.build(Match(layer=2, controls=CONTROLS))
+    means = {
+        variant: pd.read_parquet(built.folder / f"{variant}.parquet").cosine.mean()
+        for variant in ("other-order", "second-seed")
+    }
+    assert 1 >= means["other-order"] > means["second-seed"] > 0
+    matching = null_matching(bench.get(Match(layer=2, controls=CONTROLS)), "other-order", 10)
+    pairs = matching.table.dropna(subset="partner").set_index("latent").partner
+    back = matching.reverse.dropna(subset="partner").set_index("latent").partner
+    assert all(back[partner] == latent for latent, partner in pairs.items())
+
+
+def test_transfer_evaluates_each_dictionary_on_each_side(bench):
+    (task,) = [one for one in Transfer.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    built = bench.build(task)
+    table = built.table("sae").set_index(["trained_on", "kind", "evaluated_on"]).sort_index()
+    rows = np.asarray(bench.rows(Capture.of_base()).tokens(2), dtype=np.float64)
+    dense = torch.from_numpy(codes(bench, Encode(BASE, Capture.of_base())).toarray())
+    rebuilt = bench.dictionary(BASE).decode(dense, torch.from_numpy(rows).float()).double().numpy()
+    expected = 1 - np.square(rows - rebuilt).sum() / np.square(rows - rows.mean(0)).sum()
+    assert table.explained_variance["base", "trained", "base"] == pytest.approx(expected, abs=1e-6)
+    # Trained dictionaries on both sides, controls on the side that they belong to.
+    assert set(table.loc[("base", "trained")].index) == {"base", "adapted"}
+    assert set(table.loc[("base", "untrained")].index) == {"base"}
+    assert table.explained_variance["base", "trained", "base"] > table.explained_variance["base", "untrained", "base"]
+    keys = ["trained_on", "kind", "evaluated_on"]
+    assert (built.table("sae_densities").groupby(keys).latents.sum() == table.d_sae.iloc[0]).all()
+    assert table.loss_recovered.notna().any() or table.why.str.len().max() > 0
+
+
+def test_latents_of_an_unchanged_layer_match_themselves(bench):
+    head = bench.build(latents(HEAD))
+    table = head.table("latents")
+    live = table.dropna(subset="partner")
+    assert (live.partner == live.latent).all() and live.cosine.min() > 1 - 1e-6 and not table.unmatched.any()
+    assert "census" not in head.tables
+    full = bench.build(latents(FULL))
+    matching = full.table("matching").set_index(["start", "on"])
+    matched = full.table("latents").query("side == 'base'")
+    assert matching["mean"]["same start", "cosine"] == pytest.approx(matched.cosine.mean())
+    census = full.table("census")
+    assert census.energy_share.sum() == pytest.approx(1, abs=1e-6) and census.delta.between(0, 1).all()
+    assert set(full.table("latent_shares").dictionary) == {"first", "second-seed"}
+
+
+def test_sentence_latents_are_the_codes_of_the_shown_tokens(bench):
+    table = bench.build(SentenceLatents(FULL, 0, 2)).table("sentence_latents")
+    row = table.query("side == 'adapted' and on == 'base'").iloc[3]
+    store = bench.rows(Capture.of_base())
+    at = (store.example_ids[store.rows["example"]] == row.example_id) & (store.rows["token_index"] == row.token_index)
+    read = codes(bench, Encode(ADAPTED, Capture.of_base()))
+    assert row.activation == pytest.approx(read[:, [row.latent]].toarray()[np.flatnonzero(at)[0], 0])
+    assert set(bench.build(SentenceLatents(HEAD, 0, 2)).table("sentence_latents").side) == {"base"}
+
+
+def test_exhibit_counts_every_token_once(bench):
+    built = bench.build(Exhibit(FULL, 0, 2, CONTROLS, True))
+    histograms = built.table("latent_histograms")
+    totals = histograms.groupby(["side", "latent", "on"]).tokens.sum()
+    assert (totals == bench.rows(Capture.of_base()).n_rows).all()
+    assert set(histograms.on) == {"base", "adapted", "match"}
+    shown = built.table("latent_examples").query("side == 'base' and choice == 'top' and rank == 0")
+    peak = shown.groupby("latent").base.max()
+    largest = bench.get(latents(FULL)).table("latents").query("side == 'base'").set_index("latent").max_activation
+    assert peak.to_numpy() == pytest.approx(largest[peak.index].to_numpy())
+    assert set(bench.build(Exhibit(HEAD, 0, 2, CONTROLS, True)).table("latent_histograms").on) == {"base"}
+
+
+def test_crossing_is_flat_where_nothing_changed(bench):
+    table = bench.build(Crossing((latents(HEAD), latents(FULL)))).table("crossing")
+    verdict = table.set_index(["method", "quantity"]).verdict
+    assert verdict["head", "share_task"] == "flat" and verdict["full", "share_task"] != "flat"
+    assert (table.runs == 2).all()  # two dictionary seeds
+
+
+def test_steps_begin_at_the_base_and_end_at_the_adapted_model(bench):
+    (task,) = [one for one in Steps.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    table = bench.build(task).table("transfer_steps").set_index(["step", "trained_on"])
+    (transfer,) = [one for one in Transfer.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    at_ends = bench.get(transfer).table("sae").query("kind == 'trained'")
+    at_ends = at_ends.set_index(["evaluated_on", "trained_on"]).explained_variance
+    last = max(step for step, _ in table.index)
+    assert last == 5 and len({step for step, _ in table.index}) == 4  # two checkpoints between the ends
+    for side in ("base", "adapted"):
+        assert table.explained_variance[0, side] == pytest.approx(at_ends["base", side])
+        assert table.explained_variance[last, side] == pytest.approx(at_ends["adapted", side])
+    assert table.accuracy[0].isna().all() and table.accuracy[last].between(0, 1).all()
