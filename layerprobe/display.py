@@ -48,6 +48,7 @@ class Display:
             )
             self.overall = self.progress.add_task("all tasks", total=self.n_tasks, state="")
             self.bars: dict[str, object] = {}
+            self._update()
             self.progress.start()
         return self
 
