@@ -212,7 +212,8 @@ def run(
                     result.save()
 
             complete(tasks)
-            if damaged := [task for task in tasks if not store.verify(finished[task])]:
+            reused = [task for task, artifact in finished.items() if artifact.reused]
+            if damaged := [task for task in reused if not store.verify(finished[task])]:
                 result.record.recomputed += store.damaged
                 complete(damaged)
         result.record.artifacts = list(_opened(finished))
