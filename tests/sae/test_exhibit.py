@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from layerprobe.stages.showing import _matches
 from scipy import stats
 from scipy.sparse import csc_array
 
 from layerprobe.errors import MeasureError
 from layerprobe.sae import exhibit, top_latents
+from layerprobe.stages.exhibit import _partners
 
 LENGTHS = (3, 5, 60, 4, 7, 2, 6, 8, 5, 9, 3, 4)
 LABELS = np.array([0, 1] * 6)
@@ -144,6 +144,6 @@ def test_top_latents_are_taken_from_task_effect_loss_and_activity():
 def test_matches_are_read_in_the_places_of_their_latents_and_zero_where_there_is_none():
     first = codes(latents=5)
     partners = pd.Series(pd.array([4, None, 0, 4], dtype="Int64"))
-    result = _matches(csc_array(first), partners)
+    result = _partners(csc_array(first), partners)
     assert result.format == "csc"
     assert np.array_equal(result.toarray(), np.stack([first[:, 4], 0 * first[:, 0], first[:, 0], first[:, 4]], axis=1))

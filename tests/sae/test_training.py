@@ -214,12 +214,11 @@ def test_starts_that_do_not_fit_are_named(rows, tmp_path):
         sae.untrained(base, rows[:, :5], SMALL)
 
 
-def test_the_bar_shows_progress(rows, tmp_path, capsys, monkeypatch):
-    import tqdm as bars
+def test_training_reports_every_step(rows, tmp_path):
+    from layerprobe import progress
 
-    monkeypatch.setattr(
-        _training, "tqdm", lambda **options: bars.tqdm(**{**options, "delay": 0, "leave": True, "mininterval": 0})
-    )
-    sae.train(rows, tmp_path / "d", SMALL)
-    shown = capsys.readouterr().err
-    assert all(word in shown for word in ("loss", "EV", "L0 3.0", "dead", "24/24"))
+    reports = []
+    with progress.reporting(lambda label, done, total: reports.append((label, done, total))):
+        sae.train(rows, tmp_path / "d", SMALL)
+    steps = [report for report in reports if report[0] == "training a sparse autoencoder"]
+    assert [done for _, done, _ in steps] == list(range(24)) and {total for *_, total in steps} == {24}

@@ -111,7 +111,7 @@ def test_matches_of_the_null_are_better_for_an_equal_start(bench):
         for variant in ("other-order", "second-seed")
     }
     assert 1 >= means["other-order"] > means["second-seed"] > 0
-    matching = null_matching(bench.get(Match(layer=2, controls=CONTROLS)), "other-order", 10)
+    matching = null_matching(bench.get(Match(layer=2, controls=CONTROLS)), "other-order")
     pairs = matching.table.dropna(subset="partner").set_index("latent").partner
     back = matching.reverse.dropna(subset="partner").set_index("latent").partner
     assert all(back[partner] == latent for latent, partner in pairs.items())
