@@ -8,11 +8,14 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated import record
+from fabricated import complete, record
 from test_report import EVIL, adaptation, page, similarity
 
-from layerprobe.report import _explorer
-from layerprobe.report._explorer import explorer, texts
+from layerprobe.report.sections import tokens
+from layerprobe.report.sections.tokens import examples as examples_module
+from layerprobe.report.sections.tokens import explorer as explorer_module
+from layerprobe.report.sections.tokens.examples import examples_by_token
+from layerprobe.report.sections.tokens.explorer import explorer
 
 LATENTS = 6
 
@@ -76,9 +79,9 @@ def shown(side, method="full", chosen=(0, 2), readings=("base", "adapted", "matc
 
 def tables():
     both = [shown("base"), shown("adapted", chosen=(1,))]
-    found = {name: pd.concat([one[name] for one in both], ignore_index=True) for name in both[0]}
+    data = {name: pd.concat([one[name] for one in both], ignore_index=True) for name in both[0]}
     head = shown("base", "head", readings=("base",))
-    found = {name: pd.concat([table, head[name]], ignore_index=True) for name, table in found.items()}
+    data = {name: pd.concat([table, head[name]], ignore_index=True) for name, table in data.items()}
     sides = [latents(), latents("adapted", shift=0.01), latents(method="head"), latents("adapted", "head")]
     sentences = [
         pd.DataFrame(
@@ -105,18 +108,18 @@ def tables():
         "latents": pd.concat(sides, ignore_index=True),
         "sentences": pd.concat(sentences, ignore_index=True),
         "sentence_latents": activations,
-        **found,
+        **data,
     }
 
 
-def groups(found):
-    return {(group["run"], group["side"]): group for group in found["groups"]}
+def groups(data):
+    return {(group["run"], group["side"]): group for group in data["groups"]}
 
 
-def test_columns_say_what_the_table_says_without_dead_latents():
-    found = explorer(tables())
-    group = groups(found)["full · seed 0", "base"]
-    columns, names = group["columns"], found["names"]
+def test_columns_hold_the_live_latents_of_the_table():
+    data = explorer(tables())
+    group = groups(data)["full · seed 0", "base"]
+    columns, names = group["columns"], data["names"]
     assert group["latents"] == LATENTS and group["dead"] == 1 and group["left_out"] == 0
     assert columns["latent"] == [0, 2, 5, 3, 1]  # those with a page first, then lost ones, then the most active
     at = columns["latent"].index(0)
@@ -130,76 +133,88 @@ def test_columns_say_what_the_table_says_without_dead_latents():
     assert columns["property_effect"][at] == 0.1235 and columns["partner"][at] == 1 and columns["unmatched"][at] == 1
     missing = columns["latent"].index(3)
     assert columns["label"][missing] is None and columns["auroc"][missing] is None
-    json.dumps(found, allow_nan=False)
+    json.dumps(data, allow_nan=False)
 
 
-def test_a_page_holds_histograms_classes_and_texts():
-    found = explorer(tables())
-    opened = groups(found)["full · seed 0", "base"]["pages"]
+def test_a_page_holds_histograms_classes_and_examples():
+    data = explorer(tables())
+    opened = groups(data)["full · seed 0", "base"]["pages"]
     assert list(opened) == ["0", "2"]
     assert opened["0"]["bars"]["match"] == [90, 5, 4, 3, 2] and opened["0"]["top"] == 2.0
     row = opened["0"]["classes"]["adapted"][1]
-    assert [found["names"][row[0]], *row[1:]] == ["b", 0.25, 0.2, 0.3, 0.5, 7]
-    choice, rank, level, number, values = opened["2"]["texts"][1]
+    assert [data["names"][row[0]], *row[1:]] == ["b", 0.25, 0.2, 0.3, 0.5, 7]
+    choice, rank, level, number, values = opened["2"]["examples"][1]
     assert (choice, rank, level) == ("top", 1, 0.4) and values == {
         on: [[1, 1.23]] for on in ("base", "adapted", "match")
     }
-    assert found["texts"][number] == {"label": "b", "start": 0, "tokens": ["[CLS]", "word", "[SEP]"]}
-    assert len(found["texts"]) == 2  # each once, whatever shows it
+    assert data["spans"][number] == {"label": "b", "start": 0, "tokens": ["[CLS]", "word", "[SEP]"]}
+    assert len(data["spans"]) == 2  # each once, however many latents show it
 
 
 def test_sides_that_coincide_are_kept_once():
-    found = groups(explorer(tables()))
-    assert ("head · seed 0", "adapted") not in found and found["head · seed 0", "base"]["same"]
-    assert not found["full · seed 0", "base"]["same"] and ("full · seed 0", "adapted") in found
-    assert list(found["head · seed 0", "base"]["pages"]["0"]["bars"]) == ["base"]
+    data = groups(explorer(tables()))
+    assert ("head · seed 0", "adapted") not in data and data["head · seed 0", "base"]["same"]
+    assert not data["full · seed 0", "base"]["same"] and ("full · seed 0", "adapted") in data
+    assert list(data["head · seed 0", "base"]["pages"]["0"]["bars"]) == ["base"]
 
 
-def test_large_studies_keep_the_foremost_and_say_how_many_they_left_out(monkeypatch):
-    monkeypatch.setattr(_explorer, "MOST_ROWS", 6)
-    monkeypatch.setattr(_explorer, "MOST_PAGES", 3)
+def test_large_studies_keep_the_top_latents_and_count_those_left_out(monkeypatch):
+    monkeypatch.setattr(explorer_module, "MAX_ROWS", 6)
+    monkeypatch.setattr(explorer_module, "MAX_PAGES", 3)
     group = groups(explorer(tables()))["full · seed 0", "base"]
     assert list(group["pages"]) == ["0"]
     assert group["columns"]["latent"] == [0, 2] and group["left_out"] == 3
 
 
-def test_texts_carry_change_and_activations():
-    found = texts(tables())
-    assert found["layers"] == [0, 1] and found["change"]["full · seed 0"]["i"]["1"] == [0.0, 0.25, 0.5]
-    (latent,) = found["latents"]
+def test_examples_carry_change_and_activations():
+    data = examples_by_token(tables())
+    assert data["examples"] == {"i": {"tokens": ["[CLS]", EVIL, "[SEP]"], "label": "a"}}
+    assert data["layers"] == [0, 1] and data["change"]["full · seed 0"]["i"]["1"] == [0.0, 0.25, 0.5]
+    (latent,) = data["latents"]
     assert latent["same"]  # nothing was kept for another side
     assert (
         latent["layer"] == 1 and latent["values"] == {"i": {"base": [[1, 2.0]]}} and "a (AUROC 0.90)" in latent["name"]
     )
 
 
-def test_texts_are_coloured_by_the_foremost_latents_of_each_group(monkeypatch):
+def test_examples_are_coloured_by_the_top_latents_of_each_group(monkeypatch):
     some = tables()
     one = some["sentence_latents"]
     rows = [one.assign(latent=latent, on=on) for latent in (1, 2, 0) for on in ("base", "adapted")]
     some["sentence_latents"] = pd.concat(rows, ignore_index=True)
-    found = texts(some)["latents"]
-    assert [latent["name"].split(",")[0] for latent in found] == ["base latent 0", "base latent 2", "base latent 1"]
-    assert not any(latent["same"] for latent in found) and found[0]["values"]["i"]["adapted"] == [[1, 2.0]]
-    monkeypatch.setattr(_explorer, "MOST_COLOURS", 2)
-    assert len(texts(some)["latents"]) == 2
+    data = examples_by_token(some)["latents"]
+    assert [latent["name"].split(",")[0] for latent in data] == ["base latent 0", "base latent 2", "base latent 1"]
+    assert not any(latent["same"] for latent in data) and data[0]["values"]["i"]["adapted"] == [[1, 2.0]]
+    monkeypatch.setattr(examples_module, "MAX_COLOURS", 2)
+    assert len(examples_by_token(some)["latents"]) == 2
 
 
-@pytest.mark.parametrize("missing", ["latents", "latent_examples", "sentences", "sentence_latents"])
-def test_runs_without_a_table_have_a_page_that_says_so(missing, tmp_path):
+@pytest.mark.parametrize("missing", ["latents", "latent_examples", "sentences", "sentence_latents", "examples"])
+def test_a_page_without_a_table_gives_the_reason(missing, tmp_path):
     some = {name: table for name, table in tables().items() if name != missing}
     html = page(tmp_path / "run", some)
-    words = {"latents": "none to look up", "sentences": "No test text was short enough"}
-    assert words.get(missing, 'id="ex-table"') in html
-    old = tables() | {"latents": tables()["latents"].drop(columns="kind")}
-    assert explorer(old) is None and "none to look up" in page(tmp_path / "old", old)
+    reasons = {
+        "latents": "no latents to look up",
+        "sentences": "No test example was short enough",
+        "examples": "The run has no table of test examples",
+    }
+    assert reasons.get(missing, 'id="ex-table"') in html
+    assert (missing == "examples") == ("data-tokens" not in html)
+
+
+def test_the_page_opens_with_the_main_method():
+    study = complete(tables(), record())
+    assert tokens.SECTION.context(*study)["data"]["run"] == "full · seed 0"
+    assert tokens.SECTION.context({"examples": study[0]["examples"]}, study[1])["data"]["run"] is None
 
 
 def test_names_and_tokens_stay_data(tmp_path):
     html = page(tmp_path / "run", tables(), record(name=EVIL))
     assert "<script>alert" not in html and "<img src=x" not in html
-    own = re.findall(r"<script>(?!/\*\*)(.*?)</script>", html, flags=re.S)[-1]
-    assert "data-tokens" in own and not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", own)
+    script = re.findall(r"<script>(?!/\*\*)(.*?)</script>", html, flags=re.S)[-1]
+    assert "data-tokens" in script and not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script
+    )
 
 
 def luminance(colour):
@@ -240,8 +255,10 @@ def test_a_browser_opens_a_latent_by_its_address_without_an_error(tmp_path):
         "--disable-background-networking",
         "--disable-dev-shm-usage",
     ]
-    told = ["--enable-logging=stderr", "--virtual-time-budget=6000", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([CHROMIUM, *plain, *told, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    logging = ["--enable-logging=stderr", "--virtual-time-budget=6000", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [CHROMIUM, *plain, *logging, "--dump-dom", address], capture_output=True, text=True, timeout=120
+    )
     assert "CONSOLE" not in done.stderr, done.stderr
     body = done.stdout[done.stdout.rindex('<article id="ex-latent"') :]
     assert "Latent 2: layer 1, base dictionary, full · seed 0 (both)" in body.replace("&nbsp;", " ")

@@ -1,11 +1,17 @@
 """Figures and sentences about dictionaries, from planted numbers: heights, nulls, intervals, and what is missing."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+from fabricated import complete, record
+from test_report import EVIL, page, similarity
 
-from layerprobe.report._feature_words import crossing_sentence, exclusive_sentence, feature_sentences, panels
-from layerprobe.report._features import SHOWN, drawn, transfer
+from layerprobe.report import figure_function
+from layerprobe.report.sections.features import SECTION, figures
+from layerprobe.report.sections.features.context import context
+from layerprobe.report.sections.features.sentences import crossing_sentence, exclusive_sentence
 
 KINDS = ("task", "both", "general", "unexplained")
 COUNTS = {
@@ -73,13 +79,13 @@ def quality(method="full", base_on_adapted=0.4, recovered=0.7):
                         "loss_recovered": recovered if target == "adapted" else np.nan,
                         "loss_recovered_low": recovered - 0.1 if target == "adapted" else np.nan,
                         "loss_recovered_high": recovered + 0.1 if target == "adapted" else np.nan,
+                        "task_loss_clean": 0.5,
+                        "task_loss_ablated": 0.7 if target == "adapted" else 0.50001,
                         "task_texts": 66.0,
-                        "why": ""
-                        if target == "adapted"
-                        else "No loss to recover: mean ablation costs 1e-05 nats, less than 0.0001.",
                     }
                 )
-    return pd.DataFrame(rows)
+    plain = {"l0": 8.0, "dead_share": 0.1, "architecture": "batchtopk", "d_sae": 128, "k": 8}
+    return pd.DataFrame(rows).assign(**plain, trained_rows=5000, texts="unseen")
 
 
 def census(method="full"):
@@ -133,8 +139,12 @@ def crossing(verdict="crosses", **more):
     return pd.DataFrame([{**row, "verdict": verdict, "note": "only one training seed", **more}])
 
 
-def everything():
-    return {
+def everything(**more):
+    """Full fine-tuning and a control, which changed layers, and a head, which did not."""
+    tables = {
+        "similarity": pd.concat(
+            [similarity([1, 0.5]), similarity([1, 0.9], "shuffled-labels"), similarity([1, 1], "head", reach=0)]
+        ),
         "latent_shares": pd.concat(
             [shares(), shares(dictionary="second-seed", add=5), shares("shuffled-labels", add=1)]
         ),
@@ -143,14 +153,28 @@ def everything():
         "census": census(),
         "crossing": crossing(),
     }
+    return complete(tables | more, record())
+
+
+def without(name):
+    tables, about = everything()
+    return {key: table for key, table in tables.items() if key != name}, about
+
+
+def figure(name, study, **options):
+    return figure_function(name)(*study, **options)
 
 
 def named(figure):
     return {trace.name: trace for trace in figure.data}
 
 
+def section(html):
+    return re.search(r'<section id="features">(.*?)</section>', html, flags=re.S).group(1)
+
+
 def test_bars_of_kinds_are_shares_of_judged_latents_and_add_up():
-    traces = named(drawn(everything(), ["full", "shuffled-labels"])["kinds-0"])
+    traces = named(figure("latent_kinds", everything(), method="full"))
     heights = np.array([list(traces[kind].y) for kind in KINDS])
     assert np.allclose(heights.sum(0), 1)
     assert list(traces["task"].x[0]) == ["layer 1", "layer 1", "layer 2", "layer 2"]
@@ -161,136 +185,181 @@ def test_bars_of_kinds_are_shares_of_judged_latents_and_add_up():
     assert np.allclose(points.error_y.array, 0.03) and np.allclose(points.error_y.arrayminus, 0.02)
     assert list(traces["95th percentile with labels permuted"].y) == [0.01] * 4
     assert list(traces["second dictionary seed, training seed 0"].y)[3] == pytest.approx(55 / 105)
-    control = traces["adapted on shuffled labels"]
+    control = traces["adapted under shuffled-labels"]
     assert list(control.x[1]) == ["adapted"] * 2 and list(control.y) == pytest.approx([11 / 101, 51 / 101])
+    assert list(named(figure("latent_kinds", everything()))) == list(traces)  # the main method is the default
+    assert "adapted under shuffled-labels" not in named(figure("latent_kinds", everything(), method="shuffled-labels"))
 
 
-def test_another_training_seed_stands_among_the_points():
-    tables = {"latent_shares": pd.concat([shares(), shares(seed=3, add=2)])}
-    assert "first dictionary, training seed 3" in named(drawn(tables, ["full"])["kinds-0"])
+def test_another_training_seed_is_among_the_points():
+    study = everything(latent_shares=pd.concat([shares(), shares(seed=3, add=2)]))
+    assert "first dictionary, training seed 3" in named(figure("latent_kinds", study))
 
 
-def test_mass_has_base_once_and_each_method():
-    traces = named(drawn(everything(), ["full", "shuffled-labels"])["mass"])
+def test_mass_has_base_once_and_each_method_that_changed_a_layer():
+    traces = named(figure("task_mass", everything()))
     assert list(traces["base"].y) == pytest.approx([0.025, 0.05])
+    assert np.allclose(traces["base"].error_y.array, 0.01)
     assert list(traces["full: adapted"].y) == pytest.approx([0.05, 0.25])
-    assert "shuffled-labels: adapted" in traces and "full: base" not in traces
+    assert {name.split(":")[0] for name in traces} == {
+        "base",
+        "base, second dictionary seed",
+        "full",
+        "shuffled-labels",
+    }
 
 
 def test_transfer_shows_all_four_pairs_and_cuts_what_would_flatten_them():
-    traces = named(transfer(quality(base_on_adapted=-15.0), "full"))
+    traces = named(figure("transfer", everything(sae=quality(base_on_adapted=-15.0))))
     assert {"base's dictionary on base", "base's dictionary on adapted", "adapted's dictionary on adapted"} <= set(
         traces
     )
     assert list(traces["control: untrained, on base"].y) == [0, 0]
     far = traces["base's dictionary on adapted"]
-    assert list(far.y) == [SHOWN[0]] * 2 and list(far.text) == ["-15.0"] * 2  # written out at the edge
+    assert list(far.y) == [figures.SHOWN[0]] * 2 and list(far.text) == ["-15.0"] * 2  # written out at the edge
     assert list(far.customdata[0]) == pytest.approx([-15.0, -15.02, -14.98])
+    assert np.isnan(far.error_y.array).all()  # its interval is beyond the edge too
     near = traces["base's dictionary on base"]
     assert list(near.text) == ["", ""] and np.allclose(near.error_y.array, 0.02)
-    # What is undefined has no point.
-    assert "base's dictionary on base" not in named(transfer(quality(), "full", "loss_recovered"))
+    lost = figure("transfer", everything(), quantity="loss_recovered")
+    assert "base's dictionary on base" not in named(lost)  # undefined values have no point
+    assert list(named(lost)["base's dictionary on adapted"].y) == [0.7] * 2
+    assert np.allclose(named(lost)["base's dictionary on adapted"].error_y.arrayminus, 0.1)
+    assert lost.layout.yaxis.range == (-0.1, 1.06)
 
 
-def test_matches_stand_beside_their_own_null():
-    figure = drawn(everything(), ["full"])["matching-0"]
-    traces = named(figure)
+def test_matches_are_drawn_with_their_null():
+    traces = named(figure("matching", everything()))
     for name in ("cosine", "correlation of activations", "cosine, different starts"):
         assert list(traces[f"{name}: base / adapted"].y) == [0.5] * 2 and list(traces[f"{name}: null"].y) == [0.8] * 2
+    assert np.allclose(traces["cosine: null"].error_y.array, 0.1)
     assert list(traces["lost from base"].y) == [0.3] * 2 and list(traces["lost from base: null"].y) == [0.05] * 2
     assert list(traces["new in adapted: null"].y) == [0.06] * 2
+    assert traces["new in adapted"].xaxis == "x2" and list(traces["new in adapted"].error_y.array) == pytest.approx(
+        [0.05] * 2
+    )
 
 
 def test_the_census_counts_live_latents_and_their_energy():
-    figure = drawn(everything(), ["full"])["census-0"]
-    shown = {(trace.name, trace.xaxis): list(trace.y) for trace in figure.data}
+    shown = {(trace.name, trace.xaxis): list(trace.y) for trace in figure("census", everything()).data}
     assert shown["adapted-only", "x"] == pytest.approx([3 / 12] * 2)
     assert shown["adapted-only", "x2"] == pytest.approx([0.24] * 2)
     assert sum(values[0] for (_, axis), values in shown.items() if axis == "x") == pytest.approx(1)
 
 
-def test_the_answer_says_shift_transfer_and_exclusives_with_their_nulls():
-    shift, shared = feature_sentences(everything(), ["full", "shuffled-labels"])
+def test_the_answer_reports_shift_and_transfer_with_their_nulls():
+    shift, transfer = (finding.text for finding in SECTION.sentences(*everything()))
     assert "changes most at layer 2: 10% (95% interval 8.0% to 13%) of 100" in shift
     assert "50% (95% interval 48% to 53%) of 100 in the adapted model's" in shift
     assert "with labels permuted, at most 1.0% in 95% of draws" in shift
-    assert "a second dictionary seed gives 14% and 52%" in shift and "shuffled labels, 50%" in shift
+    assert "a second dictionary seed gives 14% and 52%" in shift and "under the control shuffled-labels, 50%" in shift
     assert "at layer 2 (2 of 2 pairs of seeds cross, all at layer 2; only one training seed)" in shift
     assert (
-        "explain 0.80 (95% interval 0.78 to 0.82) of the base's variance and 0.40 (95% interval 0.38 to 0.42)" in shared
+        "explains 0.80 (95% interval 0.78 to 0.82) of the base's variance and 0.40 (95% interval 0.38 to 0.42)"
+        in transfer
     )
-    assert "its own 0.90" in shared and "keeps 0.70" in shared and "(95% interval 0.60 to 0.80)" in shared
-    assert "joint" not in shared  # the census has no null beside it, so it stays out of the answer
-    told = exclusive_sentence(everything(), "full")
-    assert "Of 12 live latents" in told and "1 are base-only (6.0%" in told and "3 are adapted-only (24%" in told
+    assert "compared with 0.90 by the adapted model's" in transfer
+    assert "0.70 of the adapted classifier's task loss is recovered (95% interval 0.60 to 0.80)" in transfer
+    assert "joint" not in shift + transfer  # the census has no null
+    unbounded = quality().assign(loss_recovered_low=np.nan, loss_recovered_high=np.nan)
+    assert (
+        "(no interval: the cost of ablating the layer may be 0)"
+        in SECTION.sentences(*everything(sae=unbounded))[1].text
+    )
+    census = exclusive_sentence(*everything(), "full")
+    assert "Of 12 live latents" in census and "1 are base-only (6.0%" in census and "3 are adapted-only (24%" in census
 
 
-def test_a_census_without_exclusives_says_none():
-    table = census().query("kind in ('shared', 'dead')")
-    told = "Of 6 live latents of a joint dictionary at layer 2, none is one side's own."
-    assert exclusive_sentence({"census": table}, "full") == told
+def test_a_census_without_exclusive_latents_has_none():
+    study = everything(census=census().query("kind in ('shared', 'dead')"))
+    expected = "Of 6 live latents of a joint dictionary at layer 2, none is exclusive to one side."
+    assert exclusive_sentence(*study, "full") == expected
 
 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (crossing("flat"), "the line is flat"),
-        (crossing("never", layer=None), "In no layer .* beyond the base's interval .only one training seed"),
+        (crossing("flat"), "base and adapted have the same share"),
+        (crossing("never", layer=None), "In no layer .* exceed the base's interval .only one training seed"),
         (crossing("undefined", layer=None), "too few latents"),
         (crossing(layer_low=1, crossed=2, runs=4, note=""), "2 of 4 pairs of seeds cross, from layer 1 to 2"),
         (crossing(runs=1, crossed=1, note="only one seed"), "at layer 2 .only one seed."),
     ],
 )
 def test_the_crossing_in_words(table, words):
-    import re
-
     assert re.search(words, crossing_sentence({"crossing": table}, "full"))
 
 
-def test_flat_methods_and_reasons_are_told():
+def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefined(tmp_path):
     same = {key: COUNTS["base", key[1]] for key in COUNTS}
-    tables = everything() | {"latent_shares": pd.concat([shares(), shares("head", counts=same)])}
-    tables["crossing"] = pd.concat([crossing(), crossing("flat", method="head")])
-    told = panels(tables, ["full"], ["head"], list(drawn(tables, ["full"])))
-    assert told["flat"][0]["exact"] and "flat" in told["flat"][0]["text"]
-    (panel,) = told["panels"]
-    absent = {name for name, there in panel["has"].items() if not there}
-    assert panel["main"] and panel["different"] and absent == {"steps", "densities"}  # these tables are not there
-    assert panel["why"] == [
-        "No loss to recover: mean ablation costs 1e-05 nats, less than 0.0001. (layer 1, base; layer 2, base)"
-    ]
-    assert panel["delta"] == "0.50 at layer 1, 0.50 at layer 2" and panel["latents"] == 24
-    assert not panels(everything(), ["full"], ["shuffled-labels"], [])["flat"]  # nothing is known of its crossing
-
-
-@pytest.mark.parametrize("left", ["latent_shares", "sae", "matching", "census", "crossing"])
-def test_what_is_missing_is_left_out_alone(left):
-    tables = {name: table for name, table in everything().items() if name != left}
-    figures = drawn(tables, ["full"])
-    gone = {
-        "latent_shares": "kinds-0",
-        "sae": "transfer-0",
-        "matching": "matching-0",
-        "census": "census-0",
-        "crossing": None,
+    tables, about = everything(
+        latent_shares=pd.concat([shares(), shares("head", counts=same)]),
+        crossing=pd.concat([crossing(), crossing("flat", method="head")]),
+    )
+    variables = context(tables, about)
+    assert variables["open"] == "full"
+    assert [panel["method"] for panel in variables["panels"]] == ["full", "shuffled-labels"]
+    ((method, sentence, same_kinds),) = variables["unchanged"]
+    assert method == "head" and "same share" in sentence and same_kinds
+    panel = variables["panels"][0]
+    assert panel["different_starts"] and panel["deltas"] == {1: 0.5, 2: 0.5} and len(panel["live"]) == 24
+    assert panel["undefined"] == ["No loss to recover: mean ablation costs 1e-05 nats. (layer 1, base; layer 2, base)"]
+    assert panel["control"] is None  # it has no shares here
+    assert not context(*everything())["unchanged"]  # the crossing of head is not known
+    html = section(page(tmp_path, tables, about))
+    assert "Both sides have the same number of latents of each kind" in html
+    assert "Explained variance of 999 held-out rows" in html and "66 test examples" in html
+    assert "77 test examples, at least 100 judged latents per bar, only one training seed" in html
+    assert "0.50 at layer 1, 0.50 at layer 2" in html and panel["undefined"][0] in html
+    shown = set(re.findall(r'data-figure="([^"]+)"', html))
+    assert shown == {"task_mass", "latent_kinds", "transfer", "matching", "census"} | {
+        name for name in shown if re.fullmatch(r"transfer-\d+", name)
     }
-    assert gone[left] not in figures and len(figures) >= 4
-    assert feature_sentences(tables, ["full"])
-    assert panels(tables, ["full"], [], list(figures))["panels"]
+    assert "shuffled-labels: no joint dictionary was trained" in html
 
 
-def test_tables_of_an_earlier_version_are_told_from_none():
-    old = pd.DataFrame({"method": ["full"], "seed": 0, "layer": 1, "side": "base", "share": 0.1, "live": 5})
-    told = panels({"latent_shares": old}, ["full"], [], [])
-    assert told["old"] and told["any"] and not drawn({"latent_shares": old}, ["full"])
-    assert not panels({}, ["full"], [], [])["any"]
-    assert feature_sentences({"latent_shares": old}, ["full"]) == feature_sentences({}, []) == []
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("latent_shares", {"task_mass", "latent_kinds"}),
+        ("sae", {"transfer"}),
+        ("matching", {"matching"}),
+        ("census", {"census"}),
+        ("crossing", set()),
+    ],
+)
+def test_a_missing_table_leaves_out_its_figures_only(name, gone, tmp_path):
+    study = without(name)
+    drawn = {name for name in SECTION.figures if figure(name, study) is not None}
+    assert drawn == {"task_mass", "latent_kinds", "transfer", "matching", "census"} - gone
+    assert SECTION.sentences(*study) and context(*study)["panels"]
+    html = section(page(tmp_path, *study))
+    if name == "sae":
+        assert "No sparse autoencoder was trained (sae.layers = [])" in html and html.count("<p") == 1
+    else:
+        assert 'data-figure="transfer"' in html
 
 
-def test_too_few_latents_are_no_share_of_nought():
+def test_names_from_outside_are_escaped(tmp_path):
+    tables, _ = everything()
+    tables = {
+        name: table.assign(method=table.method.replace("full", EVIL)) if "method" in table else table
+        for name, table in tables.items()
+    }
+    html = page(tmp_path, {name: table.drop(columns="depth", errors="ignore") for name, table in tables.items()})
+    assert "<script>alert" not in html and "<img src=x" not in html
+    assert "Features by kind: &lt;/script&gt;" in section(html)
+
+
+def test_nothing_is_claimed_without_tables_or_methods():
+    assert SECTION.sentences({}, record()) == []
+    assert all(draw({}, record()) is None for draw in SECTION.figures.values())
+
+
+def test_too_few_latents_give_no_share_of_zero():
     table = shares()
     table[["share_task", "share_low", "share_high"]] = np.nan
-    assert "too few latents fire" in feature_sentences({"latent_shares": table}, ["full"])[0]
+    assert "too few latents are active" in SECTION.sentences(*everything(latent_shares=table))[0].text
 
 
 def test_transfer_along_training_and_densities_are_drawn_from_their_tables():
@@ -311,8 +380,8 @@ def test_transfer_along_training_and_densities_are_drawn_from_their_tables():
     ).assign(method="full", seed=0)
     bins = pd.DataFrame({"low": [-np.inf, -2.0, -1.0], "high": [-np.inf, -1.5, -0.5], "latents": [3, 7, 2]})
     bins = bins.assign(method="full", seed=0, layer=1, trained_on="base", evaluated_on="base", kind="trained")
-    figures = drawn({"transfer_steps": steps, "sae_densities": bins}, ["full"])
-    line = named(figures["steps-0"])["base's dictionary, layer 2"]
+    study = everything(transfer_steps=steps, sae_densities=bins)
+    line = named(figure("transfer_steps", study))["base's dictionary, layer 2"]
     assert list(line.x) == [0, 5] and list(line.y) == [0.9, 0.5]
-    density = named(figures["densities-0"])["base, layer 1"]
-    assert list(density.x) == [-1.75, -0.75] and list(density.y) == [7, 2]  # the silent ones have no place on the axis
+    density = named(figure("latent_densities", study))["base, layer 1"]
+    assert list(density.x) == [-1.75, -0.75] and list(density.y) == [7, 2]  # inactive ones have no place on the axis

@@ -1,33 +1,25 @@
-"""What changed: latents by kind, transfer, matches and the joint census."""
+"""What changed: latents by kind, transfer of dictionaries, matches and the joint census."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from layerprobe.record import Finding, RunRecord
-from layerprobe.report import _features, queries
-from layerprobe.report._feature_words import feature_sentences, panels
-from layerprobe.report.section import Section, Tables
-
-
-def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
-    changed, unchanged = queries.changed(tables, record), queries.unchanged(tables, record)
-    drawn = _features.drawn(tables, changed)
-    return {
-        "figures": drawn,
-        "features": panels(tables, changed, unchanged, list(drawn)),
-        "legacy_figures": {name: {"": figure.to_plotly_json()} for name, figure in drawn.items()},
-    }
-
-
-def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
-    changed = queries.changed(tables, record)
-    return [Finding(text=text, figure="features") for text in feature_sentences(tables, changed)]
-
+from layerprobe.report.section import Section
+from layerprobe.report.sections.features import figures
+from layerprobe.report.sections.features.context import context
+from layerprobe.report.sections.features.sentences import sentences
 
 SECTION = Section(
     id="features",
     title="What changed?",
+    requires=("sae",),
+    missing="No sparse autoencoder was trained (sae.layers = []), so there is nothing to report about features.",
+    optional=("latent_shares", "crossing", "transfer_steps", "sae_densities", "matching", "census"),
+    figures={
+        "task_mass": figures.task_mass,
+        "latent_kinds": figures.latent_kinds,
+        "transfer": figures.transfer,
+        "transfer_steps": figures.transfer_steps,
+        "latent_densities": figures.latent_densities,
+        "matching": figures.matching,
+        "census": figures.census,
+    },
     context=context,
     sentences=sentences,
     priority=2,

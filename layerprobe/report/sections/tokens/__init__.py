@@ -1,17 +1,14 @@
 """See for yourself: examples token by token, and latents to look up."""
 
-from __future__ import annotations
+from layerprobe.report.section import Section
+from layerprobe.report.sections.tokens.context import context
 
-from typing import Any
-
-from layerprobe.record import RunRecord
-from layerprobe.report._explorer import explorer, texts
-from layerprobe.report.section import Section, Tables
-
-
-def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
-    tokens, latents = texts(tables), explorer(tables)
-    return {"tokens": tokens, "explorer": latents, "data": {"tokens": tokens, "explorer": latents}}
-
-
-SECTION = Section(id="tokens", title="See for yourself", context=context, scripts=("tokens.js", "explorer.js"))
+SECTION = Section(
+    id="tokens",
+    title="See for yourself",
+    requires=("examples",),
+    missing="The run has no table of test examples, so there is nothing to look up.",
+    optional=("sentences", "sentence_latents", "latents", "latent_histograms", "latent_classes", "latent_examples"),
+    context=context,
+    scripts=("tokens.js", "explorer.js"),
+)

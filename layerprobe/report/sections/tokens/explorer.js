@@ -1,21 +1,21 @@
-// The table of latents, and the page of one: #latent/<method>/<layer>/<side>/<number> opens it.
-const stock = read("data-tokens").explorer;
-if (stock) {
+// The table of latents, and the page of one: #latent/<training run>/<layer>/<side>/<number> opens it.
+const catalogue = read("data-tokens").explorer;
+if (catalogue) {
   const ROWS = 25, COLUMNS = [
-    ["latent", "latent", 0], ["kind", "kind"], ["density", "fires on", "%"], ["label", "label"], ["auroc", "AUROC", 2],
+    ["latent", "latent", 0], ["kind", "kind"], ["density", "active on", "%"], ["label", "label"], ["auroc", "AUROC", 2],
     ["property", "property"], ["property_effect", "its effect", 2], ["delta", "Delta", 2], ["nearest", "nearest", 0],
     ["nearest_cosine", "its cosine", 2], ["unmatched", "unmatched"]];
   const KINDS = ["every kind", "task", "both", "general", "unexplained", "unmatched", "can be opened"];
   const at = id => document.getElementById(`ex-${id}`);
   const [run, layer, side, kind, search, note, table, where, back, next, page] = ["run", "layer", "side", "kind", "search", "note", "table", "where", "back", "next", "latent"].map(at);
-  const name = number => number === null || number === undefined ? "" : stock.names[number];
+  const name = number => number === null || number === undefined ? "" : catalogue.names[number];
   const unique = list => [...new Set(list)];
   const fill = (select, values, words) => {
     const kept = select.value; select.replaceChildren();
     values.forEach(value => option(select, String(value), words(value)));
     if (values.map(String).includes(kept)) select.value = kept;
   };
-  const groupOf = (r, l, s) => stock.groups.find(g => g.run === r && g.layer === Number(l) && (g.side === s || g.same));
+  const groupOf = (r, l, s) => catalogue.groups.find(g => g.run === r && g.layer === Number(l) && (g.side === s || g.same));
   let group, order = [], first = 0, by = null, down = true, live = [];
   const value = (column, i) => {
     const values = group.columns[column];
@@ -23,7 +23,7 @@ if (stock) {
     if (column === "property") return `${name(values[i])}${group.columns.property_value ? ` ${name(group.columns.property_value[i])}` : ""}`.trim();
     return ["kind", "label"].includes(column) ? name(values[i]) : values[i];
   };
-  // An AUROC below one half tells a label as well as one above.
+  // An AUROC below one half is as strong an association as one equally far above it.
   const weight = (column, i) => { const v = value(column, i); return column === "auroc" && v !== null ? Math.abs(v - 0.5) : v; };
   const words = (column, i, digits) => {
     const v = value(column, i);
@@ -32,13 +32,13 @@ if (stock) {
     return typeof v !== "number" || digits === undefined ? String(v) : digits === "%" ? `${(100 * v).toPrecision(2)}%` : digits ? v.toFixed(digits) : String(v);
   };
   const choose = () => {
-    const asked = search.value.toLowerCase().split(/\s+/).filter(Boolean), n = group.columns.latent.length;
+    const query = search.value.toLowerCase().split(/\s+/).filter(Boolean), n = group.columns.latent.length;
     order = [];
     for (let i = 0; i < n; i++) {
       const k = value("kind", i), wanted = kind.value === "every kind" || kind.value === k || (kind.value === "unmatched" && value("unmatched", i)) || (kind.value === "can be opened" && group.pages[group.columns.latent[i]]);
       if (!wanted) continue;
       const line = `${group.columns.latent[i]} ${k} ${value("label", i) || ""} ${value("property", i) || ""}`.toLowerCase();
-      if (asked.every(word => line.includes(word))) order.push(i);
+      if (query.every(word => line.includes(word))) order.push(i);
     }
     if (by) order.sort((a, b) => {
       const x = weight(by, a), y = weight(by, b), none = v => v === null || v === undefined || v === "";
@@ -65,7 +65,7 @@ if (stock) {
       });
       body.append(row);
     });
-    where.textContent = order.length ? `${first + 1} to ${Math.min(first + ROWS, order.length)} of ${order.length}` : "none found";
+    where.textContent = order.length ? `${first + 1} to ${Math.min(first + ROWS, order.length)} of ${order.length}` : "no latents match";
     back.disabled = first === 0; next.disabled = first + ROWS >= order.length;
   };
   const heads = () => {
@@ -84,21 +84,21 @@ if (stock) {
     table.tHead.replaceChildren(row);
   };
   const selected = () => {
-    const here = stock.groups.filter(g => g.run === run.value);
+    const here = catalogue.groups.filter(g => g.run === run.value);
     fill(layer, unique(here.map(g => g.layer)), l => `layer ${l}`);
     const sides = here.filter(g => g.layer === Number(layer.value));
     fill(side, sides.map(g => g.side), s => sides[0].same ? "base and adapted, which coincide" : s);
     group = groupOf(run.value, layer.value, side.value);
     const pages = Object.keys(group.pages).length;
-    note.textContent = `${group.latents} latents: ${group.dead} are dead on these texts and left out${group.left_out ? `, and so are ${group.left_out} of the least associated and least active, to keep this page small` : ""}. ${pages} can be opened, chosen by task effect, by having no match, and by activity. All of them stand in tables/latents.parquet of the run folder.`;
+    note.textContent = `${group.latents} latents: ${group.dead} are dead on these examples and left out${group.left_out ? `, and so are ${group.left_out} of the least associated and least active, to keep this page small` : ""}. ${pages} can be opened, chosen by task effect, by having no match, and by activity. All of them are in tables/latents.parquet of the run folder.`;
     choose();
   };
-  const bars = (page, own) => {
-    const names = {base: "read on base", adapted: "read on adapted", match: "its match on the other side"};
+  const bars = page => {
+    const names = {base: "on base", adapted: "on adapted", match: "its match on the other side"};
     const colours = {base: "#0072B2", adapted: "#D55E00", match: "#8C8C8C"};
     const data = Object.keys(page.bars).map(on => {
       const counts = page.bars[on].slice(1), width = page.top / counts.length;
-      return {type: "scatter", mode: "lines", line: {shape: "hvh", color: colours[on], dash: on === "match" ? "dot" : "solid"}, name: group.same ? "read on both sides" : names[on],
+      return {type: "scatter", mode: "lines", line: {shape: "hvh", color: colours[on], dash: on === "match" ? "dot" : "solid"}, name: group.same ? "on both sides" : names[on],
         x: counts.map((_, i) => (i + 0.5) * width), y: counts.map(c => c || null), connectgaps: false};
     });
     return {data, layout: figureLayout("activation", "tokens (log scale)", {type: "log", dtick: 1})};
@@ -112,9 +112,9 @@ if (stock) {
     const colours = {base: "#0072B2", adapted: "#D55E00"}, data = [];
     ["base", "adapted"].filter(on => page.classes[on]).forEach(on => {
       const rows = page.classes[on];
-      data.push({type: "scatter", mode: "markers", name: group.same ? "both sides" : `read on ${on}`, x: rows.map(r => name(r[0])), y: rows.map(r => r[1]), offsetgroup: on,
+      data.push({type: "scatter", mode: "markers", name: group.same ? "both sides" : `on ${on}`, x: rows.map(r => name(r[0])), y: rows.map(r => r[1]), offsetgroup: on,
         marker: {size: 10, color: colours[on], symbol: on === "base" ? "circle" : "square"}, customdata: rows.map(r => [r[4], r[5]]),
-        hovertemplate: "%{y:.3f}; active in %{customdata[0]:.0%} of %{customdata[1]} texts<extra></extra>",
+        hovertemplate: "%{y:.3f}; active in %{customdata[0]:.0%} of %{customdata[1]} examples<extra></extra>",
         error_y: {type: "data", symmetric: false, array: rows.map(r => r[3] - r[1]), arrayminus: rows.map(r => r[1] - r[2])}});
     });
     const figure = {data, layout: figureLayout("label", "mean activation", {rangemode: "tozero"})};
@@ -128,7 +128,7 @@ if (stock) {
     place(node, figure);
   };
   const link = (words, ...target) => {
-    const made = element("a", words); made.href = address(...target); return made;
+    const anchor = element("a", words); anchor.href = address(...target); return anchor;
   };
   const address = (...target) => `#latent/${target.map(encodeURIComponent).join("/")}`;
   const go = (...target) => { if (location.hash === address(...target)) open(); else location.hash = address(...target); };
@@ -137,29 +137,28 @@ if (stock) {
     live = []; page.replaceChildren();
   };
   const facts = (i, number) => {
-    const list = element("p"), other = group.side === "base" ? "adapted" : "base", said = [];
-    said.push(`It fires on ${words("density", i, "%")} of tokens`);
+    const list = element("p"), other = group.side === "base" ? "adapted" : "base", parts = [`It is active on ${words("density", i, "%")} of tokens`];
     const label = value("label", i), property = value("property", i);
-    if (label) said.push(`${value("auroc", i) < 0.5 ? "is less active for" : "is more active for"} ${label} than for the rest (AUROC ${words("auroc", i, 2)})`);
-    if (property) said.push(`goes best with ${property} (effect ${words("property_effect", i, 2)})`);
-    list.append(`${said.join("; ")}.`);
+    if (label) parts.push(`${value("auroc", i) < 0.5 ? "is less active for" : "is more active for"} ${label} than for the rest (AUROC ${words("auroc", i, 2)})`);
+    if (property) parts.push(`is most strongly associated with ${property} (effect ${words("property_effect", i, 2)})`);
+    list.append(`${parts.join("; ")}.`);
     const partner = value("partner", i), nearest = value("nearest", i);
-    if (group.same) list.append(" Base and adapted are one and the same here.");
+    if (group.same) list.append(" Base and adapted are identical here.");
     else {
-      const pages = (groupOf(group.run, group.layer, other) || {pages: {}}).pages, told = n => pages[n] ? link(`latent ${n}`, group.run, group.layer, other, n) : `latent ${n}`;
-      if (partner !== null && partner !== undefined) list.append(` Its match in the ${other} dictionary is `, told(partner), ` (cosine ${words("cosine", i, 2)}).`);
+      const pages = (groupOf(group.run, group.layer, other) || {pages: {}}).pages, named = n => pages[n] ? link(`latent ${n}`, group.run, group.layer, other, n) : `latent ${n}`;
+      if (partner !== null && partner !== undefined) list.append(` Its match in the ${other} dictionary is `, named(partner), ` (cosine ${words("cosine", i, 2)}).`);
       else list.append(` It has no match in the ${other} dictionary.`);
-      if (nearest !== null && nearest !== undefined && nearest !== partner) list.append(" Nearest is ", told(nearest), ` (cosine ${words("nearest_cosine", i, 2)}).`);
-      if (value("unmatched", i)) list.append(` Its match is worse than chance alone gives: it counts as ${group.side === "base" ? "lost" : "new"}.`);
+      if (nearest !== null && nearest !== undefined && nearest !== partner) list.append(" Nearest is ", named(nearest), ` (cosine ${words("nearest_cosine", i, 2)}).`);
+      if (value("unmatched", i)) list.append(` Its match is below the null's 5th percentile: it counts as ${group.side === "base" ? "lost" : "new"}.`);
       if (value("delta", i) !== null) list.append(` In the joint dictionary: ${String(name(group.columns.joint_kind ? group.columns.joint_kind[i] : null)).replace("_", "-")}, Delta ${words("delta", i, 2)}.`);
     }
     return list;
   };
   const example = ([choice, rank, level, number, values], data) => {
-    const text = stock.texts[number], other = group.side === "base" ? "adapted" : "base", box = element("div", undefined, "example");
-    box.append(element("p", `${choice === "top" ? `Top ${rank + 1}` : `${Math.round(100 * level)}% of active texts lie lower`} · ${text.label}${text.start ? ` · from token ${text.start} on` : ""}`, "note"));
+    const span = catalogue.spans[number], other = group.side === "base" ? "adapted" : "base", box = element("div", undefined, "example");
+    box.append(element("p", `${choice === "top" ? `Top ${rank + 1}` : `${Math.round(100 * level)}% of active examples have a lower peak`} · ${span.label}${span.start ? ` · starts at token ${span.start}` : ""}`, "note"));
     const lines = group.same ? [["both", "base"]] : [[group.side, group.side], [`same latent, ${other}`, other], [`match, ${other}`, "match"]];
-    lines.forEach(([title, on]) => { if (values[on]) box.append(tokenLine(title, text.tokens, spread(values[on]), data.top, 2)); });
+    lines.forEach(([title, on]) => { if (values[on]) box.append(tokenLine(title, span.tokens, spread(values[on]), data.top, 2)); });
     return box;
   };
   const open = () => {
@@ -175,18 +174,18 @@ if (stock) {
     side.value = wanted.side; selected();
     const data = group.pages[number], i = group.columns.latent.indexOf(Number(number));
     page.append(element("h3", `Latent ${number}: layer ${group.layer}, ${group.same ? "base and adapted" : group.side} dictionary, ${run.value}${value("kind", i) ? ` (${value("kind", i)})` : ""}`), facts(i, number));
-    const silent = Object.entries(data.bars).map(([on, counts]) => `${group.same ? "both sides" : on === "match" ? "match" : on}: ${(100 * counts[0] / counts.reduce((a, b) => a + b, 0)).toFixed(1)}%`).join(", ");
-    plot(bars(data), "Histogram of activations", `Tokens by activation, where it is not silent (silent on ${silent}). ${group.same ? "" : "Blue: this latent read on base's rows; orange: the same latent read on the adapted model's; dotted: its match, on the other side's own rows. Curves that part mean more changed."}`);
-    plot(classes(data), "Mean activation by label", `Mean over texts of the mean activation over a text's tokens, by label, with 95% t intervals over the ${data.classes[group.side] ? data.classes[group.side].reduce((n, row) => n + row[5], 0) : 0} texts.`);
+    const inactive = Object.entries(data.bars).map(([on, counts]) => `${group.same ? "both sides" : on === "match" ? "match" : on}: ${(100 * counts[0] / counts.reduce((a, b) => a + b, 0)).toFixed(1)}%`).join(", ");
+    plot(bars(data), "Histogram of activations", `Tokens by activation, where it is active (inactive on ${inactive}). ${group.same ? "" : "Blue: this latent on base's rows; orange: the same latent on the adapted model's rows; dotted: its match, on the rows of the other side. The further apart the curves are, the more changed."}`);
+    plot(classes(data), "Mean activation by label", `Mean over examples of the mean activation over an example's tokens, by label, with 95% t intervals over the ${data.classes[group.side] ? data.classes[group.side].reduce((n, row) => n + row[5], 0) : 0} examples.`);
     live = [...page.querySelectorAll(".plot")];
-    page.append(element("h4", "Texts in which it fires most, and texts at even ranks below"));
-    if (!data.texts.length) page.append(element("p", "It fires in no text of its own side.", "note"));
-    data.texts.forEach(text => page.append(example(text, data)));
-    page.append(element("p", `Colour: activation from 0 to ${data.top}, the largest in any of these readings.`, "note"));
+    page.append(element("h4", "Examples with the highest peaks, and examples at evenly spaced ranks below"));
+    if (!data.examples.length) page.append(element("p", "It is active in no example of its side.", "note"));
+    data.examples.forEach(item => page.append(example(item, data)));
+    page.append(element("p", `Colour: activation from 0 to ${data.top}, the largest of this latent and its match on both sides.`, "note"));
     page.focus({preventScroll: true}); page.scrollIntoView();
   };
-  fill(run, unique(stock.groups.map(g => g.run)), r => r);
-  foremost(run);
+  fill(run, unique(catalogue.groups.map(g => g.run)), r => r);
+  selectMain(run);
   fill(kind, KINDS, k => k);
   [run, layer, side].forEach(node => node.addEventListener("change", selected));
   layer.value = ""; heads(); selected();

@@ -1,0 +1,71 @@
+"""Sentences and counts next to the figures, one panel per method that changed a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from layerprobe.record import RunRecord
+from layerprobe.report import queries
+from layerprobe.report.section import Tables
+from layerprobe.report.sections.features.figures import KINDS, control_shares, method_rows
+from layerprobe.report.sections.features.sentences import crossing_sentence, exclusive_sentence
+
+
+def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
+    """Panels of methods, the one that is open at first, crossings of unchanged methods, and counts of latents."""
+    changed, shares = queries.changed(tables, record), queries.having(tables, "latent_shares")
+    unchanged = {name: crossing_sentence(tables, name) for name in queries.unchanged(tables, record)}
+    return {
+        "panels": [panel(tables, record, method) for method in changed],
+        "open": queries.main_method(changed, record),
+        "unchanged": [(name, text, _same_kinds(shares, name)) for name, text in unchanged.items() if text],
+        "shares": shares,
+    }
+
+
+def panel(tables: Tables, record: RunRecord, method: str) -> dict[str, Any]:
+    """What the page says of one method next to its figures."""
+    names = ("sae", "matching", "census")
+    quality, matching, census = (method_rows(tables, record, name, method) for name in names)
+    control = control_shares(tables, record, method)
+    live = None if census is None else census[census.kind != "dead"]
+    return {
+        "method": method,
+        "crossing": crossing_sentence(tables, method),
+        "exclusive": exclusive_sentence(tables, record, method),
+        "control": None if control is None else control.method.iloc[0],
+        "quality": quality,
+        "undefined": [] if quality is None else _undefined(quality),
+        "different_starts": matching is not None and (matching.start == "different starts").any(),
+        "live": live,
+        "deltas": {} if live is None else live.groupby("layer").delta.median().to_dict(),
+    }
+
+
+def _same_kinds(shares: pd.DataFrame | None, method: str) -> bool:
+    """Whether base and adapted have equally many latents of each kind in every layer."""
+    if shares is None:
+        return False
+    rows = shares[shares.method == method].groupby(["seed", "layer", "dictionary"])[list(KINDS)].nunique()
+    return bool(len(rows)) and bool((rows == 1).all(axis=None))
+
+
+def _undefined(quality: pd.DataFrame) -> list[str]:
+    """Why the recovered task loss or its interval is undefined, with the layers and sides for which it is."""
+    if "task_loss_ablated" not in quality:
+        return []
+    places: dict[str, list[str]] = {}
+    row: Any
+    # Both depend on the cost of ablating the layer alone, and not on the dictionary.
+    for row in quality.dropna(subset="task_loss_ablated").drop_duplicates(["layer", "evaluated_on"]).itertuples():
+        cost = f"mean ablation costs {row.task_loss_ablated - row.task_loss_clean:.2g} nats"
+        if row.loss_recovered != row.loss_recovered:
+            reason = f"No loss to recover: {cost}."
+        elif row.loss_recovered_low != row.loss_recovered_low:
+            reason = f"The interval of the recovered loss is unbounded: {cost}, which may be 0."
+        else:
+            continue
+        places.setdefault(reason, []).append(f"layer {row.layer}, {row.evaluated_on}")
+    return [f"{reason} ({'; '.join(where)})" for reason, where in places.items()]

@@ -1,0 +1,262 @@
+"""Figures of what changed: latents by kind, transfer of dictionaries, matches, the joint census, and densities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from layerprobe.record import RunRecord
+from layerprobe.report import queries
+from layerprobe.report.section import Tables
+from layerprobe.report.theme import COLOURS, PLAIN, error_bars, label_layers, method_colours, styled
+
+BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = COLOURS
+KINDS = {"task": VERMILLION, "both": ORANGE, "general": BLUE, "unexplained": "#9AA0A6"}
+"""Kinds of latents from the bottom of a bar up, so that the first two add up to the task share."""
+CENSUS = {"shared": BLUE, "shifted": SKY, "rotated": PINK, "base_only": GREEN, "adapted_only": VERMILLION}
+"""Kinds of the joint dictionary's latents."""
+MARKER = "#A855F7"
+"""Colour of markers on bars: visible on the bars' colours, on a light and on a dark page."""
+TRANSFERS = (
+    ("base", "base", "trained", "base's dictionary on base", BLUE, "circle"),
+    ("base", "adapted", "trained", "base's dictionary on adapted", VERMILLION, "circle"),
+    ("adapted", "adapted", "trained", "adapted's dictionary on adapted", GREEN, "square"),
+    ("adapted", "base", "trained", "adapted's dictionary on base", PINK, "square"),
+    ("base", "base", "second-seed", "second seed: base's on base", BLUE, "circle-open"),
+    ("adapted", "adapted", "second-seed", "second seed: adapted's on adapted", GREEN, "square-open"),
+    ("base", "base", "frozen-decoder", "control: frozen decoder, on base", SKY, "diamond-open"),
+    ("base", "base", "untrained", "control: untrained, on base", PLAIN, "x-thin-open"),
+)
+"""Side of the dictionary, side of the rows, variant of the dictionary, name, colour, symbol."""
+QUANTITIES = {
+    "explained_variance": ("ev", "explained variance of test rows<br>lower on adapted = more changed"),
+    "loss_recovered": ("loss_recovered", "task loss recovered<br>lower = less of the task kept"),
+}
+"""Quantity -> prefix of the columns of its interval, title of the axis."""
+SHOWN = (-0.5, 1.3)
+"""Values outside this range are drawn at its edge, with their number: one of -15 would flatten all others."""
+PAIRS = (
+    ("same start", "cosine", "cosine", BLUE),
+    ("same start", "correlation", "correlation of activations", GREEN),
+    ("different starts", "cosine", "cosine, different starts", PINK),
+)
+"""Start, quantity that pairs were matched on, name, colour."""
+UNMATCHED = (("lost", "lost from base", ORANGE), ("new", "new in adapted", VERMILLION))
+"""Prefix of columns, name, colour."""
+
+
+def method_rows(tables: Tables, record: RunRecord, name: str, method: str | None) -> pd.DataFrame | None:
+    """Rows of a method's first training seed, by default of the main method; None if there are none."""
+    table = queries.having(tables, name)
+    method = method or queries.main_method(queries.changed(tables, record), record)
+    if table is None or method is None or method not in set(table.method):
+        return None
+    return queries.of_first_seed(table, method)
+
+
+def control_shares(tables: Tables, record: RunRecord, method: str) -> pd.DataFrame | None:
+    """The table `latent_shares` of the adapted side under the control; None for a control, or without one."""
+    controls = queries.controls(record)
+    rows = method_rows(tables, record, "latent_shares", controls[0]) if controls and method not in controls else None
+    return None if rows is None else rows[(rows.dictionary == "first") & (rows.side == "adapted")]
+
+
+def latent_kinds(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Latents by kind in each layer, base on the left and adapted on the right, with the task share of other seeds."""
+    rows = method_rows(tables, record, "latent_shares", method)
+    if rows is None:
+        return None
+    shares, method, first = tables["latent_shares"], str(rows.method.iloc[0]), rows[rows.dictionary == "first"]
+    points = [("task share, 95% interval", "circle", "#fff", first)]
+    others = shares[(shares.method == method) & ((shares.dictionary != "first") | (shares.seed != rows.seed.iloc[0]))]
+    for (seed, dictionary), part in others.groupby(["seed", "dictionary"]):
+        which = "first dictionary" if dictionary == "first" else "second dictionary seed"
+        points.append((f"{which}, training seed {seed}", "diamond-open", MARKER, part))
+    control = control_shares(tables, record, method)
+    if control is not None:
+        points.append((f"adapted under {control.method.iloc[0]}", "x-thin-open", MARKER, control))
+    figure, (x, first) = go.Figure(), _by_layer_and_side(first)
+    for kind, colour in KINDS.items():
+        hover = f"{kind}: %{{y:.1%}} (%{{customdata[0]}} of %{{customdata[1]}})<extra></extra>"
+        bar = {"marker_color": colour, "customdata": first[[kind, "live"]], "hovertemplate": hover}
+        figure.add_bar(x=x, y=first[kind] / first.live, name=kind, **bar)
+    for i, (name, symbol, colour, part) in enumerate(points):
+        places, part = _by_layer_and_side(part)
+        marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"color": MARKER, "width": 2}}
+        bars = None if i else error_bars(part.share_task, part.share_low, part.share_high, MARKER)
+        point = {"mode": "markers", "marker": marker, "error_y": bars}
+        hover = "%{y:.1%}<extra>" + name + "</extra>"
+        figure.add_scatter(x=places, y=part.share_task, name=name, hovertemplate=hover, **point)
+    dash = {"symbol": "line-ew-open", "size": 24, "color": MARKER, "line": {"width": 3}}
+    null = "95th percentile with labels permuted"
+    figure.add_scatter(x=x, y=first.share_permuted_high, mode="markers", name=null, marker=dash)
+    figure.update_yaxes(title="share of judged latents<br>more task = more changed", tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(tickangle=0)
+    figure.update_layout(barmode="stack", bargap=0.15)
+    return styled(figure, height=430).update_layout(legend={"traceorder": "normal"})
+
+
+def _by_layer_and_side(rows: pd.DataFrame) -> tuple[list[list[str]], pd.DataFrame]:
+    """Places on an axis of layers and sides, and the rows in this order."""
+    rows = rows.sort_values(["layer", "side"], ascending=[True, False])
+    return [_layer_names(rows.layer), rows.side.tolist()], rows
+
+
+def _layer_names(layers: Any) -> list[str]:
+    return [f"layer {layer}" for layer in layers]
+
+
+def task_mass(tables: Tables, record: RunRecord) -> go.Figure | None:
+    """Share of activation mass in task latents by layer: the base once, and the adapted model of each method."""
+    methods = queries.changed(tables, record)
+    by_method = {name: method_rows(tables, record, "latent_shares", name) for name in methods}
+    shown = {name: rows for name, rows in by_method.items() if rows is not None}
+    colours, figure = method_colours(methods, record), go.Figure()
+    lines = [("base", rows, "base", PLAIN) for rows in list(shown.values())[:1]]
+    lines += [(f"{name}: adapted", rows, "adapted", colours[name]) for name, rows in shown.items()]
+    for name, rows, side, colour in lines:
+        part = rows[rows.side == side].sort_values("layer")
+        first, second = (part[part.dictionary == dictionary] for dictionary in ("first", "second-seed"))
+        bars = error_bars(first.mass_task, first.mass_low, first.mass_high)
+        line = {"color": colour, "dash": "dot" if side == "base" else "solid"}
+        curve = {"mode": "lines+markers", "name": name, "line": line, "marker": {"size": 8}, "error_y": bars}
+        figure.add_scatter(x=first.layer, y=first.mass_task, **curve)
+        if len(second):
+            marker = {"symbol": "diamond-open", "size": 11, "color": colour}
+            label = f"{name}, second dictionary seed"
+            figure.add_scatter(x=second.layer, y=second.mass_task, mode="markers", name=label, marker=marker)
+    label_layers(figure)
+    title = "activation mass in task latents<br>higher = more changed"
+    figure.update_yaxes(title=title, tickformat=".0%", rangemode="tozero")
+    return styled(figure, height=380) if shown else None
+
+
+def transfer(
+    tables: Tables, record: RunRecord, *, method: str | None = None, quantity: str = "explained_variance"
+) -> go.Figure | None:
+    """How well the dictionary of each side reconstructs each side, compared with controls, in one of `QUANTITIES`."""
+    rows = method_rows(tables, record, "sae", method)
+    if rows is None or quantity not in rows:
+        return None
+    (prefix, title), figure, ends = QUANTITIES[quantity], go.Figure(), [0.0, 1.0]
+    columns = [quantity, f"{prefix}_low", f"{prefix}_high"]
+    for trained_on, evaluated_on, kind, name, colour, symbol in TRANSFERS:
+        pair = (rows.trained_on == trained_on) & (rows.evaluated_on == evaluated_on) & (rows.kind == kind)
+        part = rows[pair & rows[quantity].notna()].sort_values("layer")
+        value, low, high = (part[column] for column in columns)
+        inside = value.between(*SHOWN)
+        # The interval of a value beyond the edge is beyond it too.
+        drawn = part.assign(y=value.clip(*SHOWN), y_low=low.where(inside), y_high=high.where(inside))
+        ends += [end for end in drawn[["y", "y_low", "y_high"]].to_numpy().ravel() if end == end]
+        text = value.map("{:.1f}".format).where(~inside, "")
+        hover = "%{customdata[0]:.3f} (%{customdata[1]:.3f} to %{customdata[2]:.3f})<extra>" + name + "</extra>"
+        written = {"text": text, "customdata": part[columns], "hovertemplate": hover}
+        _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, **written)
+    shown = [max(SHOWN[0], min(ends)) - 0.1, min(SHOWN[1], max(ends)) + 0.06]
+    figure.update_yaxes(title=title, range=shown, zeroline=True)
+    return styled(figure, height=420) if figure.data else None
+
+
+def matching(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Mean match of base and adapted latents and the shares without a match, each compared with its null."""
+    rows = method_rows(tables, record, "matching", method)
+    if rows is None:
+        return None
+    titles = ("mean match of pairs", "latents without a match (same start)")
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.1)
+    for start, on, name, colour in PAIRS:
+        part = rows[(rows.start == start) & (rows.on == on)].sort_values("layer")
+        pairs, null = ["mean", "mean_low", "mean_high"], ["null_mean", "null_low", "null_high"]
+        _add_points(figure, part, pairs, f"{name}: base / adapted", colour, "circle", row=1, col=1)
+        _add_points(figure, part, null, f"{name}: null", colour, "diamond-open", row=1, col=1)
+    part = rows[(rows.start == "same start") & (rows.on == "cosine")].sort_values("layer")
+    for kind, name, colour in UNMATCHED:
+        shares, null = [f"{kind}_share", f"{kind}_low", f"{kind}_high"], [f"null_{kind}_share"]
+        _add_points(figure, part, shares, name, colour, "circle", row=1, col=2)
+        _add_points(figure, part, null, f"{name}: null", colour, "diamond-open", row=1, col=2)
+    figure.update_yaxes(title="lower than the null = more changed", row=1, col=1)
+    figure.update_yaxes(title="higher than the null = more changed", tickformat=".0%", rangemode="tozero", row=1, col=2)
+    return styled(figure, height=440) if figure.data else None
+
+
+def _add_points(
+    figure: go.Figure, rows: pd.DataFrame, columns: Sequence[str], name: str, colour: str, symbol: str, **options: Any
+) -> None:
+    """Add points by layer, next to those that are already there.
+
+    Args:
+        columns: of the value, and of the ends of its interval if it has one.
+    """
+    if rows.empty:
+        return
+    value, *ends = columns
+    bars = error_bars(rows[value], rows[ends[0]], rows[ends[1]], colour) if ends else None
+    marker = {"symbol": symbol, "size": 11, "color": colour, "line": {"color": colour, "width": 2}}
+    options |= {"mode": "markers+text", "textposition": "top center", "marker": marker, "error_y": bars}
+    figure.add_scatter(x=_layer_names(rows.layer), y=rows[value], name=name, offsetgroup=name, **options)
+    figure.update_layout(scattermode="group", scattergap=0.25)
+
+
+def census(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Kinds of the joint dictionary's latents in each layer, by number and by reconstructed variance."""
+    rows = method_rows(tables, record, "census", method)
+    live = None if rows is None else rows[rows.kind != "dead"]
+    if live is None or live.empty:
+        return None
+    keys = live.layer, live.kind
+    counts, shares = pd.crosstab(*keys), pd.crosstab(*keys, normalize="index")
+    energy = pd.crosstab(*keys, values=live.energy_share, aggfunc="sum").fillna(0)
+    titles = ("share of live latents", "share of reconstructed variance")
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.1)
+    for kind in (kind for kind in CENSUS if kind in counts):
+        name, x = kind.replace("_", "-"), _layer_names(counts.index)
+        hover = f"{name}: %{{y:.1%}} (%{{customdata}} latents)<extra></extra>"
+        bar = {"name": name, "legendgroup": kind, "marker_color": CENSUS[kind], "customdata": counts[kind]}
+        figure.add_bar(x=x, y=shares[kind], hovertemplate=hover, row=1, col=1, **bar)
+        figure.add_bar(x=x, y=energy[kind], hovertemplate=hover, row=1, col=2, showlegend=False, **bar)
+    figure.update_yaxes(tickformat=".0%")
+    figure.update_layout(barmode="stack")
+    return styled(figure, height=380).update_layout(legend={"traceorder": "normal"})
+
+
+def transfer_steps(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Explained variance of the dictionaries of both sides on the checkpoints kept during training."""
+    rows = method_rows(tables, record, "transfer_steps", method)
+    if rows is None:
+        return None
+    figure = go.Figure()
+    for side, layer, part, line in _lines(rows.sort_values("step")):
+        value, name = part.explained_variance, f"{side}'s dictionary, layer {layer}"
+        bars = error_bars(value, part.ev_low, part.ev_high)
+        figure.add_scatter(x=part.step, y=value, mode="lines+markers", name=name, line=line, error_y=bars)
+    figure.update_xaxes(title="training step (0 = base)")
+    figure.update_yaxes(title="explained variance of test rows<br>base's lower = more changed")
+    return styled(figure, height=360)
+
+
+def latent_densities(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Number of latents by the share of test rows of their side on which they are active, for each layer and side."""
+    rows = method_rows(tables, record, "sae_densities", method)
+    if rows is None:
+        return None
+    rows = rows[(rows.kind == "trained") & (rows.trained_on == rows.evaluated_on) & (rows.low > float("-inf"))]
+    figure = go.Figure()
+    for side, layer, part, line in _lines(rows.sort_values("low")):
+        x, name = (part.low + part.high) / 2, f"{side}, layer {layer}"
+        figure.add_scatter(x=x, y=part.latents, mode="lines+markers", name=name, line={**line, "shape": "hvh"})
+    figure.update_xaxes(title="share of rows on which a latent is active (log10)")
+    figure.update_yaxes(title="latents", rangemode="tozero")
+    return styled(figure, height=320) if figure.data else None
+
+
+def _lines(rows: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame, dict[str, str]]]:
+    """Side, layer, its rows, and its line: a colour per layer, base solid and adapted dotted."""
+    layers = sorted(rows.layer.unique())
+    for side, dash in (("base", "solid"), ("adapted", "dot")):
+        for i, layer in enumerate(layers):
+            part = rows[(rows.layer == layer) & (rows.trained_on == side)]
+            yield side, int(layer), part, {"color": COLOURS[i % len(COLOURS)], "dash": dash}

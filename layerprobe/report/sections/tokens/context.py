@@ -1,0 +1,20 @@
+"""Data of the section: examples with a value for each token, and latents to look up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from layerprobe.record import RunRecord
+from layerprobe.report import queries
+from layerprobe.report.section import Tables
+from layerprobe.report.sections.tokens.examples import examples_by_token
+from layerprobe.report.sections.tokens.explorer import explorer, run_name
+
+
+def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
+    """Examples and latents, for the template and as embedded data, with the training run that is shown at first."""
+    data = {"tokens": examples_by_token(tables), "explorer": explorer(tables)}
+    method = queries.main_method(queries.methods(tables, record), record)
+    present = [tables[name] for name in ("sentences", "latents") if queries.having(tables, name) is not None]
+    seeds = queries.seeds_of(present[0], method) if present and method else []
+    return {**data, "data": {**data, "run": run_name(str(method), seeds[0]) if seeds else None}}
