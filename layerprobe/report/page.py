@@ -86,7 +86,6 @@ def render_page(tables: Tables, record: Any, sections: Sequence[Section[Any]] = 
             if "data" in context:
                 data[f"data-{section.id}"] = context.pop("data")
             template = environment.get_template(section.template or f"{section.id}/template.html.j2")
-            plots.drawn |= context.pop("legacy_figures", {})
             plot = plots.placer(section, tables, record)
             html = template.render(section=section, record=record, findings=answer, plot=plot, **context)
         parts.append((section, html, not absent))
@@ -199,7 +198,6 @@ def make_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([shared, sections, jinja2.PrefixLoader({"comparison": comparison})]),
         autoescape=True,
-        extensions=["jinja2.ext.do"],
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
