@@ -1,9 +1,9 @@
-"""Seconds and peak memory of each stage of the quickstart, and what capture costs beside a bare forward pass.
+"""Seconds and peak memory of each stage of the quickstart, and the cost of capture relative to a bare forward pass.
 
-    python benchmarks/quickstart.py            # everything: about eight minutes on two cores
+    python benchmarks/quickstart.py            # everything: about twenty minutes on two cores
     python benchmarks/quickstart.py --capture  # only capture against a bare forward pass
 
-Run it while nothing else runs. The run is made in a new, empty artifact folder, then repeated in it.
+Run it while nothing else runs. The quickstart runs in a new artifact folder, is repeated in it, and runs with two jobs in another one.
 """
 
 from __future__ import annotations
@@ -21,36 +21,27 @@ from statistics import median
 
 import psutil
 
-TASK = re.compile(r"\[\d+/\d+\] ([^:]+): (.+)")
+TASK = re.compile(r"\[\d+/\d+\] (.+): ([\d.]+) s$")
 
 
 class Watch:
-    """A command's seconds and peak memory, split at the tasks that it names on stderr."""
+    """Seconds and peak memory of a command, with the seconds and the peak of each task that it reports on stderr."""
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        self.spans: list[tuple[str, float, float]] = []
-        self.peak = 0.0
+        self.tasks: list[tuple[str, float, float]] = []
+        self.peak = self.recent = 0.0
+        self.running = True
         start = time.perf_counter()
         process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
-        sampler = threading.Thread(target=self._sample, args=(psutil.Process(process.pid),), daemon=True)
-        self.highest, self.running = 0.0, True
-        sampler.start()
-        name, began = "start: imports, data, model", start
+        threading.Thread(target=self._sample, args=(psutil.Process(process.pid),), daemon=True).start()
         for line in process.stderr:
-            found = TASK.search(line)
-            if found:
-                name, began = self._close(name, began, f"{found[1]}: {found[2].strip()}")
-        self._close(name, began, "")
+            if task := TASK.match(line.strip()):
+                self.tasks.append((task[1], float(task[2]), self.recent))
+                self.recent = 0.0
         self.code = process.wait()
         self.running = False
         self.seconds = time.perf_counter() - start
-
-    def _close(self, name: str, began: float, following: str) -> tuple[str, float]:
-        now = time.perf_counter()
-        self.spans.append((name, now - began, self.highest))
-        self.highest = 0.0
-        return following, now
 
     def _sample(self, process: psutil.Process) -> None:
         while self.running:
@@ -58,25 +49,37 @@ class Watch:
                 used = sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
             except psutil.Error:
                 return
-            self.highest, self.peak = max(self.highest, used), max(self.peak, used)
+            self.recent, self.peak = max(self.recent, used), max(self.peak, used)
             time.sleep(0.05)
 
 
 def quickstart() -> None:
-    """The whole demo in an empty artifact folder, then again, then `--help`."""
+    """The demo in an empty artifact folder with one job, again, with two jobs in another folder, then `--help`."""
     with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, "LAYERPROBE_HOME": str(Path(folder) / "home"), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "layerprobe", "demo", "--out", str(Path(folder) / "run")]
-        first = Watch(command, env)
-        print(f"{'task':44} {'seconds':>8} {'peak GB':>8}")
-        for name, seconds, peak in first.spans:
-            print(f"{name:44} {seconds:8.1f} {peak / 1e9:8.2f}")
-        print(f"{'whole quickstart (goal: 300 s, 3 GB)':44} {first.seconds:8.1f} {first.peak / 1e9:8.2f}")
-        second = Watch(command, env)
-        print(f"{'repeated (goal: 10 s)':44} {second.seconds:8.1f} {second.peak / 1e9:8.2f}")
-        assert first.code == second.code == 0, "the quickstart failed"
+
+        def demo(home: str, *options: str) -> Watch:
+            env = {**os.environ, "LAYERPROBE_HOME": str(Path(folder) / home), "HF_HUB_OFFLINE": "1"}
+            command = [sys.executable, "-m", "layerprobe", "demo", "--out", str(Path(folder) / "run"), *options]
+            watch = Watch(command, env)
+            assert watch.code == 0, "the quickstart failed"
+            return watch
+
+        first = demo("one")
+        stages: dict[str, list[float]] = {}
+        for name, seconds, peak in first.tasks:
+            total = stages.setdefault(name.partition(":")[0], [0.0, 0.0, 0.0])
+            total[0], total[1], total[2] = total[0] + 1, total[1] + seconds, max(total[2], peak)
+        print(f"{'stage':24} {'tasks':>6} {'seconds':>8} {'peak GB':>8}")
+        for stage, (count, seconds, peak) in sorted(stages.items(), key=lambda item: -item[1][1]):
+            print(f"{stage:24} {count:6.0f} {seconds:8.1f} {peak / 1e9:8.2f}")
+        print(f"{'whole quickstart':31} {first.seconds:8.1f} {first.peak / 1e9:8.2f}")
+        second = demo("one")
+        print(f"{'repeated':31} {second.seconds:8.1f} {second.peak / 1e9:8.2f}")
+        both = demo("two", "--jobs", "2")
+        print(f"{'with two jobs':31} {both.seconds:8.1f} {both.peak / 1e9:8.2f}")
+        print(f"one job on all cores / two jobs: {first.seconds / both.seconds:.2f}")
     runs = [Watch([sys.executable, "-m", "layerprobe", "--help"], dict(os.environ)).seconds for _ in range(5)]
-    print(f"{'layerprobe --help (goal: 0.5 s)':44} {median(runs):8.2f}")
+    print(f"layerprobe --help: {median(runs):.2f} s")
 
 
 def capture() -> None:
@@ -102,7 +105,7 @@ def capture() -> None:
     def full() -> float:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            capture(model, encoder, corpus.test, Path(folder) / "rows", progress=False)
+            capture(model, encoder, corpus.test, Path(folder) / "rows")
             return time.perf_counter() - start
 
     bare(), full()
@@ -115,7 +118,7 @@ def capture() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capture", action="store_true", help="only capture against a bare forward pass")
-    asked = parser.parse_args()
-    if not asked.capture:
+    options = parser.parse_args()
+    if not options.capture:
         quickstart()
     capture()
