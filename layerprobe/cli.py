@@ -30,16 +30,16 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the study. Repeatable."),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Device to compute on.")]
 Precision = Annotated[
     str,
     typer.Option(
         "--precision",
         metavar="auto|fp32|bf16",
-        help="Of fine-tuning. auto: bf16 where the processor has instructions for it, else fp32.",
+        help="Precision of fine-tuning. auto: bf16 if the processor supports it, else fp32.",
     ),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", metavar="N", help="Tasks that run side by side.")]
+Jobs = Annotated[int, typer.Option("--jobs", metavar="N", help="Number of tasks that run at the same time.")]
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -62,7 +62,7 @@ def run(
     threads: Threads = None,
     seed: Seeds = None,
 ) -> None:
-    """Do what a study asks for, and write its report."""
+    """Run a study and write its report."""
     _run(study, out, overrides or [], _How(device, precision, jobs, threads), seed or [], verb=["run", str(study)])
 
 
@@ -95,29 +95,32 @@ def plan(
     precision: Precision = "auto",
     seed: Seeds = None,
 ) -> None:
-    """Show what a study would compute, what is there already, and the disk space it takes. Computes nothing."""
+    """List the tasks of a study, which of them are finished, and the disk space needed. Computes nothing."""
     from rich.console import Console
+    from rich.filesize import decimal
     from rich.table import Table
 
     from layerprobe import pipeline
 
     with _one_sentence():
         planned = pipeline.plan(_load(study, overrides or [], seed or []), device=device, precision=precision)
-    table = Table("stage", "of", "key", "state", "size", box=None, pad_edge=False)
+    table = Table("stage", "parameters", "key", "state", "size", box=None, pad_edge=False)
     for task in planned.tasks:
-        size = "pending" if task.size is None else _bytes(task.size) if task.size else "small"
-        table.add_row(task.stage, task.name, (task.key or "pending")[:16], "done" if task.finished else "to do", size)
+        size = "unknown" if task.size is None else decimal(task.size) if task.size else "small"
+        table.add_row(
+            task.stage, task.name, (task.key or "unknown")[:16], "finished" if task.finished else "pending", size
+        )
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table)
     for note in planned.notes:
         console.print(note, markup=False)
     if all(task.size is not None for task in planned.tasks):
-        console.print(f"To be added: about {_bytes(planned.needed)} in {planned.home} ({_bytes(planned.free)} free).")
+        console.print(f"To be added: about {decimal(planned.needed)} in {planned.home} ({decimal(planned.free)} free).")
 
 
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that `run` wrote.")]) -> None:
-    """Write a run's report again from its tables. Needs neither torch nor the model."""
+    """Rebuild the report of a run from its tables. Needs neither torch nor the model."""
     from layerprobe.errors import StorageError
     from layerprobe.report import write_report
     from layerprobe.runs import PAGE, Run
@@ -138,7 +141,7 @@ def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR ...", help="Folders that `run` wrote.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the comparison: a new or empty one.")],
 ) -> None:
-    """Set finished runs side by side on one page: other models, data or methods. Needs neither torch nor the models."""
+    """Compare finished runs (of other models, data or methods) on one page. Needs neither torch nor the models."""
     from layerprobe.report import compare_runs
     from layerprobe.runs import Run
 
@@ -149,7 +152,7 @@ def compare(
 
 @app.command()
 def measures() -> None:
-    """List the similarity measures: range, symmetry, invariances, least number of rows, source."""
+    """List the similarity measures: range, symmetry, invariances, minimum number of rows, source."""
     from rich.console import Console
     from rich.table import Table
 
@@ -174,8 +177,10 @@ def measures() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Tell what this installation has and lacks: versions, device, bundled assets, disk."""
+    """Check the installation: versions, device, bundled assets, disk space."""
     import shutil
+
+    from rich.filesize import decimal
 
     from layerprobe.provenance import versions
     from layerprobe.store import home
@@ -191,19 +196,19 @@ def doctor() -> None:
         for name, find in assets.items():
             try:
                 find(name)
-                state = "found, checksum right"
+                state = "found, checksum correct"
             except LayerprobeError as error:
                 state = str(error)
             print(f"{'bundled:' + name:18} {state}")
         root = home()
         there = next(folder for folder in (root, *root.parents) if folder.exists())
         writable = "writable" if os.access(there, os.W_OK) else "NOT writable"
-        print(f"{'artifacts':14} {root} ({writable}, {_bytes(shutil.disk_usage(there).free)} free)")
+        print(f"{'artifacts':14} {root} ({writable}, {decimal(shutil.disk_usage(there).free)} free)")
 
 
 @dataclass(frozen=True)
 class _How:
-    """Options of how a study is run, none of which is part of the study."""
+    """Options of a run that are not part of the study."""
 
     device: str
     precision: str
@@ -279,11 +284,3 @@ def _one_sentence(resume: str | None = None) -> Iterator[None]:
         hint = f" Every finished task is kept; resume with: {resume}" if resume else ""
         print(f"\nInterrupted.{hint}", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _bytes(number: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000 or unit == "GB":
-            return f"{number:.0f} {unit}" if unit in ("B", "kB") else f"{number:.1f} {unit}"
-        number = number / 1000  # type: ignore[assignment]
-    raise AssertionError

@@ -1,4 +1,4 @@
-"""What is asked for: a study, validated and read from TOML."""
+"""A study: what is computed for one model and one data set, read from TOML and validated."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class ModelSection(_Section):
     name: StrictStr
     """`bundled:minilm-l6`, a local checkpoint folder, or a Hub id such as `google-bert/bert-base-uncased`."""
     revision: StrictStr | None = None
-    """Branch, tag or commit of a Hub model; the commit found is recorded in the run."""
+    """Branch, tag or commit of a Hub model; the run records the commit."""
     trust_remote_code: StrictBool = False
-    """Whether code from the model's own folder may run. Leave it off unless you have read that code."""
+    """Whether code from the model's folder may run. Leave it off unless you have read that code."""
 
 
 class OodSection(_Section):
     name: StrictStr
-    """Names the set in the tables."""
+    """Name of the set in the tables."""
     source: StrictStr
     """As `data.source`."""
     config: StrictStr | None = None
@@ -52,9 +52,9 @@ class OodSection(_Section):
     text: Annotated[StrictStr | tuple[StrictStr, StrictStr] | None, BeforeValidator(_as_tuple)] = None
     """As `data.text`."""
     label: StrictStr | None = None
-    """As `data.label`; its labels are those of the data, or some of them."""
+    """As `data.label`; each of its labels is a label of the data."""
     rows: Count | None = None
-    """Texts to measure on. Default: all."""
+    """Number of examples to evaluate on. Default: all."""
 
 
 class DataSection(_Section):
@@ -69,15 +69,15 @@ class DataSection(_Section):
     label: StrictStr | None = None
     """Column that holds the label. Default: `label`, or the bundled set's own."""
     train: Count | None = None
-    """Texts to fine-tune on. Default: 2,000, or 80% of what there is if that is less."""
+    """Number of training examples. Default: 2,000, or 80% of the data set if that is less."""
     test: Count | None = None
-    """Texts to measure on. Default: 500, or 20% of what there is if that is less."""
+    """Number of test examples. Default: 500, or 20% of the data set if that is less."""
     max_length: Annotated[StrictInt, Field(ge=4)] = 128
-    """Word pieces kept of each text, special tokens included."""
+    """Largest number of tokens per example, special tokens included; longer examples are truncated."""
     seed: Seed = 0
-    """Seed of the split. All training seeds share one split, so that everything is compared on one test set."""
+    """Seed of the split. All training seeds share one split, and so one test set."""
     ood: Annotated[tuple[OodSection, ...], BeforeValidator(_as_tuple)] = ()
-    """Out-of-domain sets (`[[data.ood]]`) that quality is measured on, too."""
+    """Out-of-domain sets (`[[data.ood]]`) on which quality is measured as well."""
 
 
 class AdaptationSection(_Section):
@@ -85,30 +85,30 @@ class AdaptationSection(_Section):
     """`head`, `top:k`, `full`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`, `checkpoint:PATH`, and the control
     `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
     epochs: Count = 2
-    """Passes over the training texts (`head` is trained to convergence instead)."""
+    """Passes over the training examples (`head` is trained to convergence instead)."""
     batch_size: Count = 16
-    """Texts in a training batch."""
+    """Examples per training batch."""
     learning_rate: Rate = 5e-5
     """Peak learning rate of AdamW for `top:k`, `full`, `lp-ft` and `shuffled-labels`."""
     head_learning_rate: Rate | None = None
-    """Learning rate of `head`. Default: chosen on a validation part of the training texts."""
+    """Learning rate of `head`. Default: chosen on a validation part of the training examples."""
     learning_rates: dict[StrictStr, Rate] = {}
-    """Peak learning rates of single methods, such as `{"lora:8" = 1e-3}`; the others keep their defaults."""
+    """Peak learning rates of individual methods, such as `{"lora:8" = 1e-3}`; the others keep their defaults."""
     search: StrictBool = False
-    """Whether to choose each method's learning rate on a validation part of the training texts."""
+    """Whether to choose each method's learning rate on a validation part of the training examples."""
     pooling: Literal["model", "mean", "cls"] = "model"
     """What the head reads: the family's own head, the mean over tokens, or the first token; one for all methods."""
     checkpoints: Count | None = None
-    """How many checkpoints to keep while training, evenly spaced, to read transfer along the steps. Default: none."""
+    """Number of evenly spaced checkpoints kept during training, on which transfer is measured. Default: none."""
     margin: Rate = 0.01
-    """Loss of accuracy against `full` below which a shallower depth counts as sufficient."""
+    """Non-inferiority margin: the loss of accuracy relative to `full` below which a shallower depth is sufficient."""
 
 
 class ActivationsSection(_Section):
     examples: Count = 500
-    """Test texts whose every token is stored; pooled vectors are stored for all test texts."""
+    """Number of test examples whose tokens are stored; pooled vectors are stored for all test examples."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Type of the stored numbers. float16 halves the disk space and is refused where a value would overflow."""
+    """Type of the stored activations. float16 halves the disk space and is refused if a value overflows."""
 
 
 class SimilaritySection(_Section):
@@ -118,50 +118,51 @@ class SimilaritySection(_Section):
         "cka",
         "procrustes",
     )
-    """Measures of base against adapted, by function name; `layerprobe measures` lists them."""
+    """Measures that compare base with adapted, by function name; `layerprobe measures` lists them."""
     units: Annotated[tuple[Unit, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("token", "mean", "cls")
-    """What one row is: a token, the mean over a text's tokens, or its first token."""
+    """What one row represents: a token, the mean over an example's tokens, or its first token."""
     shuffles: Count = 19
-    """Shuffles of whole texts that make the null; a value beyond all of 19 is beyond it at 5%."""
+    """Permutations of whole examples that make the null; a value beyond all of 19 is significant at 5%."""
 
 
 class SaeSection(_Section):
     layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_as_tuple)] = None
-    """Layers to train dictionaries on. Default: one early, one middle and the last. `[]` trains none."""
+    """Layers on which dictionaries are trained. Default: an early, a middle and the last layer. `[]`: none."""
     architecture: StrictStr = "topk"
     """Kind of sparse autoencoder: a row of `layerprobe.sae.architectures`, such as `topk`, `batchtopk` or `jumprelu`."""
     expansion: Annotated[float, Field(gt=0)] | None = None
-    """Latents for each dimension of the layer. Default: four, fewer where there are few rows."""
+    """Latents per dimension of the layer. Default: four, fewer if there are few rows."""
     k: Count | None = None
-    """Active latents for each token, in the TopK family. Default: one for each twelve dimensions."""
+    """Active latents per token, in the TopK family. Default: one per twelve dimensions."""
     rows: Count = 60_000
-    """Token rows of each layer and side to train on."""
+    """Number of token rows per layer and side on which dictionaries are trained."""
     controls: Annotated[tuple[Control, ...], BeforeValidator(_as_tuple)] = (
         "untrained",
         "frozen-decoder",
         "second-seed",
     )
-    """Dictionaries beside the trained ones: not trained, trained with a frozen random decoder, from another seed."""
+    """Control dictionaries: untrained, trained with a frozen random decoder, trained from a second seed."""
     crosscoder: StrictBool = True
-    """Whether to train a joint dictionary on base and adapted rows, which tells shared features from exclusive ones."""
+    """Whether to train a crosscoder on base and adapted rows, which separates shared from exclusive features."""
 
 
 class InternalsSection(_Section):
     parts: Annotated[tuple[Part, ...], BeforeValidator(_as_tuple)] = ("probes", "weights", "interventions")
-    """What to look at inside: linear probes of the task by layer, change of weights, and which layers are needed."""
+    """Analyses of the adapted model: linear probes by layer, change of weights, interventions on layers."""
     examples: Count = 250
-    """Test texts that the classifier is run on again and again: with blocks taken back, or a layer rebuilt by a dictionary."""
+    """Number of test examples for repeated runs of the classifier: with blocks reset to base weights, or a layer
+    replaced by its reconstruction."""
 
 
 class Study(_Section):
     """One question asked of one model and one data set."""
 
     name: StrictStr = "study"
-    """Names the report's folder. Default: the file's name."""
+    """Name of the run folder. Default: the name of the file."""
     question: StrictStr = "What did fine-tuning do to every layer?"
-    """The question that the report opens with."""
+    """The question at the head of the report."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0,)
-    """Training seeds; each method is run once a seed."""
+    """Training seeds; each method is trained once per seed."""
     model: ModelSection
     data: DataSection
     adaptation: AdaptationSection = AdaptationSection()
@@ -177,7 +178,7 @@ class Study(_Section):
         Paths in the file are relative to the file's folder, paths in overrides to the working folder.
 
         Raises:
-            StudyError: if the file is missing, is not TOML, or asks for something that does not exist.
+            StudyError: if the file is missing or is not TOML, or if a key or value is invalid.
         """
         path = Path(path)
         try:
@@ -200,10 +201,10 @@ class Study(_Section):
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], *, origin: str = "the study") -> Study:
-        """Validate a study given as nested tables.
+        """Validate a study given as nested dictionaries.
 
         Raises:
-            StudyError: naming the key, what came, what is allowed, and the nearest valid key if one is unknown.
+            StudyError: naming the key, its value, what is allowed, and for an unknown key the nearest valid one.
         """
         try:
             study = cls.model_validate(content)
@@ -218,7 +219,7 @@ class Study(_Section):
             ("data.ood.name", (*named, "test")),
         ):
             if len(set(values)) != len(values):
-                raise StudyError(f"{origin}: {key} = {list(values)} names a value twice; name each once.")
+                raise StudyError(f"{origin}: {key} = {list(values)} lists a value twice; list each once.")
         if not slug(study.name):
             raise StudyError(f"{origin}: name = {study.name!r} has no letter or digit to name a folder with.")
         return study
@@ -229,12 +230,12 @@ class Study(_Section):
 
 
 def slug(text: str) -> str:
-    """Folder-safe form of a name: lower-case letters, digits and single hyphens."""
+    """A name reduced to lower-case letters, digits and single hyphens, safe as a folder name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
 
 
 def _anchor(content: dict[str, Any], folder: Path) -> None:
-    """Make the paths in a study absolute where they name something beside the study file."""
+    """Make paths absolute that exist relative to the folder of the study file."""
 
     def absolute(value: Any) -> Any:
         if isinstance(value, str) and ":" not in value and (folder / value).exists():

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,19 @@ def imported(node: ast.AST) -> list[str]:
     return []
 
 
+def attached(name: str) -> set[str]:
+    """Modules that a package loads when one of their names is first used: those of its stub."""
+    stub = MODULES[name].with_suffix(".pyi")
+    if not stub.is_file():
+        return set()
+    nodes = [node for node in ast.walk(ast.parse(stub.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+    modules = [[node.module] if node.module else [alias.name for alias in node.names] for node in nodes]
+    return {f"{name}.{module}" for module in chain.from_iterable(modules)}
+
+
 def imports(name: str) -> set[str]:
-    return {module for node in at_run_time(TREES[name]) for module in imported(node)} - {name}
+    modules = {module for node in at_run_time(TREES[name]) for module in imported(node)}
+    return (modules | attached(name)) - {name}
 
 
 IMPORTS = {name: imports(name) for name in MODULES}
@@ -96,6 +108,7 @@ def test_the_graph_sees_imports_of_every_form():
     assert "layerprobe.adaptation" in GRAPH["layerprobe.stage"]  # under TYPE_CHECKING, and in a function
     assert "layerprobe.report.queries" in GRAPH["layerprobe.report.sections.drift.figures"]  # a submodule by `from`
     assert "layerprobe.executors.serial" in GRAPH["layerprobe.executors"]  # by its name
+    assert "layerprobe.sae._census" in GRAPH["layerprobe.sae"]  # attached lazily
     assert len(MODULES) > 100
 
 

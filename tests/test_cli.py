@@ -113,12 +113,12 @@ def test_a_folder_that_cannot_be_written_is_refused(study, tmp_path):
 
 
 def test_plan_refuses_a_path_that_is_not_there(study):
-    """Keys are pending only for what the Hub may have."""
+    """Keys are unknown only where the Hub may have the model."""
     refused(cli("plan", study, "--set", "data.source=nowhere.csv"), "no data file nowhere.csv")
     refused(cli("plan", study, "--set", "data.label=topic", "--set", "model.name=org/unknown"), "no column 'topic'")
     refused(cli("plan", study, "--set", "model.name=./nowhere"), "no model folder")
     result = cli("plan", study, "--set", "model.name=org/unknown")
-    assert result.exit_code == 0 and "pending" in result.stdout
+    assert result.exit_code == 0 and "unknown" in result.stdout
 
 
 def test_a_full_disk_under_the_run_folder_is_one_sentence(study, tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_page_that_cannot_be_written_is_one_sentence(study, tmp_path, monkeypa
 def test_doctor_reports_versions_and_assets():
     result = cli("doctor")
     assert result.exit_code == 0
-    assert result.stdout.count("found, checksum right") == 3
+    assert result.stdout.count("found, checksum correct") == 3
     assert "torch" in result.stdout and "free)" in result.stdout
 
 
