@@ -46,6 +46,18 @@ Threads = Annotated[
         "--threads", metavar="M", help="Threads per task. Default: all cores, or the cores divided by the jobs."
     ),
 ]
+Executor = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        metavar="auto|serial|processes|ray",
+        help="What runs the tasks. auto: this process for one job, else worker processes.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="ADDRESS", help="Ray cluster. Default: $RAY_ADDRESS, else this machine alone."),
+]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", metavar="N", help="Training seed, instead of the study's. Repeatable.")
 ]
@@ -60,10 +72,19 @@ def run(
     precision: Precision = "auto",
     jobs: Jobs = 1,
     threads: Threads = None,
+    executor: Executor = "auto",
+    address: Address = None,
     seed: Seeds = None,
 ) -> None:
     """Run a study and write its report."""
-    _run(study, out, overrides or [], _How(device, precision, jobs, threads), seed or [], verb=["run", str(study)])
+    _run(
+        study,
+        out,
+        overrides or [],
+        _How(device, precision, jobs, threads, executor, address),
+        seed or [],
+        verb=["run", str(study)],
+    )
 
 
 @app.command()
@@ -74,6 +95,8 @@ def demo(
     precision: Precision = "auto",
     jobs: Jobs = 1,
     threads: Threads = None,
+    executor: Executor = "auto",
+    address: Address = None,
     seed: Seeds = None,
 ) -> None:
     """Run the quickstart on the bundled model and tweets: fine-tune, compare every layer, report. A few minutes."""
@@ -81,7 +104,7 @@ def demo(
         analyses() / "quickstart.toml",
         out,
         overrides or [],
-        _How(device, precision, jobs, threads),
+        _How(device, precision, jobs, threads, executor, address),
         seed or [],
         verb=["demo"],
     )
@@ -214,10 +237,12 @@ class _How:
     precision: str
     jobs: int
     threads: int | None
+    executor: str
+    address: str | None
 
     def options(self) -> list[str]:
         """The options as words of a command, without those that have their default."""
-        defaults = _How("auto", "auto", 1, None)
+        defaults = _How("auto", "auto", 1, None, "auto", None)
         changed = {name: value for name, value in vars(self).items() if value != getattr(defaults, name)}
         return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
 
@@ -259,6 +284,8 @@ def _run(
             precision=how.precision,
             jobs=how.jobs,
             threads=how.threads,
+            executor=how.executor,
+            address=how.address,
             given=given,
             command=command,
         )

@@ -137,6 +137,7 @@ def run(
     jobs: int = 1,
     threads: int | None = None,
     executor: str = "auto",
+    address: str | None = None,
     home: Path | None = None,
     given: str | None = None,
     command: str | None = None,
@@ -155,7 +156,9 @@ def run(
         jobs: tasks that run side by side. With more than one, a script must call `run` below
             `if __name__ == "__main__":`.
         threads: threads per task; by default torch's own number for one job, else the cores divided by the jobs.
-        executor: `serial`, `processes`, or `auto`: serial for one job.
+        executor: `serial`, `processes`, `ray`, or `auto`: serial for one job, else processes.
+        address: address of a Ray cluster, such as `auto` or `ray://host:10001`; by default `$RAY_ADDRESS`, else a cluster
+            on this machine alone.
         home: root of the artifact store; by default `$LAYERPROBE_HOME` or the user's cache folder.
         given: text of the study file, kept in the record of the run.
         command: the command that repeats the run, kept in the record of the run.
@@ -169,7 +172,15 @@ def run(
     for name, number in (("jobs", jobs), ("threads", threads)):
         if number is not None and number < 1:
             raise StudyError(f"--{name} is {number}; it is a whole number of 1 or more.")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise StudyError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this process is one of several that a launcher started, and each would "
+            "run the whole study; start layerprobe without the launcher, and see docs/scaling.md for one training on several "
+            "devices."
+        )
     execute = find_executor(executor, jobs)
+    if address is not None and executor != "ray":
+        raise StudyError(f"--address {address} is for the executor ray; add --executor ray, or leave the address out.")
     start = time.perf_counter()
     folder = Path(out) if out is not None else Path("reports") / slug(study.name)
     store = ArtifactStore(home)
@@ -199,7 +210,7 @@ def run(
         _describe(result.record, context)
         _check_space(resolved, store)
         tasks = expand(study, resolved.n_layers)
-        settings = Settings(store.root, jobs, threads)
+        settings = Settings(store.root, jobs, threads, address)
         finished: dict[Stage, Artifact] = {}
         with Display(tasks, store.root, jobs, visible=progress) as display:
 

@@ -225,6 +225,10 @@ class Stage:
         """Bytes that the artifact takes, estimated from above."""
         return 0
 
+    def memory(self, study: ResolvedStudy) -> int:
+        """Bytes of memory to reserve for it where a scheduler places tasks by memory."""
+        return 1_500_000_000 + 4 * study.model_bytes + self.size(study)
+
     def content(self, folder: Path) -> Mapping[str, str]:
         """Digests of the content, for children that are keyed by it."""
         return {}

@@ -15,10 +15,12 @@ from toy_stages import Accelerated, Failing, Killed, Meeting, PeculiarError, Thr
 
 from layerprobe import Run, Study, run
 from layerprobe.errors import ArgumentError, StorageError, StudyError
-from layerprobe.executors import EXECUTORS, Progressed, Settings, Started, find_executor
+from layerprobe.executors import Progressed, Settings, Started, find_executor
 from layerprobe.graph import expand
 from layerprobe.resolve import resolve
 
+LOCAL = ("serial", "processes")
+"""Executors of one machine; `test_ray.py` tests the one of a cluster."""
 TREE = (a := Toy(1), b := Toy(2), c := Toy(3, (a, b)), d := Toy(4, (b,)), Toy(5, (a, c, d)))
 
 
@@ -34,7 +36,7 @@ def value(finished):
 # The contract ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", LOCAL)
 def test_tasks_are_computed_after_their_parents_and_reused_later(tmp_path, executor):
     events = []
     finished = execute(TREE, tmp_path, executor=executor, on_event=events.append)
@@ -53,13 +55,13 @@ def test_tasks_are_computed_after_their_parents_and_reused_later(tmp_path, execu
     assert {one.task: one.artifact.key for one in again} == {one.task: one.artifact.key for one in finished}
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", LOCAL)
 def test_some_of_the_tasks_can_be_run_alone(tmp_path, executor):
     (finished,) = execute(TREE[-1:], tmp_path, executor=executor)
     assert value(finished) == 18
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", LOCAL)
 def test_a_damaged_parent_is_computed_again_and_named_once(tmp_path, executor):
     children = (Toy(6, (a, b)), Toy(7, (a, b)))
     (parent, *_) = execute(TREE[:2], tmp_path, executor="serial")
@@ -83,14 +85,26 @@ def test_what_workers_receive_and_send_can_be_pickled(tmp_path, tiny_bert, tiny_
 
 
 def test_unknown_executors_and_numbers_of_jobs_are_refused(tmp_path):
-    with pytest.raises(StudyError, match=r"executor 'slurm' is unknown; the executors are auto, serial, processes"):
+    with pytest.raises(
+        StudyError, match=r"executor 'slurm' is unknown; the executors are auto, serial, processes, ray"
+    ):
         find_executor("slurm", 1)
     study = Study.parse({"name": "x", "model": {"name": "m"}, "data": {"source": "d"}})
     for name, number in (("jobs", 0), ("jobs", -2), ("threads", 0)):
         with pytest.raises(StudyError, match=rf"{name} is {number}; it is a whole number of 1 or more"):
             run(study, out=tmp_path, progress=False, **{name: number})
+    with pytest.raises(StudyError, match=r"--address auto is for the executor ray; add --executor ray"):
+        run(study, out=tmp_path, progress=False, address="auto")
     assert find_executor("auto", 1) is find_executor("serial", 1)
     assert find_executor("auto", 2) is find_executor("processes", 2)
+
+
+def test_a_process_of_a_launcher_does_not_run_the_whole_study(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    study = Study.parse({"name": "x", "model": {"name": "m"}, "data": {"source": "d"}})
+    with pytest.raises(StudyError, match=r"WORLD_SIZE is 2: .* start layerprobe without the launcher"):
+        run(study, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 # Side by side ----------------------------------------------------------------------------------------------------------
@@ -113,7 +127,7 @@ def test_an_accelerator_computes_one_task_at_a_time(tmp_path):
     assert finished[-1].task != tasks[-1]  # what needs no accelerator does not wait for it
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", LOCAL)
 def test_tasks_use_the_number_of_threads_that_is_set(tmp_path, executor, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     import torch
@@ -153,7 +167,7 @@ def test_a_task_whose_workers_are_killed_again_and_again_ends_the_run(tmp_path):
     ],
 )
 def test_errors_are_those_of_the_serial_executor(tmp_path, capfd, name, kind, words):
-    for executor in EXECUTORS:
+    for executor in LOCAL:
         with pytest.raises(kind, match=words) as caught:
             execute((Failing(1, error=name), Toy(2)), tmp_path, executor=executor, jobs=1)
         assert not isinstance(caught.value, ArgumentError)

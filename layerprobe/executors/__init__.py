@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXECUTORS", "Event", "Finished", "Progressed", "Settings", "Started", "find_executor"]
 
-EXECUTORS = ("serial", "processes")
+EXECUTORS = ("serial", "processes", "ray")
 """Names of the modules of this package that hold an executor."""
 
 Executor = Callable[["Sequence[Stage]", "ResolvedStudy", Settings, Callable[[Event], None]], Iterator[Finished]]

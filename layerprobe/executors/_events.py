@@ -21,6 +21,8 @@ class Settings:
     """Tasks that run side by side."""
     threads: int | None = None
     """Threads per task. Default: torch's own number for one job, else the cores divided by the jobs."""
+    address: str | None = None
+    """Address of a Ray cluster. Default: `$RAY_ADDRESS`, else a cluster on this machine alone."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +24,28 @@ if TYPE_CHECKING:
 
 SHORTEST_REPORT = 0.1
 """Seconds between two reports of progress."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 UNGUARDED = 79
 """Exit code of a worker whose script calls `run` when it is imported."""
 Gauge = Callable[[], AbstractContextManager[Callable[[], int]]]
 """Enters the computation of a task; its value returns how many tasks were computed at once since then."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An exception in a worker, as it is sent to the process that waits for the task."""
+
+    error: BaseException
+    trace: str
+
+
+def picklable(error: BaseException) -> BaseException:
+    """The error, or where it cannot be sent to another process, one with the same message."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def one_task() -> AbstractContextManager[Callable[[], int]]:

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import LayerprobeError, StudyError
 from layerprobe.executors._events import Event, Finished, Settings
-from layerprobe.executors._worker import UNGUARDED, Worker
+from layerprobe.executors._worker import THREAD_VARIABLES, UNGUARDED, Failed, Worker, picklable
 
 if TYPE_CHECKING:
     from layerprobe.stage import ResolvedStudy, Stage
 
 MOST_LOSSES = 3
 """Worker processes that may end during one task before the run ends."""
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """An exception in a worker."""
-
-    error: BaseException
-    trace: str
 
 
 class _WorkerProcess:
@@ -113,7 +102,7 @@ def execute(
                         workers[place] = _WorkerProcess(worker.number, start)
                     elif isinstance(message, Event):
                         on_event(message)
-                    elif isinstance(message, _Failed):
+                    elif isinstance(message, Failed):
                         print(message.trace, file=sys.stderr, end="")
                         raise message.error
                     elif isinstance(message, Finished):
@@ -210,16 +199,7 @@ def _work(
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends anyway, and without a traceback
         trace = "" if isinstance(error, LayerprobeError) else traceback.format_exc()
         with suppress(OSError):
-            send(_Failed(_picklable(error), trace))
-
-
-def _picklable(error: BaseException) -> BaseException:
-    """The error, or where it cannot be sent to another process, one with the same message."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+            send(Failed(picklable(error), trace))
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -1,0 +1,119 @@
+"""The Ray executor on a real local cluster of two machines with one processor each."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from running import LIGHT, assert_equal_tables, run_study, write_study
+from test_executors import TREE, execute, value
+from toy_stages import Failing, Killed, Meeting, Threads, Toy, resolved_study
+
+from layerprobe import Run
+from layerprobe.errors import StudyError
+from layerprobe.executors import Progressed, Settings, Started, find_executor
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two machines that find this checkout and its test modules."""
+    tests = Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tests.parent), str(tests)]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "memory": 4e9, "object_store_memory": 1e8, "include_dashboard": False},
+        )
+        cluster.add_node(num_cpus=1, memory=4e9, object_store_memory=1e8)
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def on_ray(tasks, home, **options):
+    return execute(tasks, home, executor="ray", **options)
+
+
+def test_tasks_are_computed_after_their_parents_and_reused_later(cluster, tmp_path):
+    events = []
+    finished = on_ray(TREE, tmp_path, on_event=events.append)
+    order = [one.task for one in finished]
+    assert set(order) == set(TREE)
+    for place, task in enumerate(order):
+        assert all(order.index(parent) < place for parent in task.before)
+    assert {one.task.number: value(one) for one in finished} == {1: 1, 2: 2, 3: 6, 4: 6, 5: 18}
+    assert {event.task for event in events if isinstance(event, Started)} <= {task.id for task in TREE}
+    assert all(isinstance(event, Started | Progressed) for event in events)
+    again = on_ray(TREE, tmp_path)
+    assert all(one.artifact.reused for one in again)
+
+
+def test_independent_tasks_run_on_both_machines(cluster, tmp_path):
+    (tmp_path / "place").mkdir()
+    pair = (Meeting(1, place=tmp_path / "place"), Meeting(2, place=tmp_path / "place"))
+    finished = {one.task: one for one in on_ray(pair, tmp_path / "home")}
+    # Each machine computed one task: their seconds are comparable.
+    assert [finished[task].artifact.meta.concurrent_tasks for task in pair] == [1, 1]
+
+
+def test_a_killed_worker_is_replaced_and_its_task_starts_again(cluster, tmp_path):
+    finished = on_ray((Killed(1, times=2, place=tmp_path), Toy(2)), tmp_path / "home")
+    assert sorted(value(one) for one in finished) == [1, 2]
+
+
+def test_tasks_use_the_number_of_threads_that_is_set(cluster, tmp_path):
+    (finished,) = on_ray((Threads(1),), tmp_path, threads=1)
+    assert json.loads((finished.artifact.folder / "threads.json").read_text()) == {"torch": 1, "OMP": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("argument", r"^sae\.k is 99; lower sae\.k\.$"), ("peculiar", "this and that")]
+)
+def test_errors_are_those_of_the_serial_executor(cluster, tmp_path, name, words):
+    with pytest.raises((StudyError, RuntimeError), match=words):
+        on_ray((Failing(1, error=name),), tmp_path)
+
+
+def test_a_task_that_no_machine_can_hold_is_refused(cluster, tmp_path):
+    with pytest.raises(
+        StudyError, match=r"No machine of the Ray cluster has 3 CPUs .* toy: number 1 needs; lower --threads"
+    ):
+        on_ray((Toy(1),), tmp_path, threads=3)
+
+
+def test_an_address_without_a_cluster_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    settings = Settings(tmp_path, address="127.0.0.1:1")
+    with pytest.raises(
+        StudyError, match=r"No Ray cluster could be reached at --address 127\.0\.0\.1:1: .*Connection refused"
+    ):
+        list(find_executor("ray", 1)((Toy(1),), resolved_study(), settings, print))
+
+
+def test_two_equal_studies_at_once_compute_nothing_twice_and_equal_the_serial_run(
+    cluster, tmp_path, tiny_bert, tiny_csv
+):
+    path = write_study(tmp_path, tiny_bert, tiny_csv)
+    serial = run_study(path, tmp_path / "serial", tmp_path / "other home", *LIGHT)
+    runs: dict[str, Run] = {}
+
+    def study(name):
+        runs[name] = run_study(path, tmp_path / name, tmp_path / "home", *LIGHT, executor="ray")
+
+    threads = [threading.Thread(target=study, args=(name,)) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in runs.values():
+        assert_equal_tables(serial, result)
+    computed = [{task.key for task in result.record.tasks if not task.reused} for result in runs.values()]
+    assert not computed[0] & computed[1]
+    assert computed[0] | computed[1] == {task.key for task in serial.record.tasks}
