@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -9,10 +12,14 @@ import pytest
 from running import LIGHT, assert_equal_tables, run_study, write_study
 from test_executors import TREE, execute, value
 from toy_stages import Failing, Killed, Meeting, Threads, Toy, resolved_study
+from typer.testing import CliRunner
 
 from layerprobe import Run
+from layerprobe.cli import app
 from layerprobe.errors import StudyError
 from layerprobe.executors import Progressed, Settings, Started, find_executor
+
+DOCS = Path(__file__).parent.parent / "docs" / "scaling.md"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,17 @@ def test_an_address_without_a_cluster_is_one_sentence(tmp_path, monkeypatch):
         StudyError, match=r"No Ray cluster could be reached at --address 127\.0\.0\.1:1: .*Connection refused"
     ):
         list(find_executor("ray", 1)((Toy(1),), resolved_study(), settings, print))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_slurm_script_is_valid():
+    (script,) = re.findall(r"```bash\n(#!/bin/bash.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.S)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    (command,) = [line.split() for line in script.splitlines() if line.startswith("layerprobe")]
+    study = Path(__file__).parent.parent / "analyses" / "quickstart.toml"
+    options = [str(study) if word == '"$1"' else word for word in command[1:]]
+    ended = CliRunner().invoke(app, [*options, "--set", "data.source=nowhere.csv"])
+    assert ended.exit_code == 2 and "No such option" not in ended.output
 
 
 def test_two_equal_studies_at_once_compute_nothing_twice_and_equal_the_serial_run(
