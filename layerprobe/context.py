@@ -271,7 +271,7 @@ def unseen_candidates(study: Study, corpus: Corpus, tokens: TokenIds, finder: Fi
         n_tokens += sum(tokens.counts(unseen.take(new)))
         kept.extend(new.tolist())
         count = block.stop
-    counted = CopyCount.of_copies("unseen", "train and test", found, removed=remove)
+    counted = CopyCount.of_copies("unseen", found, removed=remove, short=None)
     left_out = sorted({*unseen.ids[:count]} - {unseen.ids[i] for i in kept})
     return Unseen(unseen.take(kept), n_tokens, counted, tuple(left_out))
 

@@ -120,7 +120,7 @@ def load_corpus(
         fingerprint=digest([list(examples.ids), examples.labels.tolist(), list(names)]),
         revision=rows.commit,
         notes=rows.notes,
-        near_copies=CopyCount.of_copies("train", "test", [drawn.first], removed=remove, short=n_train - len(trained)),
+        near_copies=CopyCount.of_copies("train", [drawn.first], removed=remove, short=n_train - len(trained)),
         left_out=tuple(sorted(examples.ids[i] for i in np.flatnonzero(drawn.left_out))),
     )
 

@@ -27,6 +27,7 @@ BANDS, ROWS = 32, 4
 
 Kind = Literal["", "text", "tokens", "shingles", "known"]
 """Why an example is a near copy, the strictest reason that holds; empty if it is none."""
+Part = Literal["train", "unseen", "out-of-domain"]
 Tokens = Callable[[Examples], Sequence[Sequence[int] | np.ndarray]]
 """Token ids of each example, as the model receives them."""
 
@@ -54,8 +55,10 @@ class Copies:
 class CopyCount:
     """How many examples of one part of the data are near copies of examples of another part."""
 
-    part: str
-    """`train`, `unseen` (the rows for dictionaries), or the name of an out-of-domain set."""
+    part: Part
+    """Where near copies were searched for; `unseen` are the examples that give the rows for dictionaries."""
+    name: str
+    """Name of the out-of-domain set; empty for the parts of the corpus."""
     of: str
     """The part that holds the originals: `test`, or `train and test`."""
     n: int
@@ -77,23 +80,27 @@ class CopyCount:
     removed: int
     """Near copies that were removed from `part`."""
     replaced: int
-    """How many of those were replaced by other examples."""
+    """How many of those were replaced by other examples; 0 for `unseen`, whose number follows from its tokens."""
 
     @classmethod
-    def of_copies(cls, part: str, of: str, copies: Sequence[Copies], *, removed: bool, short: int = 0) -> CopyCount:
+    def of_copies(
+        cls, part: Part, copies: Sequence[Copies], *, removed: bool, short: int | None = 0, name: str = ""
+    ) -> CopyCount:
         """Counts over one or more comparisons with the same originals.
 
         Args:
-            part, of: names of the two parts.
+            part: where near copies were searched for.
             copies: the comparisons.
             removed: whether near copies are removed.
-            short: how many examples `part` lacks after its near copies were replaced.
+            short: how many examples `part` lacks after its near copies were replaced; None if they are not replaced.
+            name: name of the out-of-domain set.
         """
         kinds = [kind for one in copies for kind in one.kinds]
         found = sum(kind != "" for kind in kinds)
         return cls(
             part=part,
-            of=of,
+            name=name,
+            of="test" if part == "train" else "train and test",
             n=len(kinds),
             n_of=max((one.n_originals for one in copies), default=0),
             copies=found,
@@ -103,7 +110,7 @@ class CopyCount:
             similar=kinds.count("shingles"),
             same_label=sum(int(one.same_label[one.mask].sum()) for one in copies),
             removed=found if removed else 0,
-            replaced=found - short if removed else 0,
+            replaced=found - short if removed and short is not None else 0,
         )
 
 

@@ -108,6 +108,6 @@ def load_ood(
             f"{without}; a comparison needs at least two."
         )
     fingerprint = digest([list(sample.ids), sample.labels.tolist()])
-    counted = CopyCount.of_copies(name, "train and test", [drawn.first], removed=remove, short=size - len(sample))
+    counted = CopyCount.of_copies("out-of-domain", [drawn.first], removed=remove, short=size - len(sample), name=name)
     left_out = tuple(sorted(examples.ids[i] for i in np.flatnonzero(drawn.left_out)))
     return OodSet(name, sample, classes, fingerprint, table.commit, tuple(notes), counted, left_out)
