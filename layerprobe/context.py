@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ from layerprobe.stage import ResolvedStudy
 from layerprobe.store import Artifact
 
 if TYPE_CHECKING:
-    from layerprobe.data import Corpus, Examples, OodSet
+    import numpy as np
+
+    from layerprobe.data import Copies, CopyCount, Corpus, Examples, Finder, Labelled, OodSet
     from layerprobe.encoder import Encoder
     from layerprobe.study import Study
 
@@ -45,7 +47,9 @@ class Context:
 
     @cached_property
     def corpus(self) -> Corpus:
-        corpus = load_study_corpus(self.study)
+        from layerprobe.data import KnownCopies
+
+        corpus = load_study_corpus(self.study, KnownCopies(self.resolved.left_out))
         if corpus.fingerprint != self.resolved.corpus:
             raise DataError(f"{self.study.data.source} changed while the study ran; run the study again.")
         return corpus
@@ -56,14 +60,20 @@ class Context:
 
     @cached_property
     def ood(self) -> tuple[OodSet, ...]:
-        return load_study_ood(self.study, self.corpus)
+        from layerprobe.data import KnownCopies
+
+        finders = {one.name: KnownCopies(one.left_out) for one in self.resolved.ood}
+        return load_study_ood(self.study, self.corpus, finders)
 
     @cached_property
     def sae_examples(self) -> Examples:
         """Examples that give the rows for dictionaries."""
         if self.resolved.sae_source == "train":
             return self.corpus.train
-        return unseen_candidates(self.study, self.corpus, self.encoder)
+        from layerprobe.data import KnownCopies
+
+        tokens, finder = TokenIds(self.study, self.encoder), KnownCopies(self.resolved.sae_left_out)
+        return unseen_candidates(self.study, self.corpus, tokens, finder).examples
 
     @cached_property
     def rerun_examples(self) -> Examples:
@@ -126,33 +136,86 @@ def relabelled(adapt: Artifact, examples: Examples) -> Examples:
 # Loading ---------------------------------------------------------------------------------------------------------------
 
 
-def load_study_corpus(study: Study) -> Corpus:
-    """The study's labelled examples, split.
+def read_study(study: Study) -> dict[str | None, Labelled]:
+    """The examples of the study's sources: the corpus under None, the out-of-domain sets under their names.
 
     Raises:
         DataError: naming study keys.
     """
-    from layerprobe.data import DataSource, load_corpus
+    from layerprobe.data import DataSource, read_examples
 
     data = study.data
+    sources: dict[str | None, Labelled] = {}
     with naming_keys("data"):
-        source = DataSource(data.source, data.text, data.label, data.config, data.revision)
-        return load_corpus(source, train=data.train, test=data.test, seed=data.seed)
-
-
-def load_study_ood(study: Study, corpus: Corpus) -> tuple[OodSet, ...]:
-    """The study's out-of-domain sets.
-
-    Raises:
-        DataError: naming study keys.
-    """
-    from layerprobe.data import DataSource, load_ood
-
-    data, sets = study.data, []
+        sources[None] = read_examples(DataSource(data.source, data.text, data.label, data.config, data.revision))
     for ood in data.ood:
         with naming_keys("data.ood"):
             source = DataSource(ood.source, ood.text or data.text, ood.label or data.label, ood.config, ood.revision)
-            sets.append(load_ood(ood.name, source, corpus, rows=ood.rows, seed=data.seed))
+            sources[ood.name] = read_examples(source)
+    return sources
+
+
+def load_study_corpus(study: Study, finder: Finder, sources: Mapping[str | None, Labelled] | None = None) -> Corpus:
+    """The study's labelled examples, split.
+
+    Args:
+        study: the study.
+        finder: decides what a near copy is.
+        sources: what `read_study` returned; by default they are read.
+
+    Raises:
+        DataError: naming study keys.
+    """
+    from layerprobe.data import load_corpus
+
+    data = study.data
+    with naming_keys("data"):
+        return load_corpus(
+            (sources or read_study(study))[None],
+            train=data.train,
+            test=data.test,
+            seed=data.seed,
+            near_duplicates=data.near_duplicates,
+            finder=finder,
+        )
+
+
+def load_study_ood(
+    study: Study,
+    corpus: Corpus,
+    finders: Mapping[str, Finder],
+    sources: Mapping[str | None, Labelled] | None = None,
+) -> tuple[OodSet, ...]:
+    """The study's out-of-domain sets.
+
+    Args:
+        study: the study.
+        corpus: its examples.
+        finders: decide what a near copy is, by the name of the set.
+        sources: what `read_study` returned; by default they are read.
+
+    Raises:
+        DataError: naming study keys.
+    """
+    from layerprobe.data import load_ood
+
+    data, sets = study.data, []
+    if data.ood and sources is None:
+        sources = read_study(study)
+    for ood in data.ood:
+        assert sources is not None
+        with naming_keys("data.ood"):
+            sets.append(
+                load_ood(
+                    ood.name,
+                    sources[ood.name],
+                    corpus,
+                    rows=ood.rows,
+                    seed=data.seed,
+                    near_duplicates=data.near_duplicates,
+                    finder=finders[ood.name],
+                )
+            )
     return tuple(sets)
 
 
@@ -174,24 +237,62 @@ def naming_keys(section: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        keys = ("text", "label", "train", "test", "rows", "source")
+        keys = ("text", "label", "train", "test", "rows", "source", "near_duplicates")
         raise DataError(error.with_names({name: f"{section}.{name}" for name in keys})) from error
 
 
-def unseen_candidates(study: Study, corpus: Corpus, encoder: Encoder) -> Examples:
+@dataclass(frozen=True)
+class Unseen:
+    """Examples that fine-tuning does not see, to train dictionaries on."""
+
+    examples: Examples
+    n_tokens: int
+    """Tokens of these examples, special ones included, after truncation."""
+    near_copies: CopyCount
+    """Of training and test examples among the unseen examples that were looked at."""
+    left_out: tuple[str, ...]
+    """Ids of the near copies that were left out, sorted."""
+
+
+def unseen_candidates(study: Study, corpus: Corpus, tokens: TokenIds, finder: Finder) -> Unseen:
     """As many of the unseen examples as give the rows that the study's dictionaries are trained on."""
-    unseen, tokens, count = corpus.unseen, 0, 0
-    while tokens < study.sae.rows and count < len(unseen):
+    import numpy as np
+
+    from layerprobe.data import CopyCount
+
+    unseen, n_tokens, count = corpus.unseen, 0, 0
+    remove, copies_of = study.data.near_duplicates == "remove", finder.of(corpus.train, corpus.test)
+    found: list[Copies] = []
+    kept: list[int] = []
+    while n_tokens < study.sae.rows and count < len(unseen):
         block = range(count, min(count + 1000, len(unseen)))
-        tokens += sum(token_counts(study, encoder, unseen.take(block)))
+        found.append(copies_of(unseen.take(block)))
+        new = block.start + np.flatnonzero(~found[-1].mask if remove else np.ones(len(block), bool))
+        n_tokens += sum(tokens.counts(unseen.take(new)))
+        kept.extend(new.tolist())
         count = block.stop
-    return unseen.take(range(count))
+    counted = CopyCount.of_copies("unseen", found, removed=remove, short=None)
+    left_out = sorted({*unseen.ids[:count]} - {unseen.ids[i] for i in kept})
+    return Unseen(unseen.take(kept), n_tokens, counted, tuple(left_out))
 
 
-def token_counts(study: Study, encoder: Encoder, examples: Examples) -> list[int]:
-    """Tokens of each example, special ones included, after truncation."""
-    from layerprobe.encoder import tokenize
+class TokenIds:
+    """Token ids of examples, special ones included, after truncation; computed once per example."""
 
-    if not len(examples):
-        return []
-    return [len(encoding["input_ids"]) for encoding in tokenize(encoder, examples, study.data.max_length)]
+    def __init__(self, study: Study, encoder: Encoder) -> None:
+        self.max_length, self.encoder = study.data.max_length, encoder
+        self._known: dict[str, np.ndarray] = {}
+
+    def __call__(self, examples: Examples) -> list[np.ndarray]:
+        import numpy as np
+
+        from layerprobe.encoder import tokenize
+
+        new = examples.take([i for i, one in enumerate(examples.ids) if one not in self._known])
+        for one, encoding in zip(new.ids, tokenize(self.encoder, new, self.max_length), strict=True):
+            self._known[one] = np.array(encoding["input_ids"], dtype=np.int32)
+        return [self._known[one] for one in examples.ids]
+
+    def counts(self, examples: Examples) -> list[int]:
+        """Number of tokens of each example."""
+        return [len(ids) for ids in self(examples)]

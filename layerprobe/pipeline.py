@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,28 @@ EXAMPLES = TableSpec(
         split="always `test`",
     ),
 )
+
+NEAR_COPIES = TableSpec(
+    "near_copies",
+    "Near copies of examples across the parts of the data: one row per part that they were searched for in.",
+    columns(
+        part="`train`, `unseen` (examples that give the rows for dictionaries) or `out-of-domain`",
+        name="name of the out-of-domain set; empty for the others",
+        of="the part or parts that hold the originals",
+        n="examples of `part` that were compared, as first drawn",
+        n_of="examples of `of`",
+        copies="examples of `part` that are near copies of examples of `of`",
+        originals="examples of `of` that have a near copy in `part`",
+        equal_text="near copies with equal text after Unicode NFKC, case folding and collapsing white space",
+        equal_tokens="further near copies with equal tokens within data.max_length",
+        similar="further near copies whose sets of word shingles have a Jaccard similarity of at least .7",
+        same_label="near copies with the label of one of their originals",
+        removed="near copies that were removed from `part`: all, or none if data.near_duplicates is `keep`",
+        replaced="removed near copies that were replaced by other examples; 0 for `unseen`",
+    ),
+)
+ADDED_TABLES = (EXAMPLES, NEAR_COPIES)
+"""Tables that come from the data and not from a stage."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +126,8 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: P
         return Plan(tasks, store.root, _free(store.root), notes)
     damaged: list[str] = []
     lines = tuple(_planned(resolved, store, damaged))
-    return Plan(lines, store.root, _free(store.root), (*_power(resolved.shape, resolved.n_test), *damaged))
+    notes = (*_near_copies(resolved), *_power(resolved.shape, resolved.n_test), *damaged)
+    return Plan(lines, store.root, _free(store.root), notes)
 
 
 def _planned(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) -> Iterable[PlannedTask]:
@@ -120,6 +143,21 @@ def _planned(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) 
             elif problem is not None:
                 damaged.append(f"{task.id} is damaged ({problem}) and would be computed again.")
         yield PlannedTask(task.name, task.title, key, task in metas, task.size(resolved))
+
+
+def _near_copies(resolved: ResolvedStudy) -> Iterable[str]:
+    """What would be removed because it repeats an example of another part."""
+    from layerprobe.report import near_copy_sentences
+
+    found = near_copies_table(resolved)
+    return near_copy_sentences(found[found.copies > 0])
+
+
+def near_copies_table(resolved: ResolvedStudy) -> pd.DataFrame:
+    """The near copies found in each part, as the table `near_copies`."""
+    import pandas as pd
+
+    return pd.DataFrame([asdict(count) for count in resolved.near_copies], columns=list(NEAR_COPIES.columns))
 
 
 def _power(shape: StudyShape, examples: int) -> tuple[str, ...]:
@@ -347,7 +385,10 @@ def _collect(result: Run, context: Context, finished: Mapping[Stage, Artifact], 
 
     from layerprobe.report import findings
 
-    parts: dict[str, list[pd.DataFrame]] = {EXAMPLES.name: [_examples_table(context)]}
+    parts: dict[str, list[pd.DataFrame]] = {
+        EXAMPLES.name: [_examples_table(context)],
+        NEAR_COPIES.name: [near_copies_table(context.resolved)],
+    }
     for task in tasks:
         artifact = finished[task]
         for name in artifact.table_names:
@@ -361,7 +402,9 @@ def _collect(result: Run, context: Context, finished: Mapping[Stage, Artifact], 
     tables = {
         name: _with_facts(pd.concat(frames, ignore_index=True), context.resolved) for name, frames in parts.items()
     }
-    specs = {spec.name: spec for stage in REGISTRY for spec in stage.tables} | {EXAMPLES.name: EXAMPLES}
+    specs = {spec.name: spec for stage in REGISTRY for spec in stage.tables} | {
+        spec.name: spec for spec in ADDED_TABLES
+    }
     result.save_tables(tables, specs)
     result.record.findings = findings(tables, result.record)
 

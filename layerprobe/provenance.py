@@ -9,7 +9,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("layerprobe", "torch", "transformers", "datasets", "sae-lens", "plotly", "numpy", "scipy", "scikit-learn")
+PACKAGES = (
+    "layerprobe",
+    "torch",
+    "transformers",
+    "datasets",
+    "datasketch",
+    "sae-lens",
+    "plotly",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
 
 
 def versions() -> dict[str, str]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from layerprobe.context import (
     Context,
+    TokenIds,
     load_study_corpus,
     load_study_encoder,
     load_study_ood,
+    read_study,
     share_context,
-    token_counts,
     unseen_candidates,
 )
 from layerprobe.errors import ArgumentError, StudyError
@@ -43,6 +44,7 @@ def resolve(study: Study, device: str = "auto", precision: str = "auto") -> Cont
 
 def _resolve(study: Study, device: str, precision: str) -> Context:
     from layerprobe import adaptation
+    from layerprobe.data import KnownCopies, NearCopies
     from layerprobe.sae.architectures import find_architecture
     from layerprobe.similarity import MEASURES
 
@@ -54,14 +56,16 @@ def _resolve(study: Study, device: str, precision: str) -> Context:
             raise StudyError(f"similarity.measures contains {name!r}; the measures are {', '.join(known)}.")
     device = resolve_device(device)
     resolved_precision = adaptation.precision(device, precision)
-    corpus = load_study_corpus(study)
+    # The data are checked before a model is loaded; near copies are found with its tokenizer.
+    sources = read_study(study)
+    corpus = load_study_corpus(study, KnownCopies(), sources)
     for key, number in (("data.test", len(corpus.test)), ("activations.examples", study.activations.examples)):
         if number < FEWEST_EXAMPLES:
             raise StudyError(
                 f"{key} is {number}, but an interval over examples needs at least {FEWEST_EXAMPLES}; raise {key} or give "
                 "more data."
             )
-    ood = load_study_ood(study, corpus)
+    load_study_ood(study, corpus, {one.name: KnownCopies() for one in study.data.ood}, sources)
     encoder = load_study_encoder(study)
     if study.data.max_length > encoder.max_positions:
         raise StudyError(
@@ -78,9 +82,14 @@ def _resolve(study: Study, device: str, precision: str) -> Context:
                 f"sae.layers contains layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
             )
     folders = {method.name: method.checkpoint_folder for method in shape.methods}
-    train_tokens = sum(token_counts(study, encoder, corpus.train))
-    unseen = unseen_candidates(study, corpus, encoder)
-    enough = sum(token_counts(study, encoder, unseen)) >= min(study.sae.rows, train_tokens)
+    tokens = TokenIds(study, encoder)
+    finder = NearCopies(tokens)
+    corpus = load_study_corpus(study, finder, sources)
+    ood = load_study_ood(study, corpus, {one.name: finder for one in study.data.ood}, sources)
+    train_tokens = sum(tokens.counts(corpus.train))
+    unseen = unseen_candidates(study, corpus, tokens, finder)
+    enough = unseen.n_tokens >= min(study.sae.rows, train_tokens)
+    for_dictionaries = [unseen.near_copies] if enough and shape.sae_layers else []
     resolved = ResolvedStudy(
         study=study,
         n_layers=encoder.n_layers,
@@ -89,14 +98,17 @@ def _resolve(study: Study, device: str, precision: str) -> Context:
         precision=resolved_precision,
         corpus=corpus.fingerprint,
         encoder=encoder.fingerprint,
-        ood=tuple(OodFacts(one.name, one.fingerprint, tuple(one.classes)) for one in ood),
+        ood=tuple(OodFacts(one.name, one.fingerprint, tuple(one.classes), one.left_out) for one in ood),
         checkpoints={name: _checksums(folder) for name, folder in folders.items() if folder is not None},
         sae_source="unseen" if enough else "train",
         n_train=len(corpus.train),
         n_test=len(corpus.test),
         train_tokens=train_tokens,
-        captured_tokens=sum(token_counts(study, encoder, corpus.test)[: study.activations.examples]),
+        captured_tokens=sum(tokens.counts(corpus.test)[: study.activations.examples]),
         model_bytes=_model_bytes(encoder),
+        left_out=corpus.left_out,
+        sae_left_out=unseen.left_out if enough else (),
+        near_copies=(corpus.near_copies, *for_dictionaries, *(one.near_copies for one in ood)),
     )
     return share_context(Context(resolved, corpus=corpus, encoder=encoder, ood=ood))
 

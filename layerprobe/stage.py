@@ -15,6 +15,7 @@ from layerprobe.study import Study
 if TYPE_CHECKING:
     from layerprobe.adaptation import Method
     from layerprobe.context import Context
+    from layerprobe.data import CopyCount
 
 Json = Any
 Layer = int | str
@@ -107,6 +108,8 @@ class OodFacts:
     name: str
     fingerprint: str
     classes: tuple[int, ...]
+    left_out: tuple[str, ...] = ()
+    """Ids of near copies of training and test examples, which were left out."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,12 @@ class ResolvedStudy:
     """Tokens of the test examples whose every token is stored."""
     model_bytes: int
     """Size of the encoder's weights."""
+    left_out: tuple[str, ...] = ()
+    """Ids of near copies of test examples, which are not trained on."""
+    sae_left_out: tuple[str, ...] = ()
+    """Ids of near copies of training and test examples, which give no rows for dictionaries."""
+    near_copies: tuple[CopyCount, ...] = ()
+    """How many near copies were found in each part."""
 
     @cached_property
     def shape(self) -> StudyShape:
@@ -154,6 +163,7 @@ class ResolvedStudy:
         """What decides the examples and their tokens, for identities."""
         data = self.study.data
         text = list(data.text) if isinstance(data.text, tuple) else data.text
+        left_out = {"left_out": digest(list(self.left_out))} if self.left_out else {}
         return {
             "corpus": self.corpus,
             "split_seed": data.seed,
@@ -162,6 +172,7 @@ class ResolvedStudy:
             "train": data.train,
             "test": data.test,
             "max_length": data.max_length,
+            **left_out,
         }
 
     @property

@@ -74,6 +74,9 @@ class DataSection(_Section):
     """Number of test examples. Default: 500, or 20% of the data set if that is less."""
     max_length: Annotated[StrictInt, Field(ge=4)] = 128
     """Largest number of tokens per example, special tokens included; longer examples are truncated."""
+    near_duplicates: Literal["remove", "keep"] = "remove"
+    """Whether near copies are removed (of test examples from the training part, of training and test examples from the
+    examples for dictionaries and from out-of-domain sets) or only counted."""
     seed: Seed = 0
     """Seed of the split. All training seeds share one split, and so one test set."""
     ood: Annotated[tuple[OodSection, ...], BeforeValidator(_as_tuple)] = ()

@@ -395,7 +395,7 @@ def test_pairs_are_compared_with_pairs_only(three, tmp_path):
     path = write(tmp_path / "pairs.csv", rows, ("q", "a", "label"))
     corpus = load_corpus(DataSource(path, text=("q", "a")), train=30, test=20)
     # Both texts identify an example: these share only the question.
-    others = [(q, a + "!", label) for q, a, label in rows]
+    others = [(q, a + " or not", label) for q, a, label in rows]
     source = write(tmp_path / "o.csv", [*others, rows[0]], ("q", "a", "label"))
     ood = load_ood("p", DataSource(source, text=("q", "a")), corpus)
     assert ood.examples.pairs is not None and len(ood.examples) >= 60 and ood.classes == (0, 1)

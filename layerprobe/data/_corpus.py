@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from layerprobe.data._examples import Examples, read_examples
+from layerprobe.data._examples import Examples, Labelled, read_examples
+from layerprobe.data._near_copies import Copies, CopyCount, Finder, NearCopies
 from layerprobe.data._sources import DataSource
 from layerprobe.errors import DataError
 from layerprobe.files import digest
 
 DEFAULT_TRAIN, DEFAULT_TEST = 2000, 500
+
+NearDuplicates = Literal["remove", "keep"]
+"""What becomes of near copies of the examples of another part."""
 
 
 @dataclass(frozen=True)
@@ -24,37 +31,53 @@ class Corpus:
     train: Examples
     test: Examples
     unseen: Examples
-    """The rest of the source: examples that fine-tuning never sees. Their labels may be -1 (unknown)."""
+    """The rest of the source: examples that fine-tuning never sees. Their labels may be -1 (unknown). Near copies among
+    them are not searched for, except of those that were drawn for training."""
     fingerprint: str
     """sha256 over the ids and labels of the whole source, in its order."""
     revision: str | None
     notes: tuple[str, ...]
     """What was left out, in words."""
+    near_copies: CopyCount
+    """Of test examples among the training examples as first drawn."""
+    left_out: tuple[str, ...]
+    """Ids of the examples that were not trained on because they are near copies of test examples, sorted."""
 
 
 def load_corpus(
-    source: str | DataSource, *, train: int | None = None, test: int | None = None, seed: int = 0
+    source: str | DataSource | Labelled,
+    *,
+    train: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+    near_duplicates: NearDuplicates = "remove",
+    finder: Finder | None = None,
 ) -> Corpus:
     """Read labelled examples and split them by seed, stratified by label, without duplicates.
+
+    The test part does not depend on `near_duplicates`. Training examples that are near copies of test examples are
+    replaced by others of the source as far as it has them, first of the same class; the remaining ones are the same.
 
     Args:
         source: `bundled:tweets`, `bundled:bbc-news`, a CSV, TSV, JSONL or Parquet file, or a `datasets` Hub id; as a
             `DataSource` to choose its columns, configuration or revision. Labels that are words are numbered in sorted
             order, whole numbers in theirs. A test (else validation) split of a Hub data set with labels is kept as such.
+            What `read_examples` returned is not read again.
         train: training examples; by default 2,000, or 80% of the examples if that is less.
         test: test examples; by default 500, or 20% of the examples if that is less.
         seed: seed of the split.
+        near_duplicates: whether near copies of test examples are removed from training or counted only.
+        finder: decides what a near copy is; by default `NearCopies()`, which compares texts.
 
     Raises:
         DataError: if something is missing, empty or mixed, or there are fewer examples than requested.
     """
-    source = DataSource(source) if isinstance(source, str) else source
-    rows = read_examples(source)
+    rows = rows_of(source)
     examples, names, known = rows.examples, rows.label_names, rows.examples.labels >= 0
     rng = np.random.default_rng(seed)
     if rows.is_test is None:
         pool = np.flatnonzero(known)
-        n_train, n_test = _sizes(source.name, len(pool), train, test)
+        n_train, n_test = _sizes(rows.source, len(pool), train, test)
         tested = stratified(examples.labels, pool, n_test, rng, spare=1)
         pool = np.setdiff1d(pool, tested)
     else:
@@ -62,23 +85,34 @@ def load_corpus(
         for name, requested, split in (("train", train, pool), ("test", test, test_pool)):
             if requested is not None and requested > len(split):
                 raise DataError(
-                    f"{{{name}}} = {requested:,}, but {source.name} has {len(split):,} distinct labelled examples in "
+                    f"{{{name}}} = {requested:,}, but {rows.source} has {len(split):,} distinct labelled examples in "
                     "that split.",
                     name,
                 )
         n_train, n_test = train or min(DEFAULT_TRAIN, len(pool)), test or min(DEFAULT_TEST, len(test_pool))
         tested = stratified(examples.labels, test_pool, n_test, rng)
-    trained = stratified(examples.labels, pool, n_train, rng, least=1)
+    remove = near_duplicates == "remove"
+    copies_of = (finder or NearCopies()).of(examples.take(tested))
+    drawn = draw(examples, pool, n_train, rng, copies_of, remove=remove)
+    trained = drawn.positions
     unseen = rng.permutation(np.setdiff1d(np.arange(len(examples)), np.concatenate([tested, trained])))
+    unseen = unseen[~drawn.left_out[unseen]]
     absent = [name for number, name in enumerate(names) if number not in examples.labels[trained]]
+    if absent and drawn.left_out[examples.labels == names.index(absent[0])].any():
+        raise DataError(
+            f"All examples of the class {absent[0]!r} of {rows.source} that could be trained on are near copies of test "
+            'examples; lower {test}, leave the class out, or set {near_duplicates} = "keep".',
+            "test",
+            "near_duplicates",
+        )
     if absent:
         raise DataError(
-            f"Of {n_train} training examples of {source.name}, none is of the class {absent[0]!r} (one of {len(names)}); "
+            f"Of {n_train} training examples of {rows.source}, none is of the class {absent[0]!r} (one of {len(names)}); "
             "raise {train}, or leave the class out.",
             "train",
         )
     return Corpus(
-        name=source.name,
+        name=rows.source,
         label_names=names,
         train=examples.take(trained),
         test=examples.take(tested),
@@ -86,7 +120,50 @@ def load_corpus(
         fingerprint=digest([list(examples.ids), examples.labels.tolist(), list(names)]),
         revision=rows.commit,
         notes=rows.notes,
+        near_copies=CopyCount.of_copies("train", [drawn.first], removed=remove, short=n_train - len(trained)),
+        left_out=tuple(sorted(examples.ids[i] for i in np.flatnonzero(drawn.left_out))),
     )
+
+
+def rows_of(source: str | DataSource | Labelled) -> Labelled:
+    """The examples of a source, read unless they have been."""
+    if isinstance(source, Labelled):
+        return source
+    return read_examples(DataSource(source) if isinstance(source, str) else source)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Examples drawn from a pool, without near copies where they are removed."""
+
+    positions: np.ndarray
+    first: Copies
+    """Near copies among the examples as first drawn."""
+    left_out: np.ndarray
+    """Which examples of the source were drawn at first, or to replace others, and removed as near copies."""
+
+
+def draw(
+    examples: Examples,
+    pool: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    copies_of: Callable[[Examples], Copies],
+    *,
+    remove: bool,
+) -> Draw:
+    """Draw from a pool, stratified; then replace near copies by the next ones of the same seeded order."""
+    start = deepcopy(rng)
+    positions = stratified(examples.labels, pool, size, rng, least=1)
+    copies = first = copies_of(examples.take(positions))
+    examined, left_out = np.zeros(len(examples), bool), np.zeros(len(examples), bool)
+    new = positions
+    while remove and copies.mask.any():
+        examined[new], left_out[new[copies.mask]] = True, True
+        positions = stratified(examples.labels, pool, size, deepcopy(start), least=1, without=left_out)
+        new = positions[~examined[positions]]
+        copies = copies_of(examples.take(new))
+    return Draw(positions, first, left_out)
 
 
 def _sizes(source: str, n: int, train: int | None, test: int | None) -> tuple[int, int]:
@@ -104,24 +181,37 @@ def _sizes(source: str, n: int, train: int | None, test: int | None) -> tuple[in
 
 
 def stratified(
-    labels: np.ndarray, pool: np.ndarray, size: int, rng: np.random.Generator, *, least: int = 0, spare: int = 0
+    labels: np.ndarray,
+    pool: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    least: int = 0,
+    spare: int = 0,
+    without: np.ndarray | None = None,
 ) -> np.ndarray:
     """`size` positions of the pool with its class shares (largest remainders), in seeded order.
 
-    Where possible, a class gets at least `least` of them, and `spare` of its examples stay in the pool.
+    Where possible, a class gets at least `least` of them, and `spare` of its examples stay in the pool. Positions marked in
+    `without` are passed over, for the next ones of their class in the same order; there are fewer than `size` if no others
+    are left.
     """
     shuffled = rng.permutation(pool)
     classes, counts = np.unique(labels[shuffled], return_counts=True)
+    kept = shuffled if without is None else shuffled[~without[shuffled]]
+    available = np.array([(labels[kept] == c).sum() for c in classes], dtype=int)
+    size = min(size, len(kept))
     exact = counts * (size / max(1, len(shuffled)))
     quota = np.floor(exact).astype(int)
     for i in np.argsort(-(exact - quota), kind="stable")[: size - quota.sum()]:
         quota[i] += 1
-    free = counts - spare
+    free = available - spare
     while (quota > free).any() and (quota < free).any():
         quota[np.argmax(quota - free)] -= 1
         quota[np.argmax(free - quota)] += 1
-    while (quota < least).any() and (quota > least).any():
-        quota[np.argmin(quota)] += 1
-        quota[np.argmax(quota)] -= 1
-    parts = [shuffled[labels[shuffled] == c][:q] for c, q in zip(classes, quota, strict=True)]
+    fewest = np.minimum(least, available)
+    while (quota < fewest).any() and (quota > fewest).any():
+        quota[np.argmax(fewest - quota)] += 1
+        quota[np.argmax(quota - fewest)] -= 1
+    parts = [kept[labels[kept] == c][:q] for c, q in zip(classes, quota, strict=True)]
     return rng.permutation(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)

@@ -43,6 +43,8 @@ class Examples:
 class Labelled:
     """The distinct examples of a source."""
 
+    source: str
+    """Its name."""
     examples: Examples
     """Their labels may be -1 (unknown)."""
     label_names: tuple[str, ...]
@@ -82,7 +84,7 @@ def read_examples(source: DataSource) -> Labelled:
         labels=labels,
     )
     is_test = None if rows.is_test is None else rows.is_test[kept]
-    return Labelled(examples, tuple(names), is_test, rows.commit, (*rows.notes, *notes))
+    return Labelled(source.name, examples, tuple(names), is_test, rows.commit, (*rows.notes, *notes))
 
 
 def _example_id(texts: Sequence[str]) -> str:

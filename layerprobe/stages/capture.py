@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
+from layerprobe.files import digest
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
 from layerprobe.stages._artifacts import rows_of
 from layerprobe.stages.adapt import Adapt
@@ -143,6 +144,7 @@ class CaptureSae(_Capture):
             "dtype": study.study.activations.dtype,
             "side": study.sae_source,
             **study.texts,
+            **({"sae_left_out": digest(list(study.sae_left_out))} if study.sae_left_out else {}),
         }
 
     def examples(self, context: Context) -> Any:

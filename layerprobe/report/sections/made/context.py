@@ -8,6 +8,7 @@ from typing import Any
 
 from layerprobe.record import RunRecord
 from layerprobe.report.section import Tables
+from layerprobe.report.sections.made.sentences import near_copy_sentences
 
 LARGEST_DOWNLOAD = 400_000
 """Bytes of a table as CSV up to which the page embeds it; the path of a larger one is shown instead."""
@@ -18,6 +19,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     return {
         "settings": json.dumps(record.study.resolved, indent=1, ensure_ascii=False),
         "downloads": downloads(tables),
+        "near_copies": near_copy_sentences(tables["near_copies"]) if "near_copies" in tables else [],
     }
 
 
