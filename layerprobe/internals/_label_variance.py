@@ -284,11 +284,13 @@ def _example_moments(rows: np.ndarray, example: np.ndarray, n: int, layer: int) 
         values = np.asarray(rows[start : start + BLOCK], dtype=np.float64)
         group = example[start : start + BLOCK]
         norms += float(np.square(values).sum(axis=1) @ weight[group])
+        if not np.isfinite(norms):
+            raise MeasureError(
+                f"{{layers}} has values at layer {layer} that are not finite; capture them again.", "layers"
+            )
         values = values - shift
         means += csr_array((weight[group], (group, np.arange(len(group)))), shape=(n, len(group))) @ values
         squares += np.bincount(group, weights=np.square(values).sum(axis=1) * weight[group], minlength=n)
-    if not np.isfinite(norms):
-        raise MeasureError(f"{{layers}} has values at layer {layer} that are not finite; capture them again.", "layers")
     if squares.sum() - n * np.square(means.mean(axis=0)).sum() <= CONSTANT * norms:
         raise MeasureError(f"{{layers}} is constant at layer {layer}; its variance has no shares.", "layers")
     return means, squares

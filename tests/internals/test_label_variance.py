@@ -150,17 +150,17 @@ def onsets(trials, *, base=0.0, shift=0.0, start=3, layers=7, n=90, width=6):
 
 
 def test_the_onset_of_a_planted_shift_is_found():
-    base, adapted, change = onsets(60, shift=1.5)
-    assert adapted[3] >= 57 and change[3] >= 57
-    assert base.total() - base[None] <= binom.ppf(0.999, 60, 0.05)
+    base, adapted, change = onsets(40, shift=1.5)
+    assert adapted[3] >= 38 and change[3] >= 38
+    assert base.total() - base[None] <= binom.ppf(0.999, 40, 0.05)
 
 
 @pytest.mark.parametrize("base", [0.0, 1.0])
 def test_few_onsets_are_false(base):
     """Without label variance, and with equal label variance on both sides, which permuted labels do not stand for."""
-    found = onsets(100, base=base)
+    found = onsets(60, base=base)
     for counter in found[2:] if base else found:
-        assert counter.total() - counter[None] <= binom.ppf(0.999, 100, 0.05)
+        assert counter.total() - counter[None] <= binom.ppf(0.999, 60, 0.05)
 
 
 def test_intervals_of_differences_cover_the_planted_difference():
