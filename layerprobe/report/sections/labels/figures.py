@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -39,13 +41,13 @@ def label_variance(
         seeds = queries.seeds_of(rows[rows.side == side], str(method))
         for seed in seeds[:1] if side == "base" else seeds:  # the base does not depend on the seed
             part, is_first = rows[(rows.side == side) & (rows.seed == seed)], seed == seeds[0]
-            panel = {"row": 2 if side == "difference" else 1, "col": 1, "legendgroup": side}
+            panel: dict[str, Any] = {"row": 2 if side == "difference" else 1, "col": 1, "legendgroup": side}
             symbols = ["circle" if beyond else "circle-open" for beyond in part.exceeds]
             hover = (
                 f"{side}, seed {seed}, layer %{{x}}: %{{y:.2%}} (%{{customdata[0]:.2%}} to %{{customdata[1]:.2%}})"
                 "<br>p = %{customdata[2]:.3g}, over all layers %{customdata[3]:.3g}"
             )
-            options = {"showlegend": is_first, "mode": "lines+markers" if is_first else "markers", **panel}
+            options: dict[str, Any] = {"showlegend": is_first, "mode": "lines+markers" if is_first else "markers", **panel}
             options["marker"] = {"symbol": symbols, "size": 9 if is_first else 6}
             options["customdata"] = part[["ci_low", "ci_high", "p", "p_simultaneous"]]
             if is_first:

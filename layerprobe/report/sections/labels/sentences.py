@@ -37,7 +37,7 @@ def onset(table: pd.DataFrame, method: str, unit: str, side: str) -> int | None:
     """
     rows = table[(table.method == method) & (table.unit == unit) & (table.side == side)]
     every = rows.groupby("layer").exceeds.all()
-    return next((int(layer) for layer in every.index[every]), None)  # type: ignore[arg-type]
+    return next((int(layer) for layer in every.index[every]), None)
 
 
 def label_sentence(table: pd.DataFrame, method: str, unit: str) -> str:
