@@ -96,11 +96,11 @@ class LabelVariance:
 
     @property
     def critical(self) -> Float[np.ndarray, " layers"]:
-        """Excess above which `p_simultaneous` is at most .05; infinite for fewer than 19 permutations."""
+        """Excess above which `p_simultaneous` is at most .05; NaN for fewer than 19 permutations, or where they change nothing."""
         allowed = int(np.floor(ALPHA * (1 + len(self.permuted)) + 1e-9)) - 1
         if allowed < 0:
-            return np.full(len(self.layers), np.inf)
-        return np.sort(self._largest)[::-1][allowed] * self._spread
+            return np.full(len(self.layers), np.nan)
+        return np.sort(self._largest)[::-1][allowed] * np.where(np.isfinite(self._spread), self._spread, np.nan)
 
     @cached_property
     def _error(self) -> np.ndarray:
