@@ -30,7 +30,7 @@ def rows(side, excess, exceeds=None, method="full", seed=0, unit="token", reach=
             "p": np.where(excess > 0.005, 0.001, 0.4),
             "p_simultaneous": np.where(excess > 0.005, 0.004, 0.9),
             "critical": 0.005,
-            "lower_simultaneous": excess - 1.5 * reach,
+            "lower_simultaneous": excess - reach,
             "exceeds": excess > 0.005 if exceeds is None else exceeds,
             "permutations": 1000,
             "n": 300,
@@ -68,7 +68,8 @@ def test_the_sentence_states_both_sides_the_interval_and_the_onset():
     assert finding.text == (
         "Under full, 15.6% of the variance of token vectors at layer 2 lies between labels, and 0.6% in base (each less its "
         "mean under permuted labels): a difference of 15.0 percentage points (95% interval 13.0 to 17.0). The first layer "
-        "whose difference is shown to be above 0 is 1 (5% for any false layer)."
+        "whose difference is shown to be above 0 is 1 (2.9 percentage points), above 1 percentage point 2, above 5 percentage "
+        "points 2 (5% for any false layer)."
     )
 
 
@@ -97,7 +98,7 @@ def test_several_seeds_give_mean_range_and_what_every_seed_shows():
         "14.0 percentage points on average over 2 seeds (13.0 to 15.0; all 95% intervals lie within 11.0 to 17.0)"
         in text
     )
-    assert "above 0 in every seed is 2" in text  # layer 1 exceeds in the first seed alone
+    assert "above 0 in every seed is 2 (14 percentage points)" in text  # layer 1 exceeds in the first seed alone
     assert onset(table, "full", "token", "adapted") == 1 and onset(table, "full", "mean", "base") is None
     shown = label_variance(tables | {"label_variance": table}, about)
     assert [trace.name for trace in shown.data].count("difference") == 2
@@ -125,7 +126,7 @@ def test_the_page_has_choices_and_a_table_of_onsets(tmp_path):
     html = page(tmp_path / "run", tables, about)
     body = re.search(r'<section id="labels">(.*?)</section>', html, flags=re.S).group(1)
     cells = [re.findall("<td>(.*?)</td>", line) for line in re.findall("<tr><td>.*?</tr>", body)]
-    assert cells == [["head", "1", "2", "2", "none"], ["full", "1", "2", "1", "1"]]
+    assert cells == [["head", "1", "2", "2", "none", "none", "none"], ["full", "1", "2", "1", "1", "2", "2"]]
     assert "1,000 permutations" in body and "300 test examples" in body
     missing = page(tmp_path / "other", {"similarity": tables["similarity"]}, about)
     assert "Label variance was not measured in this run." in missing

@@ -7,7 +7,7 @@ from typing import Any
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
-from layerprobe.report.sections.labels.sentences import onset, shown_method
+from layerprobe.report.sections.labels.sentences import SIZES, onset, shown_method
 
 
 def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
@@ -20,11 +20,13 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         "units": {name: queries.UNITS.get(name, name) for name in dict.fromkeys([unit, *table.unit])},
         "n": int(table["n"].max()),
         "permutations": int(table.permutations.max()),
+        "sizes": [f"{100 * size:.0f}" for size in SIZES],
         "onsets": [
             {
                 "method": name,
                 "seeds": len(queries.seeds_of(table, name)),
                 **{side: onset(table, name, unit, side) for side in ("base", "adapted", "difference")},
+                "above": [onset(table, name, unit, "difference", size) for size in SIZES],
             }
             for name in names
         ],

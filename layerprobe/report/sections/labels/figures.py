@@ -47,7 +47,11 @@ def label_variance(
                 f"{side}, seed {seed}, layer %{{x}}: %{{y:.2%}} (%{{customdata[0]:.2%}} to %{{customdata[1]:.2%}})"
                 "<br>p = %{customdata[2]:.3g}, over all layers %{customdata[3]:.3g}"
             )
-            options: dict[str, Any] = {"showlegend": is_first, "mode": "lines+markers" if is_first else "markers", **panel}
+            options: dict[str, Any] = {
+                "showlegend": is_first,
+                "mode": "lines+markers" if is_first else "markers",
+                **panel,
+            }
             options["marker"] = {"symbol": symbols, "size": 9 if is_first else 6}
             options["customdata"] = part[["ci_low", "ci_high", "p", "p_simultaneous"]]
             if is_first:

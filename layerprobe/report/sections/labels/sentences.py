@@ -10,6 +10,8 @@ from layerprobe.report.section import Tables
 
 VECTORS = {"token": "token vectors", "mean": "mean vectors", "cls": "vectors of first tokens"}
 """Units in words."""
+SIZES = (0.01, 0.05)
+"""Differences of label variance whose onset is reported besides 0: small ones are significant where vectors are paired."""
 
 
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
@@ -30,13 +32,15 @@ def shown_method(tables: Tables, record: RunRecord) -> str | None:
     return queries.main_method(names, record)
 
 
-def onset(table: pd.DataFrame, method: str, unit: str, side: str) -> int | None:
-    """The first layer that exceeds in every seed, None if none does.
+def onset(table: pd.DataFrame, method: str, unit: str, side: str, above: float = 0) -> int | None:
+    """The first layer whose excess is shown to be above a value in every seed, None if there is none.
 
-    Each seed has at most a 5% chance of any false layer under its null, and so has what all seeds share.
+    Above 0 by `exceeds`, above others by `lower_simultaneous` as well. Each seed has at most a 5% chance of any false layer,
+    and so has what all seeds share.
     """
     rows = table[(table.method == method) & (table.unit == unit) & (table.side == side)]
-    every = rows.groupby("layer").exceeds.all()
+    shown = rows.exceeds & ((above == 0) | (rows.lower_simultaneous > above))
+    every = shown.groupby(rows.layer).all()
     return next((int(layer) for layer in every.index[every]), None)
 
 
@@ -55,11 +59,18 @@ def label_sentence(table: pd.DataFrame, method: str, unit: str) -> str:
         amount = f"{100 * change.excess.iloc[0]:.1f} percentage points (95% interval {low:.1f} to {high:.1f})"
     first = onset(table, method, unit, "difference")
     seeds = " in every seed" if len(change) > 1 else ""
-    where = (
-        f"No layer's difference is shown to be above 0{seeds}."
-        if first is None
-        else f"The first layer whose difference is shown to be above 0{seeds} is {first} (5% for any false layer)."
-    )
+    if first is None:
+        where = f"No layer's difference is shown to be above 0{seeds}."
+    else:
+        size = 100 * rows[(rows.side == "difference") & (rows.layer == first)].excess.mean()
+        where = (
+            f"The first layer whose difference is shown to be above 0{seeds} is {first} ({size:.2g} percentage points)"
+        )
+        for above in SIZES:
+            beyond = onset(table, method, unit, "difference", above)
+            points = f"{100 * above:.0f} percentage point{'' if above == 0.01 else 's'}"
+            where += f", above {points} {'none' if beyond is None else beyond}"
+        where += " (5% for any false layer)."
     return (
         f"Under {method}, {100 * adapted.excess.mean():.1f}% of the variance of {VECTORS[unit]} at layer {last} lies between "
         f"labels, and {100 * base.excess.mean():.1f}% in base (each less its mean under permuted labels): a difference of "
