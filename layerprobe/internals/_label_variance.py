@@ -204,7 +204,7 @@ def label_variance(
     classes = np.unique(labels, return_inverse=True)[1]
     folds = assign_folds(n, FOLDS, seed)
     members = [
-        (drawn[:, None, :] == np.arange(classes.max())[:, None]).reshape(-1, n).astype(np.float64)
+        (drawn[:, None, :] == np.arange(classes.max())[:, None]).reshape(-1, n)
         for drawn in permuted_labels(classes, strata, permutations, seed, block=DRAWS)
     ]
     share, expected, permuted, left_out = [], [], [], []
@@ -263,7 +263,7 @@ def _between_permuted(centred: np.ndarray, totals: np.ndarray, members: list[np.
     """Sum of squares between labels under each permutation; the last label's sum is minus that of the others."""
     between = []
     for block in members:
-        sums = (block @ centred).reshape(-1, len(totals) - 1, centred.shape[1])
+        sums = (block.astype(np.float64) @ centred).reshape(-1, len(totals) - 1, centred.shape[1])
         squares = np.einsum("pkd,pkd->pk", sums, sums)
         between.append(squares @ (1 / totals[:-1]) + np.square(sums.sum(axis=1)).sum(axis=1) / totals[-1])
     return np.concatenate(between) if between else np.zeros(0)
