@@ -74,13 +74,19 @@ class LabelVariance:
     @cached_property
     def _spread(self) -> np.ndarray:
         """Standard deviation over permutations; infinite where it is rounding, as between two equal layers."""
-        spread = self.permuted.std(axis=0) if len(self.permuted) else np.zeros(len(self.layers))
+        spread = np.sqrt(np.square(self.permuted).sum(axis=0) / max(len(self.permuted), 1))
         return np.where(spread > CONSTANT, spread, np.inf)
 
     @cached_property
     def _largest(self) -> np.ndarray:
-        """For each permutation, the largest excess over layers in standard deviations of its layer."""
-        return (self.permuted / self._spread).max(axis=1)
+        """For each permutation, the largest excess over layers in standard deviations of its layer.
+
+        The standard deviation leaves out the permutation itself, as that for the observed labels does.
+        """
+        squares = np.square(self.permuted)
+        others = (squares.sum(axis=0) - squares) / max(len(squares) - 1, 1)
+        spread = np.where(np.isfinite(self._spread), np.sqrt(np.maximum(others, CONSTANT**2)), np.inf)
+        return (self.permuted / spread).max(axis=1)
 
     @property
     def p(self) -> Float[np.ndarray, " layers"]:
