@@ -1,12 +1,15 @@
-"""Statistics that every library shares: folds of examples, and intervals over whole examples."""
+"""Statistics that every library shares: folds and strata of examples, permuted labels, and intervals over whole examples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+
+STRATUM = 20
+"""Least number of examples in a stratum of lengths."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,39 @@ def _resamples(examples: int, seed: int) -> list[np.ndarray]:
     """How often each example occurs in each of 2,000 resamples, in blocks `(200, examples)` of one byte per count."""
     rng, shares = np.random.default_rng(seed), np.full(examples, 1 / examples)
     return [rng.multinomial(examples, shares, size=200).astype(np.uint8) for _ in range(10)]
+
+
+def length_strata(lengths: np.ndarray) -> np.ndarray:
+    """The stratum of each example, `(examples,)`: neighbouring lengths, as narrow as possible with at least 20 examples each."""
+    distinct, number, counts = np.unique(lengths, return_inverse=True, return_counts=True)
+    stratum = np.zeros(len(distinct), dtype=np.int64)
+    current, held = 0, 0
+    for i, count in enumerate(counts):
+        if held >= STRATUM and counts[i:].sum() >= STRATUM:
+            current, held = current + 1, 0
+        stratum[i] = current
+        held += count
+    return stratum[number]
+
+
+def permuted_labels(
+    labels: np.ndarray, strata: np.ndarray, permutations: int, seed: int, *, block: int
+) -> Iterator[np.ndarray]:
+    """Labels permuted among the examples of each stratum, in blocks `(permutations, examples)`.
+
+    Args:
+        labels: label of each example, `(examples,)`.
+        strata: stratum of each example, `(examples,)`.
+        permutations: number of permutations.
+        seed: seed of the permutations.
+        block: most permutations in a block.
+    """
+    rng = np.random.default_rng(seed)
+    order = np.argsort(strata, kind="stable")
+    for start in range(0, permutations, block):
+        noise = rng.random((min(block, permutations - start), len(labels)))
+        # Sorting by stratum and then by noise shuffles the members of each stratum.
+        shuffled = np.argsort(strata + noise, axis=1)
+        drawn = np.empty(noise.shape, dtype=labels.dtype)
+        drawn[:, order] = labels[shuffled]
+        yield drawn

@@ -1,4 +1,4 @@
-"""What adaptation changed inside: linear probes of the task, changes of the weights, and which layers are needed."""
+"""What adaptation changed inside: label variance and linear probes of layers, changes of weights, which layers are needed."""
 
 import lazy_loader
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,13 +10,12 @@ from jaxtyping import Bool, Float, Int
 
 from layerprobe.errors import MeasureError
 from layerprobe.sae._ranks import MINIMUM_ACTIVE, sparse_ranks, two_sided_p
+from layerprobe.stats import length_strata, permuted_labels
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
 
 POOLINGS = ("max", "mean")
-STRATUM = 20
-"""Least number of examples in a stratum of lengths."""
 DRAWS = 50
 """Permutations tested at a time."""
 
@@ -135,19 +133,6 @@ def class_counts(
     return ones, sizes.astype(np.float64)
 
 
-def length_strata(lengths: Int[np.ndarray, " examples"]) -> Int[np.ndarray, " examples"]:
-    """Strata of neighbouring lengths, as narrow as possible with at least 20 examples each."""
-    distinct, number, counts = np.unique(lengths, return_inverse=True, return_counts=True)
-    stratum = np.zeros(len(distinct), dtype=np.int64)
-    current, held = 0, 0
-    for i, count in enumerate(counts):
-        if held >= STRATUM and counts[i:].sum() >= STRATUM:
-            current, held = current + 1, 0
-        stratum[i] = current
-        held += count
-    return stratum[number]
-
-
 def compared_classes(labels: Int[np.ndarray, " examples"]) -> Int[np.ndarray, " classes"]:
     """Classes to compare with the rest; of two only the second, since the first comparison would mirror it.
 
@@ -242,23 +227,10 @@ def label_null(
     shares = np.concatenate(
         [
             _shares(ranked, dense, drawn[:, None, :] == compared[:, None], effect, q)
-            for drawn in _draws(labels, ranked.strata, permutations, seed)
+            for drawn in permuted_labels(labels, ranked.strata, permutations, seed, block=DRAWS)
         ]
     )
     return LabelNull(float(shares.mean()), float(np.quantile(shares, 0.95)), float((shares > 0).mean()), shares)
-
-
-def _draws(labels: np.ndarray, strata: np.ndarray, permutations: int, seed: int) -> Iterator[np.ndarray]:
-    """Labels permuted within strata, in blocks of permutations."""
-    rng = np.random.default_rng(seed)
-    order = np.argsort(strata, kind="stable")
-    for start in range(0, permutations, DRAWS):
-        noise = rng.random((min(DRAWS, permutations - start), len(labels)))
-        # Sorting by stratum and then by noise shuffles the members of each stratum.
-        shuffled = np.argsort(strata + noise, axis=1)
-        drawn = np.empty(noise.shape, dtype=labels.dtype)
-        drawn[:, order] = labels[shuffled]
-        yield drawn
 
 
 def _shares(

@@ -17,6 +17,7 @@ from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.frozen_blocks import FrozenBlocks
 from layerprobe.stages.geometry import Geometry
 from layerprobe.stages.interventions import Interventions
+from layerprobe.stages.label_variance import LabelVariance
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match
 from layerprobe.stages.nulls import Nulls
@@ -44,6 +45,7 @@ REGISTRY: tuple[type[Stage], ...] = (
     Seeds,
     Geometry,
     Sentences,
+    LabelVariance,
     Probes,
     Weights,
     Interventions,

@@ -27,14 +27,20 @@ PROBES = TableSpec(
         accuracy="accuracy on the test examples, 0 to 1",
         accuracy_low="lower end of its 95% Wilson interval",
         accuracy_high="upper end of its 95% Wilson interval",
+        balanced_accuracy="mean recall of the classes on the test examples, 0 to 1; one over the number of classes by chance",
+        balanced_accuracy_low="lower end of its 95% interval over test examples",
+        balanced_accuracy_high="upper end of its 95% interval over test examples",
+        auroc="mean area under the ROC curve of each class against the rest, on the test examples; .5 by chance",
+        auroc_low="lower end of its 95% interval over test examples",
+        auroc_high="upper end of its 95% interval over test examples",
         macro_f1="F1 averaged over classes, on the test examples, 0 to 1",
         loss="cross-entropy on the test examples, in nats",
-        control_accuracy="accuracy on the test examples of probes of random labels",
+        control_accuracy="accuracy on the test examples of the same probes of control tasks: random labels that the words determine",
         train_accuracy="accuracy on the training examples",
-        control_train_accuracy="accuracy on the training examples of probes of random labels: what a probe can memorise",
-        selectivity="accuracy minus control accuracy",
-        selectivity_low="lower end of its 95% interval over test examples",
-        selectivity_high="upper end of its 95% interval over test examples",
+        control_train_accuracy="accuracy on the training examples of the probes of control tasks: what a probe can memorise",
+        selectivity="accuracy less control accuracy (Hewitt and Liang 2019)",
+        selectivity_low="lower end of its 95% interval over test examples and control tasks",
+        selectivity_high="upper end of its 95% interval over test examples and control tasks",
         penalty="strength of the L2 penalty, chosen by cross-validation",
     ),
 )
@@ -45,7 +51,7 @@ class Probes(ModelStage):
     """Accuracy of linear probes by layer, base and adapted; a layer that equals the base's has the base's values."""
 
     name: ClassVar = "probes"
-    version: ClassVar = 2
+    version: ClassVar = 3
     tables: ClassVar = (PROBES,)
     first_guess: ClassVar = 15.0
 
@@ -90,12 +96,19 @@ class Probes(ModelStage):
 
 
 def _probe(context: Context, train: Any, test: Any, layers: list[int]) -> Any:
-    from layerprobe.internals import probe_layers
+    from layerprobe.encoder import tokenize
+    from layerprobe.internals import control_labels, probe_layers
 
+    corpus, length = context.corpus, context.study.data.max_length
+    train_words, test_words = (
+        [encoding["input_ids"] for encoding in tokenize(context.encoder, examples, length)]
+        for examples in (corpus.train, corpus.test)
+    )
     return probe_layers(
         {layer: train.mean(layer) for layer in layers},
-        context.corpus.train.labels,
+        corpus.train.labels,
         {layer: test.mean(layer) for layer in layers},
-        context.corpus.test.labels,
+        corpus.test.labels,
+        control_labels(train_words, test_words, corpus.train.labels, seed=context.seed),
         seed=context.seed,
     )

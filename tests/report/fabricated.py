@@ -239,6 +239,9 @@ def inside(methods, seeds, n_layers):
                     probes.append(
                         {**named, "side": side, "layer": layer, "accuracy": read, "accuracy_low": read - 0.01}
                         | {"accuracy_high": read + 0.01, "control_accuracy": 0.36, "control_train_accuracy": 0.5}
+                        | {"balanced_accuracy": read - 0.05, "balanced_accuracy_low": read - 0.07}
+                        | {"balanced_accuracy_high": read - 0.03, "auroc": read + 0.1, "auroc_low": read + 0.08}
+                        | {"auroc_high": read + 0.12}
                         | {"train_accuracy": read + 0.05, "selectivity": read - 0.36}
                         | {"selectivity_low": read - 0.38, "selectivity_high": read - 0.34, "n": 4000}
                     )

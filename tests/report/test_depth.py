@@ -286,8 +286,14 @@ def test_the_inside_is_drawn_for_every_method_and_each(study):
     rows = tables["probes"].query("method == 'top:2' and side == 'adapted' and seed == 0")
     assert list(accuracy.y) == list(rows.accuracy) and list(selectivity.y) == list(rows.selectivity)
     assert [t.name for t in adapted.data].count("base") == 2 and len(
-        [t for t in adapted.data if "random" in t.name]
+        [t for t in adapted.data if "control task" in t.name]
     ) == 4
+    balanced = drawn("probes", study, method="top:2", quality="balanced_accuracy")
+    (shown, selectivity) = [t for t in balanced.data if t.name == "adapted" and t.mode == "lines+markers"]
+    assert list(shown.y) == list(rows.balanced_accuracy) and list(selectivity.y) == list(rows.selectivity)
+    assert not [t for t in balanced.data if "control task" in t.name]  # they have an accuracy alone
+    assert balanced.layout.shapes[0].y0 == 1 / len(study[1].data.label_names)
+    assert drawn("probes", study, quality="auroc").data[0].z[0][6] == pytest.approx(0.65 + 0.022 * 6)
     blocks = drawn("interventions", study).data[0]
     expected = tables["interventions"].query("method == 'full' and kind == 'weights' and layer == 6").difference.mean()
     assert blocks.z[-1][6] == pytest.approx(expected) and blocks.zmin == -blocks.zmax
@@ -381,7 +387,8 @@ def test_every_figure_can_be_drawn_by_name_and_has_its_choices(study, tmp_path):
     assert all(f'data-figure="{name}"' in html for name in names)
     drawings = json.loads(re.search(r'id="figures">(.*?)</script>', html, flags=re.S).group(1))
     assert len(drawings["weights"]) == 3 * len(METHODS) and "full|relative_change" in drawings["weights"]
-    assert list(drawings["probes"]) == ["", *METHODS] and list(drawings["quality"]) == ["test", "reviews"]
+    assert list(drawings["probes"])[:4] == ["|accuracy", "|balanced_accuracy", "|auroc", f"{METHODS[0]}|accuracy"]
+    assert len(drawings["probes"]) == 3 * (1 + len(METHODS)) and list(drawings["quality"]) == ["test", "reviews"]
     for figure, variants in drawings.items():
         selects = re.findall(rf'data-chooses="{figure}">(.*?)</select>', html)
         values = [re.findall(r'<option value="([^"]*)">', select) for select in selects]

@@ -10,6 +10,7 @@ from sklearn.metrics import mutual_info_score, roc_auc_score
 from layerprobe import sae
 from layerprobe.errors import MeasureError
 from layerprobe.sae import _labels
+from layerprobe.stats import length_strata, permuted_labels
 
 
 def texts(lengths, seed=0):
@@ -100,7 +101,7 @@ def test_strata_of_length_weigh_as_van_elteren_s_and_no_p_is_below_the_normal_on
     # The store's order of rows is not that of the examples' numbers.
     order = rng.permutation(len(tokens))
     table = run(rows[order], tokens.iloc[order], labels)
-    strata = _labels.length_strata(lengths)
+    strata = length_strata(lengths)
     assert len(np.unique(strata)) > 4
     fields = np.array(
         [
@@ -124,9 +125,9 @@ def test_strata_of_length_weigh_as_van_elteren_s_and_no_p_is_below_the_normal_on
 
 def test_strata_are_as_narrow_as_twenty_examples_allow():
     lengths = np.repeat([3, 4, 5, 6, 7, 9], [25, 10, 15, 40, 5, 4])
-    strata = _labels.length_strata(lengths)
+    strata = length_strata(lengths)
     assert [np.unique(lengths[strata == h]).tolist() for h in range(strata.max() + 1)] == [[3], [4, 5], [6, 7, 9]]
-    assert set(_labels.length_strata(np.array([5, 9, 2]))) == {0}
+    assert set(length_strata(np.array([5, 9, 2]))) == {0}
 
 
 def test_p_of_a_rare_class_follows_the_exact_tail():
@@ -269,8 +270,8 @@ def test_a_permutation_s_share_is_that_of_associations_with_those_labels(classes
     loose = {"effect": 0.05, "q": 0.9}
     codes = csc_array(rows)
     null = sae.label_null(codes, example, labels, permutations=8, seed=4, **loose)
-    strata = _labels.length_strata(np.bincount(example))
-    (drawn,) = _labels._draws(labels, strata, 8, 4)
+    strata = length_strata(np.bincount(example))
+    (drawn,) = permuted_labels(labels, strata, 8, 4, block=_labels.DRAWS)
     shares = []
     for permuted in drawn:
         for h in np.unique(strata):

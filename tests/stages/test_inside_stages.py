@@ -1,4 +1,4 @@
-"""Stages that look inside the adapted model: probes, weights and interventions."""
+"""Stages that look inside the adapted model: label variance, probes, weights and interventions."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,34 @@ from bench import FULL, HEAD, TOP
 from tiny import make_encoder
 
 from layerprobe.adaptation import parse_method
+from layerprobe.internals import label_variance
 from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.capture import Capture
 from layerprobe.stages.interventions import Interventions
+from layerprobe.stages.label_variance import LabelVariance
 from layerprobe.stages.probes import Probes
 from layerprobe.stages.weights import Weights
 
 pytestmark = pytest.mark.numerical
+
+
+def test_label_variance_pairs_both_sides_on_the_examples_with_stored_tokens(bench):
+    table = bench.build(LabelVariance(TOP, 0)).table("label_variance").set_index(["unit", "side", "layer"])
+    assert (table.n == 30).all() and set(table.index.get_level_values("unit")) == {"token", "mean"}
+    adapted = bench.rows(Capture(TOP, 0))
+    labels, lengths = bench.context.corpus.test.labels[:30], adapted.rows.example.value_counts().sort_index().to_numpy()
+    for unit, rows, example in (
+        ("token", adapted.tokens(2), adapted.rows.example.to_numpy()),
+        ("mean", adapted.mean(2)[:30], np.arange(30)),
+    ):
+        alone = label_variance({2: rows}, example, labels, lengths).table().iloc[0]
+        row = table.loc[unit, "adapted", 2]
+        for column in ("share", "expected", "excess", "ci_low", "ci_high", "p"):
+            assert row[column] == pytest.approx(alone[column]), column
+        base, change = table.loc[unit, "base", 2], table.loc[unit, "difference", 2]
+        assert change.excess == pytest.approx(row.excess - base.excess) and change.excess != 0
+    unchanged = table.query("side == 'difference' and layer < 2")
+    assert (unchanged.excess == 0).all() and not unchanged.exceeds.any() and (unchanged.p_simultaneous == 1).all()
 
 
 def test_probes_have_the_values_of_base_where_a_layer_is_unchanged(bench):

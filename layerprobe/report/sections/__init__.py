@@ -1,11 +1,12 @@
 """The sections of the page in order. To add one, write its folder and list it here."""
 
 from layerprobe.report.section import Section
-from layerprobe.report.sections import answer, cost, drift, features, inside, made, quality, sure, tokens
+from layerprobe.report.sections import answer, cost, drift, features, inside, labels, made, quality, sure, tokens
 
 REGISTRY: tuple[Section, ...] = (
     answer.SECTION,
     drift.SECTION,
+    labels.SECTION,
     features.SECTION,
     quality.SECTION,
     cost.SECTION,

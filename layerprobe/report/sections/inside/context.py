@@ -7,7 +7,7 @@ from typing import Any
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
-from layerprobe.report.sections.inside.figures import QUANTITIES, drifts, methods_in
+from layerprobe.report.sections.inside.figures import QUALITIES, QUANTITIES, drifts, methods_in
 from layerprobe.report.sections.inside.sentences import drift_words, intruder_sentence
 
 EVERY = {"": "every method"}
@@ -31,6 +31,9 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         if similarity is not None
         else 0,
         "probes": _evaluated(tables, record, "probes"),
+        "qualities": {
+            name: words for name, words in QUALITIES.items() if queries.having(tables, "probes", name) is not None
+        },
         "interventions": _evaluated(tables, record, "interventions"),
         "weights": sorted(weights, key=lambda name: name != main),
         "quantities": {name: QUANTITIES[name][0] for name in present},

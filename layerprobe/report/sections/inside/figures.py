@@ -26,10 +26,12 @@ from layerprobe.report.theme import (
 
 SIDES = {"base": "#4f63d9", "adapted": "#d8612f"}
 CONTROLS = {
-    "control_accuracy": ("dot", "random labels"),
-    "control_train_accuracy": ("dashdot", "random labels, training examples"),
+    "control_accuracy": ("dot", "control task"),
+    "control_train_accuracy": ("dashdot", "control task, training examples"),
 }
 """Columns of the table `probes` -> dash and name."""
+QUALITIES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+"""Columns of the table `probes` with the quality of a probe -> name."""
 KINDS = {
     "weights": ("#d8612f", "circle", "block reset to base weights"),
     "skipped": ("#4f63d9", "square", "blocks above this layer skipped"),
@@ -88,35 +90,43 @@ def drift_by_depth(tables: Tables, record: RunRecord) -> go.Figure | None:
     return styled(figure, height=420)
 
 
-def probes(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
-    """Accuracy of linear probes by layer: one row per method, or one method with its controls and its selectivity."""
+def probes(
+    tables: Tables, record: RunRecord, *, method: str | None = None, quality: str = "accuracy"
+) -> go.Figure | None:
+    """Quality of linear probes by layer: one row per method, or one method with its controls and its selectivity.
+
+    Control tasks have an accuracy alone; balanced accuracy and AUROC are drawn with their value by chance.
+    """
     names = methods_in(tables, record, "probes")
-    if not names or (method and method not in names):
+    if not names or (method and method not in names) or quality not in tables["probes"]:
         return None
-    table = tables["probes"]
+    table, words = tables["probes"], QUALITIES[quality]
     if not method:
-        means = table.groupby(["method", "side", "layer"]).accuracy.mean()
+        means = table.groupby(["method", "side", "layer"])[quality].mean()
         lines = {"base": means[names[0], "base"]}
         lines |= {queries.label(name, record): means[name, "adapted"] for name in names}
-        return _grid(lines, "accuracy", ".3f")
+        return _grid(lines, words, ".3f")
     rows = table[table.method == method].sort_values("layer")
-    figure = make_subplots(
-        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=("Accuracy", "Selectivity")
-    )
+    titles = (f"{words[0].upper()}{words[1:]}", "Selectivity")
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=titles)
     for side, colour in SIDES.items():
         seeds = queries.seeds_of(rows[rows.side == side], method)
         for seed in seeds[:1] if side == "base" else seeds:  # the base does not depend on the seed
             part, is_first = rows[(rows.side == side) & (rows.seed == seed)], seed == seeds[0]
             options: dict[str, Any] = {} if is_first else {"mode": "markers", "marker": {"symbol": "circle-open"}}
-            for panel, value in enumerate(("accuracy", "selectivity"), 1):
+            for panel, value in enumerate((quality, "selectivity"), 1):
                 options |= {"error_y": _bars(part, value, colour) if is_first else None, "row": panel, "col": 1}
                 options |= {"legendgroup": side, "showlegend": is_first and panel == 1}
-                hover = f"{side}, seed {seed}, layer %{{x}}: {value} %{{y:.4f}}"
+                hover = f"{side}, seed {seed}, layer %{{x}}: {QUALITIES.get(value, value)} %{{y:.4f}}"
                 add_trace(figure, part.layer, part[value], side, colour, hover, **options)
-            for column, (dash, words) in CONTROLS.items() if is_first else ():
-                hover = f"{side}, layer %{{x}}: {words} %{{y:.4f}}"
+            for column, (dash, name) in CONTROLS.items() if is_first and quality == "accuracy" else ():
+                hover = f"{side}, layer %{{x}}: {name} %{{y:.4f}}"
                 options = {"mode": "lines", "line": {"dash": dash}, "row": 1, "col": 1}
-                add_trace(figure, part.layer, part[column], f"{side}: {words}", colour, hover, **options)
+                add_trace(figure, part.layer, part[column], f"{side}: {name}", colour, hover, **options)
+    classes = len(record.data.label_names) if record.data else 0
+    chance = {"balanced_accuracy": 1 / classes if classes else None, "auroc": 0.5}.get(quality)
+    if chance is not None:
+        figure.add_hline(y=chance, line={"color": PLAIN, "dash": "dash"}, row=1, col=1)
     figure.update_xaxes(dtick=1)
     label_layers(figure, row=2, col=1)
     return styled(figure, height=520)
