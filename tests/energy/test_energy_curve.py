@@ -12,7 +12,7 @@ from plants import LINKS, arguments, curve, efficiencies, example, measurements
 from layerprobe.energy import MeasuredRounds, TwoStage, energy_curve
 from layerprobe.errors import ArgumentError
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=25, deadline=None)
 
 
 def best(model, measured):
@@ -128,7 +128,7 @@ def test_within_the_reported_range_the_optimum_stays_and_outside_it_changes(give
         return best(replace(model, **{link: efficiency}), measured)
 
     # At the ends of the range two candidates are equally good.
-    inside = 1 / np.linspace(1 / found.low if found.low else 2 / getattr(model, link), 1 / found.high, 7)[1:-1]
+    inside = 1 / np.linspace(1 / found.low if found.low else 2 / getattr(model, link), 1 / found.high, 5)[1:-1]
     if found.high > found.low * (1 + 1e-9):
         assert {there(float(efficiency)) for efficiency in inside} == {at}
     if found.low > 0:

@@ -37,7 +37,7 @@ def by_device(given, meta_rounds, task_rounds):
     return joule
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(arguments(), st.integers(0, 20), rounds_of_3)
 def test_the_energy_is_the_sum_over_tasks_devices_and_neighbours(given, meta_rounds, task_rounds):
     found = TwoStage(**given).energy(meta_rounds, task_rounds)
