@@ -100,13 +100,6 @@ def test_the_three_quantities_of_the_quadratic_have_closed_forms(steps):
     assert found.mean_squared_gradient == pytest.approx(mean, rel=1e-9) == pytest.approx(geometric, rel=1e-9)
 
 
-def test_a_small_gradient_is_not_a_small_distance():
-    """In the quadratic, 10 inner steps leave the smaller meta-gradient and the larger distance, by their closed forms."""
-    few, many = (descend(STRONGLY_CONVEX, steps=n, w=3.0, outer_rate=0.5, outer_steps=20) for n in (1, 10))
-    assert many.mean_squared_gradient < few.mean_squared_gradient
-    assert many.distance[-1] > few.distance[-1]
-
-
 @by_steps
 def test_the_nonconvex_optimum_is_the_least_of_a_fine_grid(steps):
     found = descend(NONCONVEX, steps=steps, w=3.0, outer_rate=0.01, outer_steps=50)
