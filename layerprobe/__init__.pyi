@@ -1,6 +1,8 @@
 from . import activations as activations
 from . import adaptation as adaptation
+from . import energy as energy
 from . import internals as internals
+from . import metalearning as metalearning
 from . import sae as sae
 from . import similarity as similarity
 from . import sufficiency as sufficiency

@@ -16,7 +16,10 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
 install_import_hook(
-    [f"layerprobe.{name}" for name in ("activations", "internals", "sae", "similarity", "sufficiency")],
+    [
+        f"layerprobe.{name}"
+        for name in ("activations", "energy", "internals", "metalearning", "sae", "similarity", "sufficiency")
+    ],
     typechecker="checking.typechecked",
 )
 

@@ -11,12 +11,14 @@ import pytest
 import layerprobe
 
 SOURCE = Path(layerprobe.__file__).parent
-LIBRARIES = ("similarity", "sae", "adaptation", "activations", "internals", "sufficiency")
+LIBRARIES = ("similarity", "sae", "adaptation", "activations", "internals", "sufficiency", "metalearning", "energy")
 BELOW = {"errors", "files", "progress", "stats"}
 """What every library may import."""
 MODELS = BELOW | {"data", "encoder", "families", "layers", "pooled"}
 """What libraries that run a model may import."""
-MAY_IMPORT = dict.fromkeys(LIBRARIES, MODELS) | {"similarity": BELOW, "sufficiency": BELOW}
+MAY_IMPORT = dict.fromkeys(LIBRARIES, MODELS) | dict.fromkeys(
+    ("similarity", "sufficiency", "metalearning", "energy"), BELOW
+)
 ABOVE = {
     *("cli", "context", "display", "executors", "graph", "pipeline", "record", "report", "resolve", "runs", "stage"),
     *("stages", "store", "study"),

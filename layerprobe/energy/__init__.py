@@ -1,0 +1,9 @@
+"""What adaptation costs in energy and bits: meta-training at a data centre, transmission, and adaptation on devices.
+
+Nothing is measured here: joules per batch, rounds and efficiencies are arguments. The model is ours, after Savazzi, Rampa,
+Kianoush and Bennis (2022, arXiv 2212.01049), whose own equations were not available.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

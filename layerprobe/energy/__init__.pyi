@@ -1,0 +1,15 @@
+from ._consensus import Averaged as Averaged
+from ._consensus import Topology as Topology
+from ._consensus import averaging as averaging
+from ._consensus import server_bit_per_joule as server_bit_per_joule
+from ._consensus import topology as topology
+from ._curve import EnergyCurve as EnergyCurve
+from ._curve import LinkSensitivity as LinkSensitivity
+from ._curve import MeasuredRounds as MeasuredRounds
+from ._curve import Optimum as Optimum
+from ._curve import Sensitivity as Sensitivity
+from ._curve import energy_curve as energy_curve
+from ._two_stage import Energy as Energy
+from ._two_stage import Traffic as Traffic
+from ._two_stage import TwoStage as TwoStage
+from ._two_stage import shipping as shipping
