@@ -3,7 +3,7 @@
 from layerprobe.sufficiency._depth import Sufficiency, smallest_sufficient_depth
 from layerprobe.sufficiency._differences import differences, seed_differences
 from layerprobe.sufficiency._pareto import pareto
-from layerprobe.sufficiency._power import required_examples
+from layerprobe.sufficiency._power import required_examples, required_seeds
 from layerprobe.sufficiency._results import correctness
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "differences",
     "pareto",
     "required_examples",
+    "required_seeds",
     "seed_differences",
     "smallest_sufficient_depth",
 ]
