@@ -253,7 +253,9 @@ def main() -> None:
             f"called sufficient {twice(called, runs if m != 2 else runs // 2)}",
             flush=True,
         )
-    print("\nOne depth that loses the margin over all seeds, called sufficient: with seeds in the test | over examples alone")
+    print(
+        "\nOne depth that loses the margin over all seeds, called sufficient: with seeds in the test | over examples alone"
+    )
     for n, m, sd in itertools.product((500, 2000, 8000), (3, 5), (0.0, 0.002, 0.005, 0.01, 0.02)):
         runs = 400 if quick else 4000
         rates = seed_level(n, m, sd, runs, seed=n + m)
