@@ -40,7 +40,8 @@ def frozen_sentence(tables: Tables, record: RunRecord) -> str:
     if after is None or full is None or not names or not {names[0], full} <= set(after.method):
         return ""
     best = names[0]
-    chosen = ", the best frozen model on held-out training examples," if len(names) > 1 else ""
+    ordered = record.sufficiency is not None and record.sufficiency.frozen == best
+    chosen = ", the best frozen model on held-out training examples," if ordered and len(names) > 1 else ""
     subject = f"Without training any block, {_words(best)}{chosen} reaches accuracy"
     paired = queries.having(tables, "differences")
     paired = None if paired is None else paired[(paired.method == best) & (paired.reference == full)]
@@ -85,11 +86,10 @@ def _unequal(after: pd.DataFrame, best: str, full: str) -> str:
     tried = after.groupby("method").candidates.max().reindex([best, full])
     if tried.isna().any() or tried.nunique() == 1:
         return ""
-    counts = [
-        f"{_words(str(name))} from {count} setting{'s' if count > 1 else ''}"
-        for name, count in tried.astype(int).items()
-    ]
-    return f". Tuning was unequal (adaptation.tuning): on held-out training examples {listed(counts)} was chosen"
+    return (
+        f". Tuning was unequal (adaptation.tuning): on held-out training examples, {_words(best)} was chosen from "
+        f"{int(tried[best])} setting{'s' * (int(tried[best]) > 1)}, {full} from {int(tried[full])}"
+    )
 
 
 def _words(name: str) -> str:
