@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm, t
 
 from layerprobe.errors import LayerprobeError
-from layerprobe.sufficiency import pareto, required_examples, required_seeds, smallest_sufficient_depth
+from layerprobe.sufficiency import by_validation, pareto, required_examples, required_seeds, smallest_sufficient_depth
 
 DEPTHS = {"head": 0, "top:1": 1, "top:2": 2}
 
@@ -162,6 +162,22 @@ def test_methods_of_equal_depth_are_tested_in_the_given_order():
     assert outcomes(passed)["linear"] == "undecided" and "linear, the next one tested, is undecided" in passed.sentence
     words = passed.in_words({"head": "the head alone", "full": "full fine-tuning"})
     assert "the head alone is the smallest depth" in words and "from that of full fine-tuning by" in words
+
+
+def test_the_order_of_frozen_models_follows_from_validation_alone():
+    rows = [
+        ("a", 0.70, 0.6),
+        ("a", 0.72, 0.6),
+        ("b", 0.71, 0.5),
+        ("b", 0.71, 0.5),
+        ("c", 0.8, 0.9),
+        ("other", 0.9, 0.1),
+    ]
+    quality = pd.DataFrame(rows, columns=["method", "validation_accuracy", "validation_loss"])
+    # Equal means of .71: the smaller cross-entropy first. Without validation: last, in the given order.
+    assert by_validation(quality, ["z", "a", "b", "c", "y"]) == ("c", "b", "a", "z", "y")
+    assert by_validation(quality[["method"]], ["b", "a"]) == ("b", "a")
+    assert by_validation(quality.assign(accuracy=[0, 0, 1, 1, 0, 1]), ["a", "c"]) == ("c", "a")
 
 
 def test_seeds_that_are_needed_before_anything_is_trained():
