@@ -102,7 +102,8 @@ class AdaptationSection(_Section):
     every method chooses among three values (a third of its default, itself, three times it) by the cross-entropy on the same
     15% of the training examples."""
     pooling: Literal["model", "mean", "cls"] = "model"
-    """What the head reads: the family's own head, the mean over tokens, or the first token; one for all methods."""
+    """What the head reads: the family's own head, the mean over tokens, or the first token; one for all methods except
+    `head:mean` and `head:cls`."""
     checkpoints: Count | None = None
     """Number of evenly spaced checkpoints kept during training, on which transfer is measured. Default: none."""
     margin: Rate = 0.01
