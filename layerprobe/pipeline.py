@@ -163,7 +163,7 @@ def near_copies_table(resolved: ResolvedStudy) -> pd.DataFrame:
 def _power(shape: StudyShape, examples: int) -> tuple[str, ...]:
     """How many test examples a conclusion about depth would take, where methods are compared at all."""
     family = family_of(shape)
-    return (power_note(family, shape.study.adaptation.margin, examples),) if family else ()
+    return (power_note(family, shape.study.adaptation.margin, examples, len(shape.study.seeds)),) if family else ()
 
 
 def run(

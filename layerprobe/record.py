@@ -143,6 +143,14 @@ class Conclusion(_Model):
     """Number of training seeds."""
     conditional_on_seeds: bool
     """Whether intervals cover these seeds only, and not further trainings."""
+    critical_value: float | None = None
+    """Critical value of each test, of the t distribution with `df` degrees of freedom, else of the normal one."""
+    df: int | None = None
+    """Number of seeds less 1; None if conditional on seeds."""
+    order: list[str] = []
+    """Methods in the order in which they were tested."""
+    frozen: str | None = None
+    """The model without a trained block that is best on held-out training examples, None if there is none."""
     left_out: dict[str, str]
     """Methods that were not compared, with the reason."""
 

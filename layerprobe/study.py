@@ -85,8 +85,8 @@ class DataSection(_Section):
 
 class AdaptationSection(_Section):
     methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_as_tuple)] = ("head", "full")
-    """`head`, `top:k`, `full`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`, `checkpoint:PATH`, and the control
-    `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
+    """`head`, `head:mean`, `head:cls`, `top:k`, `full`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`, `checkpoint:PATH`, and the
+    control `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
     epochs: Count = 2
     """Passes over the training examples (`head` is trained to convergence instead)."""
     batch_size: Count = 16
@@ -99,8 +99,14 @@ class AdaptationSection(_Section):
     """Peak learning rates of individual methods, such as `{"lora:8" = 1e-3}`; the others keep their defaults."""
     search: StrictBool = False
     """Whether to choose each method's learning rate on a validation part of the training examples."""
+    tuning: Literal["default", "equal"] = "default"
+    """How much each method's setting is tuned. `default`: heads and logistic regression choose their penalty among several on
+    held-out training examples; the others are trained at one learning rate, or with `search` at the best of three. `equal`:
+    every method chooses among three values (a third of its default, itself, three times it) by the cross-entropy on the same
+    15% of the training examples."""
     pooling: Literal["model", "mean", "cls"] = "model"
-    """What the head reads: the family's own head, the mean over tokens, or the first token; one for all methods."""
+    """What the head reads: the family's own head, the mean over tokens, or the first token; one for all methods except
+    `head:mean` and `head:cls`."""
     checkpoints: Count | None = None
     """Number of evenly spaced checkpoints kept during training, on which transfer is measured. Default: none."""
     margin: Rate = 0.01
@@ -337,6 +343,7 @@ STUDY_KEYS = {
     "learning_rate": "adaptation.learning_rate",
     "learning_rates": "adaptation.learning_rates",
     "pooling": "adaptation.pooling",
+    "tuning": "adaptation.tuning",
     "margin": "adaptation.margin",
     "architecture": "sae.architecture",
     "expansion": "sae.expansion",

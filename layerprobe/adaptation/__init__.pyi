@@ -11,11 +11,13 @@ from ._frozen import cache_bytes as cache_bytes
 from ._frozen import compute_frozen as compute_frozen
 from ._frozen import open_frozen as open_frozen
 from ._quality import CALIBRATION_BINS as CALIBRATION_BINS
+from ._quality import LinearReference as LinearReference
 from ._quality import Quality as Quality
 from ._quality import probabilities as probabilities
 from ._quality import quality as quality
 from ._quality import reference as reference
 from ._trained import precision as precision
+from ._validation import HeldOut as HeldOut
 from .methods import Method as Method
 from .methods import cached_layers as cached_layers
 from .methods import check_learning_rates as check_learning_rates

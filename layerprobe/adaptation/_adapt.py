@@ -17,6 +17,7 @@ from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.adaptation._cost import Cost, Meter, TrainingFlops
 from layerprobe.adaptation._frozen import FrozenValues, compute_frozen, open_frozen
 from layerprobe.adaptation._quality import Quality, probabilities, quality
+from layerprobe.adaptation._validation import HeldOut
 from layerprobe.adaptation.methods import Method
 from layerprobe.data import Corpus
 from layerprobe.encoder import Encoder, load_classifier, quiet, tokenize
@@ -58,6 +59,8 @@ class Adaptation:
     """Memory and energy of training, as far as they could be measured; None where nothing was trained."""
     flops: TrainingFlops | None = None
     """Operations of training, with the pass over frozen blocks and the candidates of a search; None likewise."""
+    held_out: HeldOut | None = None
+    """Of the chosen setting, on training examples that its candidate was not trained on; None where nothing was chosen."""
     steps: tuple[int, ...] = ()
     """Training steps of the intermediate checkpoints, which are in folders `step-...` next to the last one."""
 
@@ -75,7 +78,7 @@ def adapt(
     """Adapt an encoder by one method, save it, and measure it on the test examples before and after.
 
     Training, validation and test examples are disjoint: whatever is chosen (the penalty of the head; with
-    `config.search`, the learning rate) is chosen on a part of the training examples that the candidates are not trained
+    `config.search` or equal tuning, the learning rate) is chosen on a part of the training examples that the candidates are not trained
     on, and the final model is trained on all training examples. The test examples are only used to measure.
 
     Blocks below the lowest trained one are in eval mode, and computed once over the training examples, in float32
@@ -91,7 +94,8 @@ def adapt(
             equal results on one machine.
         config: the configuration; by default `AdaptConfig()`.
         frozen: values of the base model over the training examples (`open_frozen`), of at least the layers
-            `method.cached_layers`; by default they are computed into a temporary folder.
+            `method.cached_layers`, computed under `method.configured(config)`; by default they are computed into a
+            temporary folder.
 
     Raises:
         EncoderError: if a checkpoint does not fit the encoder.
@@ -102,7 +106,7 @@ def adapt(
     import pandas as pd
 
     method.check(encoder)
-    config = config or AdaptConfig()
+    config = method.configured(config or AdaptConfig())
     train, test = corpus.train, corpus.test
     model: Any = encoder.classifier(corpus.label_names, seed=seed, pooling=config.pooling)
     before = quality(probabilities(model, encoder, test, config), test.labels)
@@ -123,12 +127,12 @@ def adapt(
             label_order=tuple(order),
         )
 
-    from layerprobe.adaptation._fit import Training, fit, fit_flops, new_model, search_rate
+    from layerprobe.adaptation._fit import RateSearch, Training, fit, fit_flops, new_model, search_rate
 
     folder = Path(folder)
     needed = method.cached_layers(encoder.n_layers)
     steps: list[int] = []
-    tried: list[dict[str, Any]] = []
+    search: RateSearch | None = None
     with tempfile.TemporaryDirectory() as scratch:
         if frozen is None and needed:
             compute_frozen(encoder, train, needed, scratch, config)
@@ -154,11 +158,13 @@ def adapt(
 
         with Meter() as meter:
             rate = method.learning_rate(config)
-            if config.search and method.trains_blocks:
-                rate, tried = search_rate(training, rate)
+            if config.searches_rates and method.trains_blocks:
+                search = search_rate(training, rate)
+                rate = search.rate
             # A control is trained at the rate that a search gives on the true labels.
             training = replace(training, labels=method.training_labels(train.labels, seed))
             result = fit(training, model, np.arange(len(train)), rate, keep)
+        tried = [] if search is None else search.log
         flops = fit_flops(training, model, result, candidates=len(tried))
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise ArgumentError(
@@ -189,6 +195,7 @@ def adapt(
         seconds=meter.cost.seconds + frozen_seconds,
         cost=meter.cost,
         flops=flops,
+        held_out=result.held_out if search is None else search.held_out,
         steps=tuple(steps),
     )
 

@@ -26,6 +26,10 @@ class AdaptConfig:
     """Learning rates that take precedence, by method (`lora:8@4-6`) or by the part before its colon (`lora`)."""
     search: bool = False
     """Whether to choose the learning rate of the blocks among a third of it, itself, and three times it."""
+    tuning: Literal["default", "equal"] = "default"
+    """How much is chosen on held-out training examples. `default`: the penalty of a head, and with `search` the learning rate
+    of the blocks. `equal`: one setting of every method (the learning rate of its blocks, else the penalty of its head) among
+    a third of its default value, itself, and three times it, by the cross-entropy on one and the same part."""
     pooling: Pooling = "model"
     """The classification head: the family's own (`model`), or one linear layer on the mean of the tokens (`mean`) or on the
     first token (`cls`)."""
@@ -37,6 +41,11 @@ class AdaptConfig:
     """Precision of the blocks' training; `auto` is bf16 where the processor has instructions for it, else fp32."""
     device: str = "cpu"
     """Where to compute."""
+
+    @property
+    def searches_rates(self) -> bool:
+        """Whether learning rates of blocks are chosen on held-out examples."""
+        return self.search or self.tuning == "equal"
 
     @property
     def resolved_precision(self) -> Literal["bf16", "fp32"]:

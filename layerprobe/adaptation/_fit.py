@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,10 @@ from layerprobe.adaptation._frozen import FrozenValues
 from layerprobe.adaptation._head import train_head
 from layerprobe.adaptation._quality import probabilities
 from layerprobe.adaptation._training import train_blocks
-from layerprobe.adaptation._validation import SHARE, validation_part
+from layerprobe.adaptation._validation import SEARCH_FACTORS, SHARE, HeldOut, validation_part
 from layerprobe.adaptation.methods import Method
 from layerprobe.data import Corpus
 from layerprobe.encoder import Encoder, head_parameter_names
-
-SEARCH_FACTORS = (1 / 3, 1.0, 3.0)
-"""A search tries these multiples of the method's learning rate."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,8 @@ class Fit:
 
     log: list[dict[str, Any]]
     settings: dict[str, Any]
+    held_out: HeldOut | None = None
+    """Quality with the chosen penalty of the head; None where none was chosen."""
 
 
 def new_model(training: Training) -> Any:
@@ -75,11 +74,11 @@ def fit(
         keep: called with the number of steps done at each of `config.checkpoints` points before the end of the blocks'
             training.
     """
-    config, log, settings = training.config, [], {}
+    config, log, settings, held_out = training.config, [], {}, None
     for phase in training.method.phases:
         if phase == "head":
             head = train_head(training, model, examples)
-            log = head.log
+            log, held_out = head.log, head.held_out
             settings = {
                 "precision": "fp32",
                 "optimizer": "L-BFGS" if config.head_learning_rate is None else "Adam",
@@ -97,7 +96,7 @@ def fit(
                 "epochs": config.epochs,
                 "batch_size": config.batch_size,
             }
-    return Fit(log, settings)
+    return Fit(log, settings, held_out)
 
 
 def fit_flops(training: Training, model: Any, result: Fit, *, candidates: int) -> TrainingFlops:
@@ -123,34 +122,46 @@ def fit_flops(training: Training, model: Any, result: Fit, *, candidates: int) -
     return total
 
 
-def search_rate(training: Training, around: float) -> tuple[float, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class RateSearch:
+    """The learning rate that was chosen."""
+
+    rate: float
+    log: list[dict[str, Any]]
+    """An entry per candidate, with its validation loss."""
+    held_out: HeldOut | None
+    """Quality of the chosen candidate; None where no example could be spared."""
+
+
+def search_rate(training: Training, around: float) -> RateSearch:
     """Choose the learning rate with the least cross-entropy on a validation part of the training examples.
 
     Each candidate is trained from the start, for as many epochs as the final training, on the other training examples.
-
-    Returns:
-        The rate, which is `around` where no example can be spared; and a log entry per candidate, with its validation loss.
+    Without an example to spare, or if all candidates diverge, the rate is `around`.
     """
     held = validation_part(training.labels, training.seed)
     log: list[dict[str, Any]] = []
+    results: dict[float, HeldOut] = {}
     for factor in SEARCH_FACTORS if held.any() else ():
         model, rate = new_model(training), around * factor
         result = fit(training, model, np.flatnonzero(~held), rate)
-        loss, step = _loss(training, model, np.flatnonzero(held)), result.log[-1]["step"] if result.log else 0
+        found, step = _held_out(training, model, np.flatnonzero(held)), result.log[-1]["step"] if result.log else 0
         epochs = float(training.config.epochs)
-        log.append({"step": step, "epoch": epochs, "loss": loss, "learning_rate": rate, "split": "validation"})
-    losses: dict[float, float] = {
-        entry["learning_rate"]: entry["loss"] for entry in log if np.isfinite(entry["loss"])
-    } or {around: 0.0}
+        log.append({"step": step, "epoch": epochs, "loss": found.loss, "learning_rate": rate, "split": "validation"})
+        if np.isfinite(found.loss):
+            results[rate] = replace(found, candidates=len(SEARCH_FACTORS))
     # Of equal losses, the rate nearest to the one without a search.
-    return min(losses, key=lambda rate: (losses[rate], abs(np.log(rate / around)))), log
+    best = min(results, key=lambda rate: (results[rate].loss, abs(np.log(rate / around))), default=around)
+    return RateSearch(best, log, results.get(best))
 
 
-def _loss(training: Training, model: nn.Module, examples: np.ndarray) -> float:
-    """Mean cross-entropy of a model over some of the training examples, in nats."""
+def _held_out(training: Training, model: nn.Module, examples: np.ndarray) -> HeldOut:
+    """Quality of a model on some of the training examples."""
     predicted = probabilities(model, training.encoder, training.corpus.train.take(examples), training.config)
+    labels = training.labels[examples]
     with np.errstate(divide="ignore"):
-        return float(-np.log(predicted[np.arange(len(examples)), training.labels[examples]]).mean())
+        loss = float(-np.log(predicted[np.arange(len(examples)), labels]).mean())
+    return HeldOut(float((predicted.argmax(axis=1) == labels).mean()), loss, len(examples))
 
 
 def _require_gradients(model: nn.Module, names: frozenset[str]) -> None:

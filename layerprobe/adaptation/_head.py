@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from layerprobe.adaptation._validation import validation_folds
+from layerprobe.adaptation._validation import SEARCH_FACTORS, HeldOut, validation_folds, validation_part
 from layerprobe.encoder import head_parameter_names
 from layerprobe.families import FAMILIES
 from layerprobe.progress import track
@@ -20,11 +20,11 @@ from layerprobe.progress import track
 if TYPE_CHECKING:
     from layerprobe.adaptation._fit import Training
 
-PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+PENALTIES: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """From weak to strong: each fit starts from the previous one, so that none starts from a head that a strong penalty has
 shrunk to zero, which is a stationary point of a head with a hidden layer."""
 UNVALIDATED = 1e-3
-"""The penalty where no class has an example to spare for validation."""
+"""The penalty where no class has an example to spare for validation, and the middle one with equal tuning."""
 STEPS = 400
 """Of Adam, and at most of L-BFGS."""
 CHOOSING_STEPS = 100
@@ -39,6 +39,8 @@ class HeadFit:
     gradient: float
     """Norm of the objective's gradient at the end; near 0 where training converged."""
     log: list[dict[str, Any]]
+    held_out: HeldOut | None
+    """With the chosen penalty, on the held-out examples; None where no penalty was chosen."""
 
 
 def train_head(training: Training, model: Any, examples: np.ndarray) -> HeadFit:
@@ -47,8 +49,9 @@ def train_head(training: Training, model: Any, examples: np.ndarray) -> HeadFit:
     The objective is mean cross-entropy, without dropout, plus penalty / 2 * (sum of squared weights, and of squared changes
     of a norm's scale), over all examples at once. The penalty is chosen by stratified cross-validation on the training
     examples (`validation_folds`): the strongest whose cross-entropy is within one standard error of the least (Breiman et
-    al. 1984), so that a lucky choice on few examples does not give an over-confident head. The head is then trained with it
-    on all of them, from the weights that it had in the first fold. The objective is minimised by L-BFGS; with
+    al. 1984), so that a lucky choice on few examples does not give an over-confident head. With equal tuning it is the one
+    of three with the least cross-entropy on `validation_part`, or the default one before a search of the blocks' learning
+    rate. The head is then trained with it on all of them, from the weights that it had in the first fold. The objective is minimised by L-BFGS; with
     `head_learning_rate` by Adam, the rate decaying to zero along a cosine, from the initial weights each time.
 
     Args:
@@ -59,38 +62,48 @@ def train_head(training: Training, model: Any, examples: np.ndarray) -> HeadFit:
     encoder, config = training.encoder, training.config
     inputs = training.frozen[encoder.n_layers].batch(examples).to(config.device)
     labels = torch.as_tensor(training.labels[examples], device=config.device)
-    masks = validation_folds(training.labels[examples], training.seed)
+    equal = config.tuning == "equal"
+    penalties, masks = PENALTIES, validation_folds(training.labels[examples], training.seed)
+    if equal:
+        held = validation_part(training.labels[examples], training.seed)
+        penalties = tuple(UNVALIDATED * factor for factor in SEARCH_FACTORS)
+        masks = [] if training.method.trains_blocks or not held.any() else [held]
     folds = [torch.as_tensor(held, device=config.device) for held in masks]
     body = model.base_model
     head = _Objective(model, head_parameter_names(model, encoder), config.head_learning_rate)
     setattr(model.eval(), model.base_model_prefix, _CachedBody(body, encoder.family, encoder.pooler).to(config.device))
     try:
         start = values = head.values()
-        first_fold = dict.fromkeys(PENALTIES, start)
-        losses: dict[float, list[Tensor]] = {penalty: [] for penalty in PENALTIES}
-        steps = dict.fromkeys(PENALTIES, 0)
-        pairs = list(product(range(len(folds)), PENALTIES))
+        first_fold = dict.fromkeys(penalties, start)
+        losses: dict[float, list[Tensor]] = {penalty: [] for penalty in penalties}
+        right: dict[float, list[Tensor]] = {penalty: [] for penalty in penalties}
+        steps = dict.fromkeys(penalties, 0)
+        pairs = list(product(range(len(folds)), penalties))
         for fold, penalty in track(pairs, "choosing the head's penalty"):
-            held = folds[fold]
-            if penalty == PENALTIES[0] or head.rate is not None:
+            out = folds[fold]
+            if penalty == penalties[0] or head.rate is not None:
                 values = start
-            steps[penalty] += len(head.minimise(values, inputs[~held], labels[~held], penalty, CHOOSING_STEPS))
-            losses[penalty].append(head.losses(inputs[held], labels[held]))
+            steps[penalty] += len(head.minimise(values, inputs[~out], labels[~out], penalty, CHOOSING_STEPS))
+            losses[penalty].append(head.losses(inputs[out], labels[out]))
+            right[penalty].append(head.right(inputs[out], labels[out]))
             values = head.values()
             if fold == 0 and head.rate is None:
                 first_fold[penalty] = values
-        log = []
+        log, held_out = [], None
         chosen = UNVALIDATED
         if folds:
             validation = {penalty: torch.cat(parts) for penalty, parts in losses.items()}
-            log = [head.entry(steps[p], float(validation[p].mean()), "validation") for p in PENALTIES]
-            chosen = _strongest_within_one_error(validation)
+            means = {penalty: float(loss.mean()) for penalty, loss in validation.items()}
+            log = [head.entry(steps[p], means[p], "validation") for p in penalties]
+            chosen = min(penalties, key=lambda p: means[p]) if equal else _strongest_within_one_error(validation)
+            accuracy = float(torch.cat(right[chosen]).double().mean())
+            held_out = HeldOut(accuracy, means[chosen], len(validation[chosen]), len(penalties))
         history = head.minimise(first_fold[chosen] if folds else start, inputs, labels, chosen, STEPS)
         every = max(1, len(history) // 20)
         log += [
             head.entry(step, loss, "train") for step, loss in enumerate(history, 1) if step == 1 or step % every == 0
         ]
-        return HeadFit(chosen, head.gradient(), log)
+        return HeadFit(chosen, head.gradient(), log, held_out)
     finally:
         setattr(model, model.base_model_prefix, body)
 
@@ -165,6 +178,11 @@ class _Objective:
     def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each example, in float64."""
         return nn.functional.cross_entropy(self._logits(inputs).double().cpu(), labels.cpu(), reduction="none")
+
+    @torch.no_grad()
+    def right(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Whether the most probable class of each example is the true one."""
+        return (self._logits(inputs).argmax(dim=1) == labels).cpu()
 
     def gradient(self) -> float:
         """Norm of the gradient at the present parameters."""

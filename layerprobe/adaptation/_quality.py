@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from layerprobe.adaptation._config import AdaptConfig
+from layerprobe.adaptation._validation import SEARCH_FACTORS, HeldOut, validation_folds, validation_part
 from layerprobe.data import Examples
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import MeasureError
@@ -143,6 +144,22 @@ def probabilities(model: Any, encoder: Encoder, examples: Examples, config: Adap
     return result
 
 
+PENALTIES = (1e-3, 1e-2, 1e-1)
+"""scikit-learn's C for `reference`, from strong to weak; the middle one is the default."""
+
+
+@dataclass(frozen=True)
+class LinearReference:
+    """A logistic regression on a pretrained encoder's vectors."""
+
+    quality: Quality
+    """On the test examples."""
+    probabilities: np.ndarray
+    """Class probabilities on the test examples, `(n, classes)`."""
+    held_out: HeldOut | None
+    """With the chosen penalty, on held-out training examples; None where no class has an example to spare."""
+
+
 def reference(
     train_features: np.ndarray,
     train_labels: np.ndarray,
@@ -150,37 +167,49 @@ def reference(
     test_labels: np.ndarray,
     *,
     seed: int,
-) -> tuple[Quality, np.ndarray]:
+    tuning: Literal["default", "equal"] = "default",
+) -> LinearReference:
     """Logistic regression on a pretrained encoder's vectors: what can be reached without any fine-tuning.
 
-    Features are standardised; the strength of the L2 penalty is chosen by five-fold cross-validation of the
-    cross-entropy on the training examples (fewer folds where a class has fewer examples).
-
-    Returns:
-        Quality on the test examples, and their class probabilities.
+    Features are standardised. The strength of the L2 penalty is the one of three with the least cross-entropy on held-out
+    training examples: those on which the penalty of a head is chosen (`validation_folds`), or with equal tuning the part on
+    which every method is tuned (`validation_part`).
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    x, x_test = np.asarray(train_features, dtype=np.float64), np.asarray(test_features, dtype=np.float64)
-    folds = min(5, int(np.bincount(train_labels).min()))
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, tol=1e-3))
+    x, y = np.asarray(train_features, dtype=np.float64), np.asarray(train_labels)
+    default, folds = PENALTIES[1], validation_folds(y, seed)
+    strengths: tuple[float, ...] = PENALTIES
+    if tuning == "equal":
+        part = validation_part(y, seed)
+        strengths, folds = tuple(default * factor for factor in SEARCH_FACTORS), [part] if part.any() else []
+
+    def fitted(strength: float, rows: np.ndarray) -> Any:
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
+        return pipeline.fit(x[rows], y[rows])
+
     # Thousands of small products: a second thread gains nothing, and is slower on a busy machine.
     with warnings.catch_warnings(), threadpool_limits(limits=1, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        if folds >= 2:
-            search = GridSearchCV(
-                pipeline,
-                {"logisticregression__C": [1e-3, 1e-2, 1e-1]},
-                scoring="neg_log_loss",
-                cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
-            ).fit(x, train_labels)
-            fitted = search.best_estimator_
-        else:
-            fitted = pipeline.set_params(logisticregression__C=1e-2).fit(x, train_labels)
-    result = np.asarray(fitted.predict_proba(x_test))
-    return quality(result, test_labels), result
+        found = {
+            c: _over_folds([fitted(c, ~held).predict_proba(x[held]) for held in folds], y, folds) for c in strengths
+        }
+        chosen = min(strengths, key=lambda c: found[c].loss) if folds else default
+        predicted = np.asarray(
+            fitted(chosen, np.full(len(y), True)).predict_proba(np.asarray(test_features, dtype=float))
+        )
+    held_out = replace(found[chosen], candidates=len(strengths)) if folds else None
+    return LinearReference(quality(predicted, test_labels), predicted, held_out)
+
+
+def _over_folds(predicted: Sequence[np.ndarray], labels: np.ndarray, folds: Sequence[np.ndarray]) -> HeldOut:
+    """Quality of class probabilities on the held-out examples of all folds together."""
+    if not folds:
+        return HeldOut(np.nan, np.nan, 0)
+    rows, truth = np.concatenate(predicted), np.concatenate([labels[held] for held in folds])
+    given = np.maximum(rows[np.arange(len(truth)), truth], np.finfo(np.float64).tiny)
+    return HeldOut(float((rows.argmax(axis=1) == truth).mean()), float(-np.log(given).mean()), len(truth))

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+SEARCH_FACTORS = (1 / 3, 1.0, 3.0)
+"""A search tries these multiples of a default setting."""
 SHARE = 0.15
-"""Share of the training examples on which learning rates are compared."""
+"""Share of the training examples on which learning rates are compared, and with equal tuning all settings."""
 FOLDS = 5
 HELD_OUT = 500
 """Held-out examples to choose a head's penalty on, where there are as many: large data sets need fewer folds."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Quality of a chosen setting on training examples that its model was not trained on."""
+
+    accuracy: float
+    """Share of these examples whose most probable class is the true one."""
+    loss: float
+    """Mean cross-entropy, in nats."""
+    n: int
+    """Number of these examples."""
+    candidates: int = 1
+    """Number of settings that were compared on them."""
 
 
 def validation_part(labels: np.ndarray, seed: int) -> np.ndarray:

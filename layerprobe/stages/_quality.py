@@ -10,7 +10,7 @@ from layerprobe.stage import TableSpec, columns
 if TYPE_CHECKING:
     import pandas as pd
 
-    from layerprobe.adaptation import Quality
+    from layerprobe.adaptation import HeldOut, Quality
     from layerprobe.data import Corpus, Examples
 
 ADAPTATION = TableSpec(
@@ -33,6 +33,10 @@ ADAPTATION = TableSpec(
         total_parameters="number of parameters of the classifier",
         seconds="wall-clock seconds of training, frozen blocks included; comparable where `concurrent_tasks` is 1",
         learning_rate="peak learning rate",
+        candidates="number of values of a setting that were compared on held-out training examples; 1 if none was tuned",
+        validation_accuracy="accuracy of the chosen one on the held-out training examples; missing if none was tuned",
+        validation_loss="its mean cross-entropy there, in nats",
+        validation_n="number of these held-out examples",
         flops="floating-point operations of training, frozen blocks included",
         flops_frozen="the part of them that computes outputs of frozen blocks, which methods share",
         peak_bytes="largest host memory during training above that at its start, in bytes",
@@ -74,6 +78,18 @@ def quality_row(measured: Quality) -> dict[str, Any]:
         "brier": measured.brier,
         "calibration_error": measured.calibration_error,
         "n": measured.n,
+    }
+
+
+def tuning_row(held_out: HeldOut | None) -> dict[str, Any]:
+    """How a setting was chosen, as columns."""
+    if held_out is None:
+        return {"candidates": 1}
+    return {
+        "candidates": held_out.candidates,
+        "validation_accuracy": held_out.accuracy,
+        "validation_loss": held_out.loss,
+        "validation_n": held_out.n,
     }
 
 

@@ -11,7 +11,7 @@ from layerprobe.context import Context
 from layerprobe.files import write_json
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
-from layerprobe.stages._quality import ADAPTATION, PREDICTIONS, predictions_table, quality_row
+from layerprobe.stages._quality import ADAPTATION, PREDICTIONS, predictions_table, quality_row, tuning_row
 from layerprobe.stages.frozen_blocks import FrozenBlocks, adapt_config, open_layers
 from layerprobe.store import Artifact, ArtifactMeta
 
@@ -35,7 +35,7 @@ class Adapt(ModelStage):
     """An adapted model, its training log, its cost and its quality."""
 
     name: ClassVar = "adapt"
-    version: ClassVar = 4
+    version: ClassVar = 5
     accelerator: ClassVar = True
     keyed_by_content: ClassVar = (
         True  # frozen values follow from the encoder and the examples, which are in the identity
@@ -50,7 +50,7 @@ class Adapt(ModelStage):
 
     def parents(self) -> Mapping[str, Stage]:
         assert self.method is not None
-        return {"frozen": FrozenBlocks()} if self.method.reads_frozen else {}
+        return {"frozen": FrozenBlocks(self.method.own_pooling)} if self.method.reads_frozen else {}
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         assert self.method is not None
@@ -81,6 +81,8 @@ class Adapt(ModelStage):
             "seconds": result.seconds,
             "learning_rate": result.settings.get("learning_rate"),
         }
+        if self.method.trains:
+            cost |= tuning_row(result.held_out)
         if result.cost is not None and result.flops is not None:
             cost |= {
                 "flops": float(result.flops.total),

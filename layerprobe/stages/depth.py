@@ -13,6 +13,7 @@ from layerprobe.files import write_json
 from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
 from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.reference import LOGISTIC, Reference
 from layerprobe.stages.similarity import Similarity
 from layerprobe.store import Artifact, ArtifactMeta
 
@@ -22,11 +23,18 @@ COSTS = ("flops", "seconds", "trainable_parameters", "drift")
 """Costs that quality is compared with, as far as they were measured."""
 ASSUMED_DISAGREEMENT = 0.12
 """Share of examples on which exactly one of `head` and `full` is right, as measured on 2,000 tweets."""
+ASSUMED_SEED_SD = 0.005
+"""Standard deviation over seeds of the difference in accuracy between two methods: an assumption for plans, half a point."""
+LABELS = {
+    "reference:logistic-mean": "logistic regression on the mean over tokens of the frozen model",
+    "reference:logistic-cls": "logistic regression on the first token of the frozen model",
+}
+"""Classifiers of the frozen model in words; they are compared like methods."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """The methods that are compared with each other."""
+    """The methods that are compared with each other. Classifiers of the frozen model's vectors (`LOGISTIC`) join them."""
 
     reference: Method
     """The method that the others are compared with."""
@@ -36,7 +44,7 @@ class Family:
 
 
 def family_of(shape: StudyShape) -> Family | None:
-    """The methods of a study that can be compared, or None if there are none.
+    """The methods of a study that can be compared, or None if there is no reference.
 
     The reference is `full`, or in a study without it the deepest `top:k`; "sufficient" then means as good as that.
     """
@@ -52,7 +60,7 @@ def family_of(shape: StudyShape) -> Family | None:
             left_out.append((method.name, f"it was not run with the seeds of {reference.name}"))
         elif method != reference:
             others.append(method)
-    return Family(reference, tuple(others), tuple(left_out)) if others else None
+    return Family(reference, tuple(others), tuple(left_out))
 
 
 DIFFERENCES = TableSpec(
@@ -70,7 +78,7 @@ DIFFERENCES = TableSpec(
         band_low="lower end of the 95% interval that holds for all methods at once",
         band_high="upper end of the 95% interval that holds for all methods at once",
         se="standard error of the difference",
-        df="degrees of freedom of its t distribution",
+        df="degrees of freedom of its t distribution, the number of seeds less 1; missing where it is the normal one",
         disagreement="share of predictions in which exactly one of the two is right",
         seeds="number of seeds",
         conditional_on_seeds="whether the intervals hold for these seeds only",
@@ -100,8 +108,9 @@ SUFFICIENCY = TableSpec(
         reference="the method that others are compared with",
         margin="largest loss of accuracy that counts as none",
         depth="number of top blocks that the method trains; missing outside the fixed sequence",
+        order="place in the sequence of tests, from 1; missing outside it",
         family="`sequence` (deepest first, up to the first failure) or `holm` (methods without a depth)",
-        outcome="`sufficient`, `inferior`, `undecided` or `not tested`",
+        outcome="`sufficient`, `inferior`, `undecided`, `undecidable` (with these seeds) or `not tested`",
         difference="accuracy minus reference accuracy",
         lower="one-sided lower bound of the difference at the level of the test",
         upper="upper bound of the difference, simultaneous over all methods",
@@ -110,6 +119,8 @@ SUFFICIENCY = TableSpec(
         disagreement="share of predictions in which exactly one of the two is right",
         needed="test examples that would decide with 80% power if there is no difference",
         needed_at_observed="test examples that would decide with 80% power if the difference is the observed one",
+        seed_error="critical value x standard error over seeds; missing if the test is conditional on seeds",
+        validation_accuracy="accuracy on held-out training examples, averaged over seeds; missing if nothing was tuned",
     ),
 )
 PARETO = TableSpec(
@@ -128,14 +139,18 @@ PARETO = TableSpec(
 
 @dataclass(frozen=True)
 class Depth(Stage):
-    """Paired differences to the reference, the smallest sufficient depth, and the methods on the Pareto front."""
+    """Paired differences to the reference, the smallest sufficient depth, and the methods on the Pareto front.
+
+    Depths are tested from the deepest to the shallowest. At depth 0 are all models without a trained block, in the order of
+    their accuracy on held-out training examples.
+    """
 
     family: Family
     runs: tuple[tuple[Method, int], ...]
     """The compared methods, reference included, with their seeds."""
 
     name: ClassVar = "depth"
-    version: ClassVar = 2
+    version: ClassVar = 3
     tables: ClassVar = (DIFFERENCES, SEED_DIFFERENCES, SUFFICIENCY, PARETO)
 
     @property
@@ -151,7 +166,7 @@ class Depth(Stage):
 
     def parents(self) -> Mapping[str, Stage]:
         tasks = [stage(method, seed) for stage in (Adapt, Similarity) for method, seed in self.runs]
-        return {task.id: task for task in tasks}
+        return {task.id: task for task in (*tasks, Reference())}
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         return {"margin": study.study.adaptation.margin, "left_out": dict(self.family.left_out)}
@@ -164,35 +179,69 @@ class Depth(Stage):
         def gather(stage: type[Adapt] | type[Similarity], table: str) -> pd.DataFrame:
             return pd.concat([parents[stage(*run).id].table(table) for run in self.runs], ignore_index=True)
 
-        results = sufficiency.correctness(gather(Adapt, "predictions"))
+        linear, adaptation = parents[Reference().id], gather(Adapt, "adaptation")
+        predictions = pd.concat([gather(Adapt, "predictions"), linear.table("predictions")], ignore_index=True)
+        results = sufficiency.correctness(predictions)
         reference, margin = self.family.reference.name, context.study.adaptation.margin
         n_layers = context.resolved.n_layers
         depths = {method.name: depth for method in self.family.others if (depth := method.depth(n_layers)) is not None}
+        tuned = pd.concat([adaptation, linear.table("adaptation")], ignore_index=True)
+        tuned = tuned[(tuned["when"] == "after") & (tuned["split"] == "test")]
+        unchanged = [name for name, depth in depths.items() if depth == 0]
+        frozen = sufficiency.by_validation(tuned, [*unchanged, *LOGISTIC])
+        depths = {name: depth for name, depth in depths.items() if depth} | dict.fromkeys(frozen, 0)
         result = sufficiency.smallest_sufficient_depth(results, depths, reference=reference, margin=margin)
         save(folder, "differences", sufficiency.differences(results, reference=reference))
         save(folder, "seed_differences", sufficiency.seed_differences(results, reference=reference))
-        save(folder, "sufficiency", result.table.assign(reference=reference, margin=margin))
-        cost_table = costs_by_method(gather(Adapt, "adaptation"), gather(Similarity, "similarity"))
+        validation = (
+            tuned.reindex(columns=["method", "validation_accuracy"]).groupby("method")["validation_accuracy"].mean()
+        )
+        validation = result.table["method"].map(validation).astype(float)
+        table = result.table.assign(reference=reference, margin=margin, validation_accuracy=validation)
+        save(folder, "sufficiency", table)
+        cost_table = costs_by_method(adaptation, gather(Similarity, "similarity"))
         costs = [cost for cost in COSTS if cost in cost_table.columns and cost_table[cost].notna().any()]
         if costs:
             save(folder, "pareto", sufficiency.pareto(cost_table, costs=costs))
-        plain = ("reference", "margin", "alpha", "smallest", "undecided", "needed", "sentence", "n", "seeds")
-        conclusion = {key: getattr(result, key) for key in plain}
-        conditional = {"conditional_on_seeds": result.conditional_on_seeds, "left_out": dict(self.family.left_out)}
-        write_json(folder / CONCLUSION, conclusion | conditional)
+        plain = (
+            "reference",
+            "margin",
+            "alpha",
+            "smallest",
+            "undecided",
+            "needed",
+            "n",
+            "seeds",
+            "conditional_on_seeds",
+        )
+        conclusion = {key: getattr(result, key) for key in (*plain, "critical_value", "df")}
+        words = {"sentence": result.in_words(LABELS), "order": list(result.order), "frozen": frozen[0]}
+        write_json(folder / CONCLUSION, conclusion | words | {"left_out": dict(self.family.left_out)})
 
 
-def power_note(family: Family, margin: float, examples: int) -> str:
-    """How many test examples the conclusion about depth would need, before anything is trained."""
+def power_note(family: Family, margin: float, examples: int, seeds: int) -> str:
+    """How many test examples and seeds the conclusion about depth would need, before anything is trained."""
     from layerprobe import sufficiency
 
     needed = sufficiency.required_examples(ASSUMED_DISAGREEMENT, margin)
     enough = "which data.test reaches" if examples >= needed else f"but data.test gives {examples:,}"
+    takes = {
+        n: sufficiency.required_seeds(ASSUMED_SEED_SD, ASSUMED_DISAGREEMENT, margin, n)
+        for n in (examples, max(examples, 2 * needed))
+    }
+    enough_seeds = " or ".join(f"{m} seeds on {n:,} test examples" for n, m in takes.items() if m)
+    covered = (
+        f"the study has {seeds}"
+        if seeds >= sufficiency.FEWEST_SEEDS
+        else f"with the {seeds} of this study, the conclusion does not cover another training run"
+    )
     return (
         f"To show that a method loses less than {margin:.3g} of {family.reference.name}'s accuracy (adaptation.margin) "
         f"takes about {needed:,} test examples, {enough}: for 80% power if there is no true difference, assuming that the "
         f"two disagree on {100 * ASSUMED_DISAGREEMENT:.0f}% of the examples, as head and full did on tweets; fewer "
-        "in proportion where they disagree less."
+        "in proportion where they disagree less. To cover other training runs, too, it takes "
+        f"{enough_seeds or 'more seeds and test examples'}, assuming that the difference varies between seeds with a "
+        f"standard deviation of {ASSUMED_SEED_SD:.3g}; {covered}."
     )
 
 

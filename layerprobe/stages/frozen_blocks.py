@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from layerprobe.context import Context
 from layerprobe.stage import Json, ResolvedStudy, Stage
@@ -16,6 +16,10 @@ from layerprobe.store import Artifact, ArtifactMeta
 class FrozenBlocks(Stage):
     """Outputs of the blocks that some method leaves frozen, in one pass."""
 
+    pooling: Literal["mean", "cls"] | None = None
+    """What the heads of some methods read of the last layer, where that is not the study's pooling; then only that layer is
+    computed."""
+
     name: ClassVar = "frozen"
     version: ClassVar = 1
     accelerator: ClassVar = True
@@ -23,32 +27,34 @@ class FrozenBlocks(Stage):
 
     @property
     def title(self) -> str:
-        return "base"
+        return "base" if self.pooling is None else f"base, {self.pooling}"
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         return {
             "encoder": study.encoder,
-            "layers": list(_layers(study)),
-            "pooling": study.study.adaptation.pooling,
+            "layers": list(self._layers(study)),
+            "pooling": self.pooling or study.study.adaptation.pooling,
             **study.texts,
         }
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         from layerprobe.adaptation import compute_frozen
 
-        layers, config = _layers(context.resolved), adapt_config(context.resolved)
+        layers, config = self._layers(context.resolved), adapt_config(context.resolved)
+        if self.pooling is not None:
+            config = replace(config, pooling=self.pooling)
         if layers:
             compute_frozen(context.encoder, context.corpus.train, layers, folder / "layers", config)
 
     def size(self, study: ResolvedStudy) -> int:
-        rows = sum(study.n_train if layer == study.n_layers else study.train_tokens for layer in _layers(study))
+        rows = sum(study.n_train if layer == study.n_layers else study.train_tokens for layer in self._layers(study))
         return 4 * rows * study.width
 
+    def _layers(self, study: ResolvedStudy) -> tuple[int, ...]:
+        from layerprobe.adaptation import cached_layers
 
-def _layers(study: ResolvedStudy) -> tuple[int, ...]:
-    from layerprobe.adaptation import cached_layers
-
-    return cached_layers(study.shape.methods, study.n_layers)
+        methods = [method for method in study.shape.methods if method.own_pooling == self.pooling]
+        return cached_layers(methods, study.n_layers)
 
 
 def adapt_config(study: ResolvedStudy) -> Any:
@@ -63,6 +69,7 @@ def adapt_config(study: ResolvedStudy) -> Any:
         head_learning_rate=adaptation.head_learning_rate,
         learning_rates=adaptation.learning_rates,
         search=adaptation.search,
+        tuning=adaptation.tuning,
         pooling=adaptation.pooling,
         checkpoints=adaptation.checkpoints,
         max_length=study.study.data.max_length,

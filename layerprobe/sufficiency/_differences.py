@@ -18,12 +18,12 @@ def differences(results: pd.DataFrame, *, reference: str = "full") -> pd.DataFra
 
     Returns:
         One row per method: `method`, `reference`, `accuracy`, `reference_accuracy`, `difference`, `ci_low` and `ci_high`
-        (this method alone), `band_low` and `band_high` (all methods together: max-T, or Sidak's with five or more seeds),
-        `se`, `df`, `disagreement` (share of predictions in which exactly one of the two is right), `n` (examples), `seeds`,
-        `conditional_on_seeds`, `identical`. With fewer than five seeds, differences are averaged over seeds and the
-        intervals hold for these seeds only (`conditional_on_seeds`); with five or more, examples and seeds are crossed
-        random effects. `identical` methods are right and wrong on the same examples as the reference: their difference and
-        both intervals are exactly 0, because the data cannot show how they would differ elsewhere.
+        (this method alone), `band_low` and `band_high` (all methods together: max-T, or Sidak's with three or more seeds),
+        `se`, `df` (missing where the normal distribution is used), `disagreement` (share of predictions in which exactly one of the two is right), `n` (examples), `seeds`,
+        `conditional_on_seeds`, `identical`. With fewer than three seeds, differences are averaged over seeds and the
+        intervals hold for these seeds only (`conditional_on_seeds`); with three or more, examples and seeds are crossed
+        random effects. The middle of an interval is slightly closer to 0 than the difference (Bonett and Price 2012).
+        `identical` methods are right and wrong on the same examples as the reference.
 
     Raises:
         MeasureError: if the methods cannot be paired.
@@ -32,11 +32,8 @@ def differences(results: pd.DataFrame, *, reference: str = "full") -> pd.DataFra
 
     joined = paired(results, reference)
     gaps, moments = joined.gaps, spread(joined.gaps)
-    varied = moments.se > 0
-    reach = np.zeros(len(moments.se))
-    if varied.any():
-        reach[varied] = simultaneous(spread(gaps[varied]), alpha=0.05)
-    alone = t.ppf(0.975, moments.df)
+    alone = t.ppf(0.975, moments.df) * moments.se
+    together = simultaneous(moments, alpha=0.05) * moments.se
     return pd.DataFrame(
         {
             "method": joined.methods,
@@ -44,12 +41,12 @@ def differences(results: pd.DataFrame, *, reference: str = "full") -> pd.DataFra
             "accuracy": joined.correct.mean(axis=(1, 2)),
             "reference_accuracy": joined.truth.mean(),
             "difference": moments.mean,
-            "ci_low": moments.mean - alone * moments.se,
-            "ci_high": moments.mean + alone * moments.se,
-            "band_low": moments.mean - reach * moments.se,
-            "band_high": moments.mean + reach * moments.se,
+            "ci_low": np.maximum(moments.centre - alone, -1),
+            "ci_high": np.minimum(moments.centre + alone, 1),
+            "band_low": np.maximum(moments.centre - together, -1),
+            "band_high": np.minimum(moments.centre + together, 1),
             "se": moments.se,
-            "df": moments.df,
+            "df": np.nan if moments.conditional_on_seeds else moments.df,
             "disagreement": joined.disagreement,
             "n": joined.n,
             "seeds": len(joined.seeds),

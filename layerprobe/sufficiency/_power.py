@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from layerprobe.errors import MeasureError
 from layerprobe.sufficiency._results import Paired
-from layerprobe.sufficiency._spread import Spread
+from layerprobe.sufficiency._spread import FEWEST_SEEDS, Spread
 
 POWER = 0.8
 
@@ -43,10 +44,10 @@ def required_for(joined: Paired, moments: Spread, margin: float, alpha: float) -
 
     The first series assumes that the true difference is 0, the second that it is the observed one (then they show the
     method sufficient above -margin, inferior below). Missing where no number would do: the observed difference is
-    -margin, or (with five or more seeds) the seeds differ too much from each other.
+    -margin, or (with three or more seeds) the seeds differ too much from each other.
     """
     square = (joined.gaps.mean(axis=2) ** 2).mean(axis=1)
-    z, fewest = _quantiles(POWER, alpha) ** 2, _fewest(margin, alpha)
+    z, fewest = _quantiles(POWER, alpha, moments.df) ** 2, _fewest(margin, alpha)
 
     def examples(variance: float, distance: float, seeds: float) -> int | None:
         left = distance**2 / z - seeds
@@ -59,6 +60,41 @@ def required_for(joined: Paired, moments: Spread, margin: float, alpha: float) -
     return pd.Series(at_zero, dtype="Int64"), pd.Series(at_observed, dtype="Int64")
 
 
+def required_seeds(
+    seed_sd: float, disagreement: float, margin: float, examples: int, *, power: float = POWER, alpha: float = 0.05
+) -> int | None:
+    """Seeds with which the crossed test shows non-inferiority at the margin with this power, if the true difference is 0.
+
+    The standard error of the mean over m seeds is taken as sqrt(disagreement / examples + seed_sd^2 / m), as if all seeds
+    disagreed on the same examples, and the power as that of a t test with m - 1 degrees of freedom (noncentral t).
+
+    Args:
+        seed_sd: standard deviation over seeds of the difference in accuracy, with the same seed for both methods.
+        disagreement: as for `required_examples`.
+        margin: the largest loss of accuracy that still counts as none, above 0 and below 1.
+        examples: number of test examples.
+        power: probability of showing it.
+        alpha: one-sided level of the test.
+
+    Returns:
+        A number of at least three; None if these examples are too few for 1,000 seeds.
+
+    Raises:
+        MeasureError: naming the argument that is out of range.
+    """
+    from scipy.stats import nct, t
+
+    check_level(margin, alpha)
+    if not seed_sd >= 0:
+        raise MeasureError(f"{{seed_sd}} is {seed_sd}; it is a standard deviation, 0 or more.", "seed_sd")
+    if not examples >= 1:
+        raise MeasureError(f"{{examples}} is {examples}; it is a number of test examples, 1 or more.", "examples")
+    seeds = np.arange(FEWEST_SEEDS, 1001)
+    error = np.sqrt(disagreement / examples + seed_sd**2 / seeds)
+    reached = nct.sf(t.isf(alpha, seeds - 1), seeds - 1, margin / np.maximum(error, 1e-12)) >= power
+    return int(seeds[reached.argmax()]) if reached.any() else None
+
+
 def check_level(margin: float, alpha: float) -> None:
     if not 0 < margin < 1:
         raise MeasureError(
@@ -68,10 +104,10 @@ def check_level(margin: float, alpha: float) -> None:
         raise MeasureError(f"{{alpha}} is {alpha}; it must be above 0 and below .5, usually .05.", "alpha")
 
 
-def _quantiles(power: float, alpha: float) -> float:
-    from scipy.stats import norm
+def _quantiles(power: float, alpha: float, df: float = math.inf) -> float:
+    from scipy.stats import t
 
-    return float(norm.isf(alpha) + norm.ppf(power))
+    return float(t.isf(alpha, df) + t.ppf(power, df))
 
 
 def _fewest(margin: float, alpha: float) -> int:

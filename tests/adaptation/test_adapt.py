@@ -67,7 +67,7 @@ def test_head_is_at_least_as_good_as_logistic_regression_on_what_it_reads(tiny_e
     for number, part in enumerate((corpus.train, corpus.test)):
         compute_frozen(tiny_encoder, part, [2], tmp_path / str(number), QUIET)
         read.append(open_frozen(tmp_path / str(number))[2].batch(np.arange(len(part)))[:, 0])
-    logistic, _ = reference(read[0], corpus.train.labels, read[1], corpus.test.labels, seed=0)
+    logistic = reference(read[0], corpus.train.labels, read[1], corpus.test.labels, seed=0).quality
     assert result.after.accuracy >= logistic.accuracy - 0.1
     assert result.after.loss <= logistic.loss + 0.1
 

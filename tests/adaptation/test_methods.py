@@ -27,14 +27,14 @@ from layerprobe.layers import blocks
 
 pytestmark = pytest.mark.numerical
 
-EVERY = ["head", "top:1", "top:2", "lora:2", "lora:2@2", "bitfit", "lp-ft", "full", "shuffled-labels"]
+EVERY = ["head", "head:mean", "top:1", "top:2", "lora:2", "lora:2@2", "bitfit", "lp-ft", "full", "shuffled-labels"]
 
 
 def test_methods_are_parsed_and_refused():
     assert [m.name for m in expand_methods("depths", 3)] == ["head", "top:1", "top:2", "top:3", "full"]
     assert [m.name for m in expand_methods("depths", None)] == ["head", "full"]
     assert parse_method("top:02").name == "top:2"
-    for text in ("top:0", "top:99", "top:x", "top", "topp:2", "head:1", "checkpoint:", ""):
+    for text in ("top:0", "top:99", "top:x", "top", "topp:2", "head:1", "head:", "checkpoint:", ""):
         with pytest.raises(ArgumentError) as caught:
             parse_method(text, 6)
         assert repr(text) in str(caught.value)
@@ -64,12 +64,16 @@ def test_methods_are_parsed_without_torch():
 def test_what_distinguishes_methods():
     parsed = {name: parse_method(name) for name in [*EVERY, "checkpoint:x"]}
     assert {name: method.depth(6) for name, method in parsed.items() if method.depth(6) is not None} == {
-        "head": 0, "top:1": 1, "top:2": 2, "full": 6,
+        "head": 0, "head:mean": 0, "top:1": 1, "top:2": 2, "full": 6,
     }  # fmt: skip
     assert parsed["full"].depth(None) is None
     assert [name for name, method in parsed.items() if method.is_control] == ["shuffled-labels"]
-    assert [name for name, method in parsed.items() if not method.changes_body] == ["head"]
-    assert [name for name, method in parsed.items() if not method.trains_blocks] == ["head", "checkpoint:x"]
+    assert [name for name, method in parsed.items() if not method.changes_body] == ["head", "head:mean"]
+    assert [name for name, method in parsed.items() if not method.trains_blocks] == [
+        "head",
+        "head:mean",
+        "checkpoint:x",
+    ]
     assert [name for name, method in parsed.items() if not method.uses_seed] == ["checkpoint:x"]
     ranks = {name: method.reference_rank for name, method in parsed.items() if method.reference_rank is not None}
     assert sorted(ranks, key=ranks.get) == ["top:1", "top:2", "full"]
@@ -77,9 +81,10 @@ def test_what_distinguishes_methods():
 
 def test_identity_holds_what_decides_the_result():
     config = AdaptConfig(learning_rates={"lora": 0.1}, search=True, precision="fp32")
-    common = {"pooling": "model", "precision": "fp32"}
+    common = {"pooling": "model", "tuning": "default", "precision": "fp32"}
     descent = {**common, "epochs": 2, "batch_size": 16, "search": True, "checkpoints": None}
     assert parse_method("head").identity(config) == {**common, "head_learning_rate": None}
+    assert parse_method("head:cls").identity(config) == {**common, "pooling": "cls", "head_learning_rate": None}
     assert parse_method("lora:2").identity(config) == {**descent, "rate": 0.1}
     assert parse_method("lp-ft").identity(config) == {**descent, "rate": 5e-5, "head_learning_rate": None}
 
@@ -109,7 +114,7 @@ def test_lora_has_one_name_for_one_set_of_layers(text, name, layers):
         ("lora:8@0-2", r"names layer 0, .* \(0 is the embeddings"),
         (
             "bitfit:2",
-            r"is unknown; the methods are head, top:k .* lora:r@layers, checkpoint:PATH and the control shuffled",
+            r"is unknown; the methods are head, head:mean, head:cls, top:k .* lora:r@layers, checkpoint:PATH and the control shuffled",
         ),
         ("lp-ft:", r"is unknown"),
     ],

@@ -105,6 +105,18 @@ def test_a_linear_head_is_the_optimum_that_logistic_regression_finds(tiny_encode
     assert result.settings["gradient_norm"] < 1e-3
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_head_with_a_pooling_of_its_own_is_that_of_a_study_with_this_pooling(
+    pooling, tiny_encoder, tiny_corpus, tmp_path
+):
+    one = adapted(tiny_encoder, tiny_corpus, tmp_path / "one", f"head:{pooling}", n=40)
+    other = adapted(tiny_encoder, tiny_corpus, tmp_path / "other", "head", n=40, pooling=pooling)
+    assert np.array_equal(one.predictions, other.predictions) and one.settings["pooling"] == pooling
+    assert load_classifier(one.checkpoint, tiny_encoder).pooling == pooling
+    plain = adapted(tiny_encoder, tiny_corpus, tmp_path / "plain", "head", n=40)
+    assert not np.array_equal(one.predictions, plain.predictions)
+
+
 def test_checkpoints_that_are_not_whole_or_pool_otherwise_are_refused(tiny_encoder, tiny_corpus, tmp_path):
     tiny_encoder.classifier(tiny_corpus.label_names, seed=0, pooling="cls").save_pretrained(tmp_path / "whole")
 

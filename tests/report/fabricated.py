@@ -208,7 +208,8 @@ def depth_study(methods=METHODS, seeds=(0, 1, 2), n=4000, n_layers=6, margin=0.0
         bought.assign(drift=1 - drift).reset_index(), costs=("flops", "seconds", "trainable_parameters", "drift")
     )
     plain = ("reference", "margin", "alpha", "smallest", "undecided", "needed", "sentence", "n", "seeds")
-    kept = {key: getattr(found, key) for key in plain} | {"conditional_on_seeds": found.conditional_on_seeds}
+    plain += ("conditional_on_seeds", "critical_value", "df", "order")
+    kept = {key: getattr(found, key) for key in plain}
     return tables, kept | {"left_out": {}}
 
 

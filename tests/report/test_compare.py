@@ -101,8 +101,8 @@ def test_only_runs_on_the_same_examples_are_subtracted(runs, html):
     gap = right["large"] - right["small"]
     row = table.set_index("method").loc["top:2"]
     assert row.difference == pytest.approx(gap.mean()) and row.n == 400
-    half = (row.ci_high - row.ci_low) / 2
-    assert half == pytest.approx(1.966 * gap.std(ddof=1) / np.sqrt(400), rel=1e-3)  # t with 399 degrees of freedom
+    half, widened = (row.ci_high - row.ci_low) / 2, np.append(gap, [-1, 1])
+    assert half == pytest.approx(1.96 * widened.std() / np.sqrt(402), rel=1e-3)  # Bonett and Price (2012)
     assert "small, large were evaluated on the same test examples" in html
     assert "The others are separate studies" in html
 

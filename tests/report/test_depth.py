@@ -50,20 +50,18 @@ def test_what_the_head_gives_up_has_its_paired_interval():
     tables = {"adaptation": adaptation(head=0.7, full=0.8, majority=0.5)}
     text = quality_sentences(tables | {"differences": differences(-0.1, -0.12, -0.08)})
     assert "reaches accuracy 0.700, full fine-tuning 0.800, on the same 400 test examples" in text
-    assert (
-        "gives up 10.0 points (difference head - full -10.0, 95% interval -12.0 to -8.0, more than chance explains)"
-        in text
-    )
+    assert "Without training any block, the head alone reaches" in text
+    assert "a difference of -10.0 points (head - full, 95% interval -12.0 to -8.0, more than chance explains)" in text
     assert "the most frequent label reaches 0.500" in text and "seeds" not in text
     text = quality_sentences(tables | {"differences": differences(-0.01, -0.03, 0.01, seeds=3)})
-    assert "consistent with chance" in text and "means of 3 seeds" in text
-    assert "gains 2.0 points" in quality_sentences(tables | {"differences": differences(0.02, 0.01, 0.03)})
+    assert "-3.0 to +1.0, 0 is within it)" in text and "means of 3 seeds" in text
+    assert "a difference of +2.0 points" in quality_sentences(tables | {"differences": differences(0.02, 0.01, 0.03)})
 
 
 def test_without_paired_answers_no_interval_of_the_difference_is_claimed():
     text = quality_sentences({"adaptation": adaptation(head=0.7, full=0.8)})
-    assert "gives up 10.0 points; this run has no paired comparison of the two" in text
-    assert "difference head" not in text
+    assert "a difference of -10.0 points; this run has no paired comparison of the two" in text
+    assert "head - full" not in text
     assert quality_sentences({"adaptation": adaptation(full=0.8)}) == ""
     other = {"adaptation": adaptation(head=0.7, full=0.8), "differences": differences(0, 0, 0, reference="top:2")}
     assert "no paired comparison" in quality_sentences(other)
@@ -78,32 +76,89 @@ def concluded(**more):
 def test_the_recommendation_says_what_is_saved_and_how_sure_it_is():
     table = adaptation(head=0.79, full=0.8).assign(flops=[1e9, 1e9, 4e9, 4e9], seconds=[3.0, 3.0, 10.0, 10.0])
     holm = pd.DataFrame({"method": ["head", "lora:8"], "family": ["sequence", "holm"], "outcome": "sufficient"})
-    text = recommended({"adaptation": table, "sufficiency": holm}, concluded(smallest="head"))
+    crossed = {"seeds": 3, "conditional_on_seeds": False, "critical_value": 2.92, "df": 2}
+    text = recommended({"adaptation": table, "sufficiency": holm}, concluded(smallest="head", **crossed))
     assert text.startswith(
-        "On this evidence train head, at 25% of the training FLOPs, 30% of the training seconds and 100% of"
+        "On this evidence train no block: the head alone is enough, at 25% of the training FLOPs, 30% of the training seconds"
     )
-    assert "outside the sequence of depths, also sufficient: lora:8" in text and "in at most 5% of studies" in text
-    assert recommended({}, concluded(smallest="top:1")).startswith("On this evidence train top:1. This")
+    assert "outside the sequence of depths, also sufficient: lora:8" in text
+    assert "in at most 5% of studies with other test examples and other seeds" in text
+    # One seed says nothing of other trainings, so that no share of studies is claimed.
+    assert recommended({}, concluded(smallest="top:1")) == "On this evidence train top:1."
 
 
 def test_nothing_shallower_is_recommended_without_evidence():
     assert "keep full: no shallower depth was shown to lose less than 0.01" in recommended({}, concluded())
     more = recommended({}, concluded(undecided="head", needed=9000))
-    assert "keep full, or evaluate head on more test examples" in more and "inconclusive" in more
-    assert "neither sufficient nor inferior" in recommended({}, concluded(undecided="head"))
+    assert more.startswith(
+        "These data are inconclusive: they show neither that the head alone loses less than the margin"
+    )
+    assert "nor that full is more accurate. Evaluate the head alone on more test examples." in more
+    assert "keep" not in more
+    assert recommended({}, concluded(undecided="head")).endswith("more accurate.")
+    seeds = pd.DataFrame({"method": ["head"], "family": "sequence", "outcome": "undecidable"})
+    assert "Only more seeds could decide." in recommended({"sufficiency": seeds}, concluded(undecided="head"))
+    worse = {"differences": differences(-0.008, -0.012, -0.004)}
+    text = recommended(worse, concluded(undecided="head", needed=9000))
+    assert text.startswith(
+        "full is more accurate than the head alone (-0.8 points, simultaneous 95% band -1.2 to -0.4)"
+    )
+    assert "whether by more than the margin is undecided" in text
 
 
 def test_a_method_that_did_better_is_named_although_the_sequence_stopped_before_it():
     tables = {"differences": differences(0.085, 0.012, 0.158)}
     text = recommended(tables, concluded(undecided="top:2", needed=900))
-    assert text.startswith("On this evidence keep full, or evaluate top:2")
-    assert (
-        "However, by the 95% bands that hold for all methods at once, better than full" in text
-        and "head by +0.0850 (+0.0120 to +0.1580)" in text
-    )
-    assert "However" not in recommended({"differences": differences(0.085, -0.01, 0.158)}, concluded())
+    assert text.startswith("On this evidence full is not the best choice. By the 95% bands")
+    assert "better than full: the head alone by +0.0850 (+0.0120 to +0.1580)" in text and "keep" not in text
+    assert "bands" not in recommended({"differences": differences(0.085, -0.01, 0.158)}, concluded())
     passed = pd.DataFrame({"method": ["head"], "family": "sequence", "outcome": "sufficient"})
-    assert "However" not in recommended(tables | {"sufficiency": passed}, concluded(smallest="head"))
+    assert "bands" not in recommended(tables | {"sufficiency": passed}, concluded(smallest="head"))
+
+
+def test_a_method_outside_the_sequence_is_advised_where_no_depth_is():
+    holm = pd.DataFrame({"method": ["head", "lora:8"], "family": ["sequence", "holm"]})
+    holm["outcome"] = ["undecided", "sufficient"]
+    text = recommended({"sufficiency": holm}, concluded(undecided="head", needed=9000))
+    assert text == "On this evidence train lora:8, which was shown to be sufficient; no depth was."
+
+
+def frozen_run():
+    """The head as full has it loses two points, logistic regression on the mean none: a difference of pooling."""
+    table = adaptation(**{"reference:logistic-mean": 0.776, "head": 0.754, "full": 0.774}, majority=0.5)
+    table["candidates"] = table.method.map({"reference:logistic-mean": 3, "head": 8, "full": 1})
+    rows = [
+        differences(d, d - 0.03, d + 0.03, method=name, accuracy=0.774 + d, reference_accuracy=0.774)
+        for name, d in (("reference:logistic-mean", 0.002), ("head", -0.02))
+    ]
+    frozen = {"frozen": "reference:logistic-mean", "order": ["reference:logistic-mean", "head"]}
+    return {"adaptation": table, "differences": pd.concat(rows)}, concluded(
+        undecided="reference:logistic-mean", **frozen
+    )
+
+
+def test_the_frozen_model_that_is_best_on_validation_data_is_named_first():
+    tables, about = complete(frozen_run()[0], record())
+    about.sufficiency = frozen_run()[1]
+    text = sentences(tables, about)[0].text
+    assert text.startswith(
+        "Without training any block, logistic regression on the mean over tokens, the best frozen model on held-out training "
+        "examples, reaches accuracy 0.776, full fine-tuning 0.774"
+    )
+    assert "also without training a block: the head alone 0.754;" in text
+    assert "logistic regression on the mean over tokens was chosen from 3 settings, full from 1." in text
+    equal = tables | {"adaptation": tables["adaptation"].assign(candidates=3)}
+    assert "Tuning was unequal" not in sentences(equal, about)[0].text
+    # Without a conclusion, the methods of the study are named in their order.
+    about.sufficiency = None
+    assert sentences(tables, about)[0].text.startswith("Without training any block, the head alone reaches")
+
+
+def test_the_order_of_tests_and_the_tuning_are_on_the_page(tmp_path):
+    tables, conclusion = frozen_run()
+    html = page(tmp_path / "run", tables, record(sufficiency=conclusion.model_dump()))
+    assert "Order: reference:logistic-mean, head." in html and "no test example decides the order" in html
+    assert "Settings compared:" in html and "methods were not tuned alike" in html
 
 
 def test_a_study_of_every_depth_is_answered_in_a_few_sentences(study):
@@ -160,7 +215,7 @@ def test_differences_show_bands_seeds_and_the_margin(study):
     assert sum(bool(trace.showlegend) for trace in single) == 1
     assert any(shape.x0 == -0.01 for shape in figure.layout.shapes)
     outcomes = {trace.name for trace in figure.data if trace.mode == "markers"} - {"one seed"}
-    assert outcomes <= {"sufficient", "inferior", "undecided", "not tested"}
+    assert outcomes <= {"sufficient", "inferior", "undecided", "undecidable", "not tested"}
     assert list(figure.layout.yaxis.ticktext) == [name for name in METHODS if name != "full"]
 
 
@@ -320,7 +375,8 @@ def test_the_page_says_what_was_evaluated_and_on_what(study, tmp_path):
     assert "a linear head on the mean over an example&#39;s tokens" in html
     assert "logistic regression on the pretrained last layer reaches 0.701" in html and "on the first token" in html
     assert "train with dropout throughout" in html and "frozen blocks are in eval mode" in html
-    assert "never resampled" in html and "hold for these seeds only" in html
+    assert "3 seeds are both treated as samples (crossed)" in html
+    assert "is 2.92, that of t with 2 degrees of freedom, instead of 1.64" in html
     assert '<input type="range" id="depth-slider"' in html and 'aria-live="polite"' in html
     for figure in re.findall(r'data-figure="([^"]+)"', html):
         chooses = re.findall(rf'<select id="([^"]+)" data-chooses="{figure}"', html)

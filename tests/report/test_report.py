@@ -81,7 +81,7 @@ def test_the_answer_follows_planted_numbers():
     assert "Under full, change begins at layer 2" in text
     assert "0.400 (95% interval 0.390 to 0.410)" in text
     assert "Layers 0-1 kept" in text
-    assert "gives up 10.0 points" in text and "majority" not in text and "most frequent label reaches 0.500" in text
+    assert "a difference of -10.0 points" in text and "majority" not in text and "most frequent label reaches 0.500" in text
 
 
 def test_nothing_is_claimed_to_begin_where_intervals_reach_the_line():

@@ -7,13 +7,17 @@ import pytest
 from bench import FULL, HEAD, TOP
 
 from layerprobe.activations import CaptureConfig, capture
-from layerprobe.adaptation import open_frozen
+from layerprobe.adaptation import open_frozen, parse_method
 from layerprobe.encoder import load_classifier, same_body
 from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.capture import Capture, CaptureTrain
 from layerprobe.stages.depth import CONCLUSION, Depth
 from layerprobe.stages.frozen_blocks import FrozenBlocks
+from layerprobe.stages.interventions import Interventions
 from layerprobe.stages.outside import Outside
-from layerprobe.stages.reference import Reference
+from layerprobe.stages.probes import Probes
+from layerprobe.stages.reference import LOGISTIC, Reference
+from layerprobe.stages.weights import Weights
 
 pytestmark = pytest.mark.numerical
 
@@ -70,10 +74,45 @@ def test_outside_measures_each_set(bench):
 
 
 def test_reference_beats_the_majority_class(bench):
-    table = bench.build(Reference()).table("adaptation").set_index("method")
-    labels = bench.context.corpus.test.labels
-    assert table.accuracy["reference:majority"] == max(np.bincount(labels)) / len(labels)
-    assert table.accuracy["reference:logistic-mean"] > table.accuracy["reference:majority"] + 0.1
+    built = bench.build(Reference())
+    table, predictions = built.table("adaptation"), built.table("predictions")
+    labels, accuracy = bench.context.corpus.test.labels, table.groupby("method").accuracy.min()
+    assert accuracy["reference:majority"] == max(np.bincount(labels)) / len(labels)
+    assert accuracy["reference:logistic-mean"] > accuracy["reference:majority"] + 0.1
+    # As many seeds as the methods that it is compared with, each with held-out examples of its own.
+    logistic = table[table.method.isin(LOGISTIC)]
+    assert logistic.groupby("method").seed.apply(list).to_dict() == {name: [0, 1] for name in LOGISTIC}
+    assert (logistic.candidates == 3).all() and (logistic.validation_n == 80).all()
+    right = (
+        predictions.assign(right=predictions.label == predictions.predicted).groupby(["method", "seed"]).right.mean()
+    )
+    assert right.to_dict() == logistic.set_index(["method", "seed"]).accuracy.to_dict()
+
+
+def test_a_study_of_heads_with_two_poolings(make_bench):
+    bench = make_bench(seeds=[0], adaptation={"methods": ["head", "head:mean", "full"], "epochs": 1})
+    mean = parse_method("head:mean")
+    assert Adapt(mean, 0).parents() == {"frozen": FrozenBlocks("mean")} and FrozenBlocks("mean").id != FrozenBlocks().id
+    values = open_frozen(bench.get(FrozenBlocks("mean")).folder / "layers")
+    means = bench.rows(CaptureTrain.of_base()).mean(2)
+    assert set(values) == {2}
+    np.testing.assert_allclose(values[2].batch(np.arange(80))[:, 0].numpy(), means, atol=1e-5)
+    assert not np.allclose(open_frozen(bench.get(FrozenBlocks()).folder / "layers")[2].rows, values[2].rows)
+    context = bench.context
+    model = load_classifier(bench.get(Adapt(mean, 0)).folder / "checkpoint", context.encoder)
+    assert model.pooling == "mean" and same_body(model, context.base_model(), context.encoder)
+    # The layers are those of the base model.
+    for layer in (0, 2):
+        adapted, base = (bench.rows(capture).tokens(layer) for capture in (Capture(mean, 0), Capture.of_base()))
+        assert np.array_equal(adapted, base)
+    (task,) = Depth.tasks(bench.resolved.shape)
+    built = bench.build(task)
+    tests = built.table("sufficiency").set_index("method")
+    assert set(tests.index) == {"head", "head:mean", *LOGISTIC} and set(tests.depth) == {0}
+    in_order = tests.sort_values("order").validation_accuracy.to_list()
+    assert in_order == sorted(in_order, reverse=True)
+    for stage in (Interventions, Weights, Probes, Outside):
+        bench.build(stage(mean, 0))
 
 
 def test_depth_compares_the_predictions_of_the_methods(bench):
@@ -88,4 +127,5 @@ def test_depth_compares_the_predictions_of_the_methods(bench):
         assert differences.difference[method.name] == pytest.approx(accuracy[method] - accuracy[FULL])
     conclusion = json.loads((built.folder / CONCLUSION).read_text())
     assert conclusion["reference"] == "full" and conclusion["n"] == 40 and conclusion["seeds"] == 2
+    assert conclusion["order"][0] == "top:1" and set(conclusion["order"][1:]) == {"head", *LOGISTIC}
     assert set(built.table("pareto").cost) >= {"flops", "seconds", "trainable_parameters", "drift"}

@@ -178,6 +178,22 @@ def test_no_depth_is_called_sufficient_too_often():
     assert few["sequence, Wald"] > most(0.05, studies)
 
 
+def test_with_one_seed_the_level_is_over_examples():
+    """At most 5% where training has no chance in it; where seeds differ by a point, one seed is wrong far more often."""
+    assert bench.seed_level(1000, 1, 0.0, 5000, seed=0)["examples alone"] <= most(0.055, 5000)
+    assert bench.seed_level(4000, 1, 0.01, 2000, seed=0)["examples alone"] > 0.15
+
+
+def test_with_three_seeds_the_crossed_test_keeps_its_level():
+    """Near 5% where the seeds decide, below where they hardly differ; over examples alone it is 30%."""
+    studies = 2000
+    rates = bench.seed_level(4000, 3, 0.02, studies, seed=3)
+    assert 0.04 <= rates["crossed"] <= 0.055
+    assert rates["examples alone"] > 0.25
+    for sd in (0.0, 0.005):
+        assert bench.seed_level(1000, 3, sd, studies, seed=4)["crossed"] <= 0.05
+
+
 def test_power_is_what_the_number_of_examples_was_chosen_for():
     """With the number of examples that `required_examples` names, the first depth passes in 80% of studies without a gap."""
     from layerprobe.sufficiency import required_examples

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -147,6 +147,15 @@ class Method:
         """The labels `(examples,)` to train on, from the true ones."""
         return labels
 
+    @property
+    def own_pooling(self) -> Literal["mean", "cls"] | None:
+        """What its head reads where that is not the configuration's `pooling`."""
+        return None
+
+    def configured(self, config: AdaptConfig) -> AdaptConfig:
+        """The configuration as it applies to this method."""
+        return config if self.own_pooling is None else replace(config, pooling=self.own_pooling)
+
     def learning_rate(self, config: AdaptConfig) -> float:
         """Peak learning rate of the blocks."""
         for name in self.rate_names:
@@ -161,7 +170,7 @@ class Method:
 
     def identity(self, config: AdaptConfig) -> dict[str, Any]:
         """The values that decide the result besides encoder, examples, seed and the method's name."""
-        keys = ["pooling"]
+        config, keys = self.configured(config), ["pooling", "tuning"]
         if "head" in self.phases:
             keys += ["head_learning_rate"]
         if self.trains_blocks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from layerprobe.adaptation.methods._method import Method, Phase
 from layerprobe.errors import ArgumentError
@@ -18,11 +18,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Head(Method):
-    """Trains everything above the last block, except a pretrained pooler, to convergence."""
+    """Trains everything above the last block, except a pretrained pooler, to convergence.
 
-    syntax: ClassVar[str] = "head"
+    `head` has the head of the study's other methods; `head:mean` and `head:cls` have one linear layer on the mean of the
+    tokens or on the first token, whatever the others have.
+    """
+
+    pooling: Literal["mean", "cls"] | None = None
+    """What its head reads; None is the configuration's `pooling`."""
+    syntax: ClassVar[str] = "head, head:mean, head:cls"
     phases: ClassVar[tuple[Phase, ...]] = ("head",)
     changes_body: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return "head" if self.pooling is None else f"head:{self.pooling}"
+
+    @classmethod
+    def parse(cls, text: str, n_layers: int | None) -> Self | None:
+        match text.split(":", 1):
+            case ["head"]:
+                return cls()
+            case ["head", "mean" | "cls" as pooling]:
+                return cls(pooling)
+            case ["head", _]:
+                raise ArgumentError(
+                    f"The method {text!r} does not name what its head reads; write head (as the study's other methods), "
+                    "head:mean or head:cls.",
+                    "method",
+                )
+        return None
+
+    @property
+    def own_pooling(self) -> Literal["mean", "cls"] | None:
+        return self.pooling
 
     def body_parameters(self, model: Any, encoder: Encoder) -> frozenset[str]:
         return frozenset()

@@ -21,10 +21,12 @@ def conclusions(tables: Tables, comparison: Comparison) -> dict[str, Any]:
 
 def _share_of_smallest(run: ComparedRun) -> str:
     """The smallest sufficient depth in words; empty if there is none."""
-    smallest = run.record.sufficiency and queries.method(run.record.sufficiency.smallest or "", run.record)
-    return (
-        f"{100 * smallest.depth / run.n_layers:.0f}% of the blocks" if smallest and smallest.depth is not None else ""
-    )
+    smallest = run.record.sufficiency and run.record.sufficiency.smallest
+    if not smallest:
+        return ""
+    found = queries.method(smallest, run.record)
+    depth = 0 if found is None else found.depth  # logistic regression trains no block
+    return "" if depth is None else f"{100 * depth / run.n_layers:.0f}% of the blocks"
 
 
 def accuracies(tables: Tables, comparison: Comparison) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         "conclusion": record.sufficiency,
         "recommendation": recommendation(tables, record),
         "tests": queries.records_of(queries.having(tables, "sufficiency")),
+        "tuning": _tuning(tables, record),
         "splits": list(dict.fromkeys(["test", *after["split"]])),
         "seeds": max((len(queries.seeds_of(table, name)) for name in names), default=0),
         "scores": [SCORES[column] for column in measured],
@@ -73,6 +74,25 @@ def _head(tables: Tables, record: RunRecord) -> str:
     if reached:
         text += f"; without fine-tuning, logistic regression on the pretrained last layer reaches {listed(reached)}"
     return text + "."
+
+
+def _tuning(tables: Tables, record: RunRecord) -> str:
+    """How settings were chosen; empty in a run that does not record it."""
+    after: Any = queries.accuracy_after(tables)
+    if after is None or "candidates" not in after or after.candidates.isna().all():
+        return ""
+    tuning = record.study.resolved.get("adaptation", {}).get("tuning", "default")
+    tried = after.groupby("method", sort=False).candidates.max().dropna().astype(int)
+    counts = listed([f"{queries.label(name, record)} {count}" for name, count in tried.items()])
+    rule = (
+        "every method was tuned alike: the best of three values of one setting, by the cross-entropy on the same 15% of the "
+        "training examples"
+        if tuning == "equal"
+        else "methods were not tuned alike: heads and logistic regression choose a penalty on held-out training examples, "
+        'the others have the default learning rate or search for one (adaptation.search); adaptation.tuning = "equal" '
+        "tunes all alike"
+    )
+    return f'With adaptation.tuning = "{tuning}", {rule}. Settings compared: {counts}.'
 
 
 def _not_measured(table: pd.DataFrame) -> list[str]:

@@ -18,6 +18,7 @@ OUTCOMES = {
     "sufficient": ("#1f8f7a", "circle"),
     "inferior": ("#d8612f", "x"),
     "undecided": ("#8a8f98", "circle-open"),
+    "undecidable": ("#8a8f98", "square-open"),
     "not tested": ("#8a8f98", "diamond-open"),
 }
 """Outcome of a non-inferiority test -> colour and marker."""

@@ -1,4 +1,4 @@
-"""What training only the head loses, the smallest sufficient depth, and what to train."""
+"""What the best frozen model reaches without training, the smallest sufficient depth, and what to train."""
 
 from __future__ import annotations
 
@@ -13,92 +13,153 @@ from layerprobe.report.costs import COSTS, costs_by_method
 from layerprobe.report.section import Tables
 
 MAJORITY = "reference:majority"
+FROZEN = {
+    "head": "the head alone",
+    "head:mean": "a linear head on the mean over tokens",
+    "head:cls": "a linear head on the first token",
+    "reference:logistic-mean": "logistic regression on the mean over tokens",
+    "reference:logistic-cls": "logistic regression on the first token",
+}
+"""Models without a trained block in words."""
 SAVED = ("flops", "seconds", "trainable_parameters")
 """Costs that the recommendation names."""
 
 
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
-    """The head compared with full fine-tuning, and the conclusion about depth with a recommendation."""
-    texts = [head_sentence(tables, record)]
+    """The best frozen model compared with full fine-tuning, and the conclusion about depth with a recommendation."""
+    texts = [frozen_sentence(tables, record)]
     if record.sufficiency:
         texts.append(f"{record.sufficiency.sentence} {recommendation(tables, record)}")
     return [Finding(text=text, figure="quality") for text in texts if text]
 
 
-def head_sentence(tables: Tables, record: RunRecord) -> str:
-    """How much accuracy the head alone loses against full fine-tuning; empty without both."""
+def frozen_sentence(tables: Tables, record: RunRecord) -> str:
+    """Accuracy of the frozen model that is best on validation data against full fine-tuning; empty without both."""
     after, full = queries.accuracy_after(tables), queries.full(record)
-    head = next((method.name for method in record.methods if method.depth == 0), None)
-    if after is None or not {head, full} <= set(after.method):
+    names = _frozen(record)
+    if after is None or full is None or not names or not {names[0], full} <= set(after.method):
         return ""
+    best = names[0]
+    ordered = record.sufficiency is not None and record.sufficiency.frozen == best
+    chosen = ", the best frozen model on held-out training examples," if ordered and len(names) > 1 else ""
+    subject = f"Without training any block, {_words(best)}{chosen} reaches accuracy"
     paired = queries.having(tables, "differences")
-    paired = None if paired is None else paired[(paired.method == head) & (paired.reference == full)]
+    paired = None if paired is None else paired[(paired.method == best) & (paired.reference == full)]
     if paired is not None and len(paired):
         row = paired.iloc[0]
         seeds = f", means of {row.seeds} seeds" if row.seeds > 1 else ""
+        unlike = "0 is within it" if row.ci_low <= 0 <= row.ci_high else "more than chance explains"
         text = (
-            f"The head alone reaches accuracy {row.accuracy:.3f}, full fine-tuning {row.reference_accuracy:.3f}, on the same "
-            f"{row.n:,} test examples{seeds}: training only the head {_loses(row.difference)} (difference {head} - {full} "
-            f"{100 * row.difference:+.1f}, 95% interval {100 * row.ci_low:+.1f} to {100 * row.ci_high:+.1f}, "
-            f"{'consistent with chance' if row.ci_low <= 0 <= row.ci_high else 'more than chance explains'})"
+            f"{subject} {row.accuracy:.3f}, full fine-tuning {row.reference_accuracy:.3f}, on the same {row.n:,} test "
+            f"examples{seeds}: a difference of {100 * row.difference:+.1f} points ({best} - {full}, 95% interval "
+            f"{100 * row.ci_low:+.1f} to {100 * row.ci_high:+.1f}, {unlike})"
         )
     else:
-        shared = set(after[after.method == head].seed) & set(after[after.method == full].seed)
+        shared = set(after[after.method == best].seed) & set(after[after.method == full].seed)
         if not shared:
             return ""
-        first, second = (after[(after.method == name) & (after.seed == min(shared))].iloc[0] for name in (head, full))
+        first, second = (after[(after.method == name) & (after.seed == min(shared))].iloc[0] for name in (best, full))
         text = (
-            f"The head alone reaches accuracy {accuracy(first)}, full fine-tuning {accuracy(second)}: training "
-            f"only the head {_loses(first.accuracy - second.accuracy)}; this run has no paired comparison of the two"
+            f"{subject} {accuracy(first)}, full fine-tuning {accuracy(second)}: a difference of "
+            f"{100 * (first.accuracy - second.accuracy):+.1f} points; this run has no paired comparison of the two"
         )
-    majority = after[after.method == MAJORITY]
-    if len(majority):
-        text += f"; always predicting the most frequent label reaches {majority.accuracy.iloc[0]:.3f}"
-    return text + "."
+    means = after.groupby("method").accuracy.mean()
+    others = [f"{_words(name)} {means[name]:.3f}" for name in names[1:] if name in means]
+    if others:
+        text += f"; also without training a block: {listed(others)}"
+    if MAJORITY in means:
+        text += f"; always predicting the most frequent label reaches {means[MAJORITY]:.3f}"
+    return f"{text}{_unequal(after, best, full)}."
+
+
+def _frozen(record: RunRecord) -> list[str]:
+    """Models without a trained block, the best on validation data first, as far as a run says which it is."""
+    depths = {**dict.fromkeys(queries.BASELINES, 0), **{one.name: one.depth for one in record.methods}}
+    tested = [] if record.sufficiency is None else record.sufficiency.order
+    return [name for name in dict.fromkeys([*tested, *(one.name for one in record.methods)]) if depths.get(name) == 0]
+
+
+def _unequal(after: pd.DataFrame, best: str, full: str) -> str:
+    """How many settings each of the two was chosen from, if the numbers differ."""
+    if "candidates" not in after:
+        return ""
+    tried = after.groupby("method").candidates.max().reindex([best, full])
+    if tried.isna().any() or tried.nunique() == 1:
+        return ""
+    return (
+        f". Tuning was unequal (adaptation.tuning): on held-out training examples, {_words(best)} was chosen from "
+        f"{int(tried[best])} setting{'s' * (int(tried[best]) > 1)}, {full} from {int(tried[full])}"
+    )
+
+
+def _words(name: str) -> str:
+    return FROZEN.get(name, name)
 
 
 def recommendation(tables: Tables, record: RunRecord) -> str:
-    """What to train according to the conclusion about depth, what it saves and how certain that is; empty without one."""
+    """What to train according to the tests and the simultaneous bands, what it saves and how certain that is.
+
+    It advises the reference only where the evidence does: nothing is shown to be better or sufficient, and what was tested
+    is shown to be less accurate. Empty without a conclusion.
+    """
     conclusion = record.sufficiency
     if conclusion is None:
         return ""
     reference, smallest, undecided = conclusion.reference, conclusion.smallest, conclusion.undecided
     tests = queries.records_of(queries.having(tables, "sufficiency"))
-    sufficient = {row["method"]: row["family"] for row in tests if row["outcome"] == "sufficient"}
+    sufficient = [row["method"] for row in tests if row["outcome"] == "sufficient"]
+    outside = [row["method"] for row in tests if row["outcome"] == "sufficient" and row["family"] == "holm"]
+    differences = queries.having(tables, "differences")
+    bands: dict[str, Any] = {} if differences is None else {str(row.method): row for row in differences.itertuples()}
+    better = [name for name, row in bands.items() if row.band_low > 0 and name not in sufficient]
     if smallest is not None:
-        text = f"On this evidence train {smallest}{_saved(tables, record, smallest, reference)}"
-        others = [name for name, family in sufficient.items() if family == "holm"]
-        if others:
-            text += f"; outside the sequence of depths, also sufficient: {listed(others)}"
-        text += f". This procedure names a depth that loses more than the margin in at most {100 * conclusion.alpha:.3g}% of studies."
-    elif undecided and conclusion.needed:
-        text = (
-            f"On this evidence keep {reference}, or evaluate {undecided} on more test examples before ruling it out: these "
-            "data are inconclusive."
-        )
-    elif undecided:
-        text = f"On this evidence keep {reference}: {undecided} was shown to be neither sufficient nor inferior."
-    else:
-        text = (
+        text = f"On this evidence train {_words(smallest)}{_saved(tables, record, smallest, reference)}"
+        if smallest in FROZEN:
+            text = f"On this evidence train no block: {_words(smallest)} is enough{_saved(tables, record, smallest, reference)}"
+        if outside:
+            text += f"; outside the sequence of depths, also sufficient: {listed(outside)}"
+        text += "."
+        if not conclusion.conditional_on_seeds:
+            text += (
+                " This procedure names a depth that loses more than the margin in at most "
+                f"{100 * conclusion.alpha:.3g}% of studies with other test examples and other seeds."
+            )
+        return text + _better(bands, better, reference)
+    if better:
+        return f"On this evidence {reference} is not the best choice.{_better(bands, better, reference)}"
+    if outside:
+        return f"On this evidence train {listed(outside)}, which was shown to be sufficient; no depth was."
+    if undecided is None:
+        return (
             f"On this evidence keep {reference}: no shallower depth was shown to lose less than {conclusion.margin:.3g} of "
             "accuracy."
         )
-    return text + _better(queries.having(tables, "differences"), list(sufficient))
-
-
-def _better(differences: pd.DataFrame | None, sufficient: Sequence[str]) -> str:
-    """Methods with a simultaneous band above 0 that the sequence of tests did not reach."""
-    rows = (
-        None if differences is None else differences[(differences.band_low > 0) & ~differences.method.isin(sufficient)]
-    )
-    if rows is None or rows.empty:
-        return ""
-    words = "{0.method} by {0.difference:+.4f} ({0.band_low:+.4f} to {0.band_high:+.4f})"
-    methods = [words.format(row) for row in rows.itertuples()]
+    row = bands.get(undecided)
+    outcome = next((test["outcome"] for test in tests if test["method"] == undecided), "undecided")
+    way_out = f" Evaluate {_words(undecided)} on more test examples." if conclusion.needed else ""
+    if outcome == "undecidable":
+        way_out = " Only more seeds could decide."
+    if row is not None and row.band_high < 0:
+        return (
+            f"{reference} is more accurate than {_words(undecided)} ({100 * row.difference:+.1f} points, simultaneous 95% "
+            f"band {100 * row.band_low:+.1f} to {100 * row.band_high:+.1f}), but whether by more than the margin is "
+            f"undecided.{way_out}"
+        )
     return (
-        f" However, by the 95% bands that hold for all methods at once, better than {rows.reference.iloc[0]}: "
-        f"{listed(methods)}. The sequence of tests, which ends at its first failure, did not reach that far; the bands do "
-        "not depend on it."
+        f"These data are inconclusive: they show neither that {_words(undecided)} loses less than the margin nor that "
+        f"{reference} is more accurate.{way_out}"
+    )
+
+
+def _better(bands: dict[str, Any], names: Sequence[str], reference: str) -> str:
+    """Methods with a simultaneous band above 0 that the sequence of tests did not reach."""
+    if not names:
+        return ""
+    words = "{0} by {1.difference:+.4f} ({1.band_low:+.4f} to {1.band_high:+.4f})"
+    methods = [words.format(_words(name), bands[name]) for name in names]
+    return (
+        f" By the 95% bands that hold for all methods at once, better than {reference}: {listed(methods)}. The sequence of "
+        "tests, which ends at its first failure, did not reach that far; the bands do not depend on it."
     )
 
 
@@ -114,10 +175,6 @@ def _saved(tables: Tables, record: RunRecord, method: str, reference: str) -> st
         if name in rows and rows.loc[reference, name] > 0 and rows.loc[method, name] >= 0
     ]
     return f", at {listed(shares)} of {reference}" if shares else ""
-
-
-def _loses(difference: float) -> str:
-    return f"{'gives up' if difference <= 0 else 'gains'} {abs(100 * difference):.1f} points"
 
 
 def accuracy(row: Any) -> str:
