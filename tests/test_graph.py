@@ -165,8 +165,8 @@ def test_another_method_leaves_the_keys_of_the_others():
 def test_equal_rows_have_one_dictionary():
     one = resolved(study())
     rows = ArtifactMeta("capture-sae", "", "a", {}, 0.0, 1, {"3": "same", "6": "same"}, {})
-    start = replace(rows, stage="sae", key="the base's dictionary")
-    base = Sae(layer=3).key(one, {"rows": rows, "base rows": rows})
+    start = replace(rows, stage="sae", key="the start's")
+    base = Sae(layer=3).key(one, {"rows": rows, "base rows": rows, "start": start})
     adapted = Sae(FULL, 0, 3)
     assert adapted.key(one, {"rows": replace(rows, key="b"), "base rows": rows, "start": start}) == base
     moved = replace(rows, key="b", content={"3": "other"})

@@ -5,6 +5,7 @@ from ._census import census as census
 from ._config import SaeConfig as SaeConfig
 from ._config import default_k as default_k
 from ._config import default_width as default_width
+from ._config import training_steps as training_steps
 from ._dictionary import Dictionary as Dictionary
 from ._dictionary import encode as encode
 from ._dictionary import load as load

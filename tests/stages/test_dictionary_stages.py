@@ -18,7 +18,7 @@ from layerprobe.stages.encode import Encode
 from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match, null_matching
-from layerprobe.stages.sae import Sae
+from layerprobe.stages.sae import Sae, steps_of
 from layerprobe.stages.sentence_latents import SentenceLatents
 from layerprobe.stages.steps import Steps
 from layerprobe.stages.transfer import Transfer
@@ -62,7 +62,7 @@ def test_controls_differ_from_the_trained_dictionary_as_they_should(bench):
         unit = [torch.nn.functional.normalize(dictionary.decoder, dim=1) for dictionary in (one, two)]
         return float((unit[0] * unit[1]).sum(1).mean())
 
-    # Trained further, from another seed, and with the random directions that a dictionary starts from.
+    # Continued in another order, from another seed, and with the random directions that a dictionary starts from.
     assert cosine(base, other["other-order"]) > cosine(base, other["untrained"]) > 0.2
     assert abs(cosine(base, other["second-seed"])) < 0.2
     assert cosine(other["frozen-decoder"], other["untrained"]) == pytest.approx(1, abs=1e-5)
@@ -70,9 +70,30 @@ def test_controls_differ_from_the_trained_dictionary_as_they_should(bench):
     assert all(one.d_sae == base.d_sae for one in other.values())
 
 
+def test_base_and_adapted_have_the_same_training(bench):
+    """One start and one continuation on each side; only the rows and their order differ."""
+    tasks = [Sae(*side, 2, variant) for side in ((None, None), (FULL, 0)) for variant in ("trained", "second-seed")]
+    tasks += [Sae(layer=2, variant="other-order"), Sae(layer=2, variant="frozen-decoder")]
+    tasks += [Sae(FULL, 0, 2, "frozen-decoder")]
+    assert {steps_of(bench.get(task)) for task in tasks} == {32 + 100}  # one batch per pass
+    assert BASE.start == ADAPTED.start == Sae(layer=2, variant="start") != Sae(layer=2, variant="second-seed").start
+    logs = {task: pd.read_parquet(bench.get(task).folder / "dictionary" / "history.parquet") for task in tasks}
+    for task, log in logs.items():
+        assert log.step.tolist() == list(range(132)), task
+    one, other = logs[BASE], logs[ADAPTED]
+    assert one[:32].equals(other[:32]) and not one[32:].equals(other[32:])
+    # The adapted side reads its rows in the order of the null.
+    metas = {role: bench.get(parent).meta for role, parent in ADAPTED.parents().items()}
+    identities = [task.identity(bench.resolved, metas) for task in (ADAPTED, Sae(layer=2, variant="other-order"))]
+    assert [identity["other order"] for identity in identities] == [True, True]
+    assert not BASE.identity(bench.resolved, metas | {"rows": metas["base rows"]})["other order"]
+
+
 def test_equal_rows_have_one_dictionary_and_one_encoding(bench):
     head = Sae(HEAD, 0, 2)
     assert bench.get(head).key == bench.get(BASE).key != bench.get(ADAPTED).key
+    # Whichever of the two is computed, the dictionary is the same.
+    assert torch.equal(sae.load(bench.build(head).folder / "dictionary").decoder, bench.dictionary(BASE).decoder)
     one, other = Encode(BASE, Capture.of_base()), Encode(head, Capture(HEAD, 0))
     assert bench.get(one).key == bench.get(other).key
 
@@ -133,6 +154,9 @@ def test_transfer_evaluates_each_dictionary_on_each_side(bench):
     keys = ["trained_on", "kind", "evaluated_on"]
     assert (built.table("sae_densities").groupby(keys).latents.sum() == table.d_sae.iloc[0]).all()
     assert table.loss_recovered.notna().any() or table.why.str.len().max() > 0
+    assert (
+        set(table.steps.drop("untrained", level="kind")) == {132} and (table.steps.xs("untrained", level=1) == 0).all()
+    )
 
 
 def test_latents_of_an_unchanged_layer_match_themselves(bench):
