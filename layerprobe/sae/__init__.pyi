@@ -6,6 +6,8 @@ from ._config import SaeConfig as SaeConfig
 from ._config import default_k as default_k
 from ._config import default_width as default_width
 from ._config import training_steps as training_steps
+from ._crossing import Crossing as Crossing
+from ._crossing import crossing as crossing
 from ._dictionary import Dictionary as Dictionary
 from ._dictionary import encode as encode
 from ._dictionary import load as load
@@ -24,10 +26,11 @@ from ._matching_null import NullComparison as NullComparison
 from ._matching_null import compare_to_null as compare_to_null
 from ._properties import Properties as Properties
 from ._properties import token_properties as token_properties
-from ._shares import crossing as crossing
 from ._shares import latent_shares as latent_shares
 from ._task_loss import task_loss as task_loss
 from ._training import train as train
 from ._training import untrained as untrained
+from ._transitions import matched_kinds as matched_kinds
+from ._transitions import transitions as transitions
 from .crosscoder import Crosscoder as Crosscoder
 from .crosscoder import CrosscoderConfig as CrosscoderConfig
