@@ -144,7 +144,7 @@ def test_a_key_changes_with_data_model_precision_and_version(monkeypatch):
     monkeypatch.setattr(Match, "version", Match.version + 1)
     raised = keys(resolved(one))
     different = {task.name for task in before if raised[task] != before[task]}
-    assert different == {"match", "latents", "exhibit", "crossing"}  # itself and what reads it
+    assert different == {"match", "latents", "transitions", "exhibit"}  # itself and what reads it
 
 
 def test_device_jobs_and_threads_are_no_part_of_a_key():

@@ -18,6 +18,8 @@ from ._evaluation import evaluate as evaluate
 from ._exhibit import Exhibit as Exhibit
 from ._exhibit import exhibit as exhibit
 from ._exhibit import top_latents as top_latents
+from ._label_effect import LabelEffect as LabelEffect
+from ._label_effect import label_effect as label_effect
 from ._labels import LabelNull as LabelNull
 from ._labels import label_null as label_null
 from ._matching import Matching as Matching

@@ -163,4 +163,4 @@ def _quantile(confidence: float, comparisons: int, degrees: Float[np.ndarray, " 
     """Two-sided quantile of Student's t that holds for all comparisons at once."""
     from scipy.stats import t
 
-    return t.ppf((1 + confidence ** (1 / comparisons)) / 2, degrees)
+    return np.atleast_1d(t.ppf((1 + confidence ** (1 / comparisons)) / 2, degrees))

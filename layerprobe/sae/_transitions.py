@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -106,21 +106,19 @@ def _paired_interval(gained: int, lost: int, n: int, z: float) -> tuple[float, f
     return max(-1.0, p - q - reach), min(1.0, p - q + reach)
 
 
-def matched_kinds(partner: Sequence[int | None], kinds: Sequence[str], judged: Sequence[bool]) -> list[str | None]:
+def matched_kinds(partner: Any, kinds: Any, judged: Any) -> list[str | None]:
     """Kind of each latent's match.
 
     Args:
-        partner: number of the latent of the other dictionary that each latent is matched with; missing if there is none.
-        kinds: kind of each latent of the other dictionary.
-        judged: whether it is active in enough examples to be tested.
+        partner: number of the latent of the other dictionary that each latent is matched with, `(latents,)`; missing if
+            there is none.
+        kinds: kind of each latent of the other dictionary, `(others,)`.
+        judged: whether it is active in enough examples to be tested, `(others,)`.
 
     Returns:
         For each latent, the kind of its match; None without a match, or with one that is not judged.
     """
     import pandas as pd
 
-    missing = pd.isna(pd.Series(partner, dtype="Int64")).to_numpy()
-    return [
-        None if gone or not judged[int(other)] else str(kinds[int(other)])
-        for other, gone in zip(partner, missing, strict=True)
-    ]
+    partner = pd.array(partner, dtype="Int64")
+    return [None if pd.isna(other) or not judged[other] else str(kinds[other]) for other in partner]

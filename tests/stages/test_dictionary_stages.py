@@ -1,5 +1,7 @@
 """Stages about sparse autoencoders: trained, encoded, compared and described."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +24,7 @@ from layerprobe.stages.sae import Sae, steps_of
 from layerprobe.stages.sentence_latents import SentenceLatents
 from layerprobe.stages.steps import Steps
 from layerprobe.stages.transfer import Transfer
+from layerprobe.stages.transitions import Transitions
 
 pytestmark = pytest.mark.numerical
 
@@ -197,11 +200,63 @@ def test_exhibit_counts_every_token_once(bench):
     assert set(bench.build(Exhibit(HEAD, 0, 2, CONTROLS, True)).table("latent_histograms").on) == {"base"}
 
 
-def test_crossing_is_flat_where_nothing_changed(bench):
-    table = bench.build(Crossing((latents(HEAD), latents(FULL)))).table("crossing")
-    verdict = table.set_index(["method", "quantity"]).verdict
-    assert verdict["head", "share_task"] == "flat" and verdict["full", "share_task"] != "flat"
-    assert (table.runs == 2).all()  # two dictionary seeds
+def test_crossing_compares_label_effects_over_seeds_of_both_kinds(bench):
+    tasks = [latents(HEAD), latents(FULL), replace(latents(FULL), seed=1)]
+    built = bench.build(Crossing(tuple(tasks)))
+    table = built.table("crossing").set_index(["method", "quantity"])
+    assert (table.verdict["head"] == "flat").all() and set(table.verdict["full"][1:]) == {"description"}
+    assert table.verdict["full", "label_effect"] in ("onset", "none") and (table.dictionaries == 2).all()
+    assert table.runs["full", "label_effect"] == 2 and table.note["head", "label_effect"] == "only one training run"
+    by_layer = built.table("crossing_layers").set_index(["method", "quantity"])
+    assert (by_layer.loc["head"][["difference", "lowest", "highest"]] == 0).all(axis=None)
+    row = by_layer.loc[("full", "label_effect")]
+    labels = bench.context.corpus.test.labels[:30]
+
+    def effect(task, capture):
+        example = bench.rows(capture).rows["example"].to_numpy()
+        return sae.label_effect(codes(bench, Encode(task, capture)), example, labels).value
+
+    expected = [
+        effect(Sae(FULL, seed, 2, variant), Capture(FULL, seed)) - effect(Sae(layer=2, variant=variant), Capture())
+        for seed in (0, 1)
+        for variant in ("trained", "second-seed")
+    ]
+    assert row.difference == pytest.approx(np.mean(expected)) and row.low < row.difference < row.high
+    assert (row.lowest, row.highest) == pytest.approx((min(expected), max(expected)))
+    assert row.dictionary_error > 0 and row.run_error > 0 and row.text_error > 0
+
+
+def test_transitions_count_matched_latents_and_there_are_none_in_an_unchanged_layer(bench):
+    task = Transitions(FULL, 0, (latents(FULL),))
+    table = bench.build(task).table("transitions")
+    kinds = {
+        name: pd.read_parquet(bench.get(Associations(one)).folder / stored.TABLE)
+        for name, one in (("base", BASE), ("adapted", ADAPTED), ("null", Sae(layer=2, variant="other-order")))
+    }
+    pairs = bench.get(latents(FULL)).table("latents").query("side == 'base'").set_index("latent")
+    null = null_matching(bench.get(Match(layer=2, controls=CONTROLS)), "other-order").table.set_index("latent")
+    counted = {}
+    for latent in pairs.index:
+        partners = [latent, pairs.partner[latent], null.partner[latent]]
+        if any(pd.isna(partner) for partner in partners):
+            continue
+        three = [table.iloc[partner] for table, partner in zip(kinds.values(), partners, strict=True)]
+        if all(one.judged for one in three):
+            key = (three[0].kind, three[1].kind)
+            counted[key] = counted.get(key, 0) + 1
+    rows = table[(table.matches == "all") & (table.kind_adapted != "task or both")]
+    found = rows[rows["count"] > 0].set_index(["kind_base", "kind_adapted"])["count"]
+    assert found.to_dict() == counted and sum(counted.values()) > 10
+    close = table[(table.matches == "close") & (table.kind_adapted != "task or both")]
+    assert close["count"].sum() < rows["count"].sum()
+    judged = kinds["base"].query("judged").kind.value_counts()
+    for part in (rows, close):
+        sizes = part.drop_duplicates("kind_base").set_index("kind_base")
+        assert (sizes.latents + sizes.left_out).to_dict() == judged[sizes.index].to_dict()
+    unchanged = bench.build(Transitions(HEAD, 0, (latents(HEAD),))).table("transitions")
+    assert (unchanged.excess == 0).all() and (unchanged.rate == unchanged.null_rate).all()
+    same = unchanged.kind_base == unchanged.kind_adapted
+    assert (unchanged.rate[same] == 1).all()
 
 
 def test_steps_begin_at_the_base_and_end_at_the_adapted_model(bench):
