@@ -73,7 +73,7 @@ class Crossing:
 
 
 def crossing(
-    layers: Int[np.ndarray, " layers"],
+    layers: Int[np.ndarray, " numbers"],
     differences: Float[np.ndarray, "runs dictionaries layers"],
     left_out: Float[np.ndarray, "runs dictionaries layers folds"],
     *,
@@ -156,11 +156,11 @@ def _satterthwaite(parts: list[tuple[Float[np.ndarray, " layers"], int]]) -> Flo
     total = sum(variance for variance, _ in parts)
     spread = sum(variance**2 / degrees for variance, degrees in parts)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return total**2 / spread
+        return np.asarray(total**2 / spread)
 
 
 def _quantile(confidence: float, comparisons: int, degrees: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
     """Two-sided quantile of Student's t that holds for all comparisons at once."""
     from scipy.stats import t
 
-    return np.atleast_1d(t.ppf((1 + confidence ** (1 / comparisons)) / 2, degrees))
+    return np.asarray(t.ppf((1 + confidence ** (1 / comparisons)) / 2, degrees))
