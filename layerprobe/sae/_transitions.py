@@ -12,7 +12,7 @@ from layerprobe.errors import ArgumentError
 if TYPE_CHECKING:
     import pandas as pd
 
-KINDS = ("general", "both", "task", "unexplained")
+KINDS = ("both", "general", "task", "unexplained")
 LABEL = "task or both"
 """Kind of the latents that are associated with a label."""
 
@@ -66,35 +66,20 @@ def transitions(
         if unknown := sorted(set(array) - {*KINDS, ""}):
             raise ArgumentError(f"{{{name}}} has the kind {unknown[0]!r}; kinds are {', '.join(KINDS)}.", name)
     kept = np.all([array != "" for array in arrays.values()], axis=0)
-    before, after, chance = (array[kept] for array in arrays.values())
+    before, after, chance = (np.searchsorted(KINDS, array[kept].astype(str)) for array in arrays.values())
+    kinds = len(KINDS)
+    cells = np.bincount((before * kinds + after) * kinds + chance, minlength=kinds**3).reshape([kinds] * 3)
     quantiles = [norm.ppf((1 + level) / 2) for level in (confidence, confidence ** (1 / layers))]
+    targets = {kind: [i] for i, kind in enumerate(KINDS)} | {LABEL: [KINDS.index("task"), KINDS.index("both")]}
     rows = []
-    for kind in KINDS:
-        of_kind = before == kind
-        n = int(of_kind.sum())
-        if not n:
-            continue
-        for target in (*KINDS, LABEL):
-            named = ("task", "both") if target == LABEL else (target,)
-            moved, drifted = (np.isin(side[of_kind], named) for side in (after, chance))
-            gained, lost = int((moved & ~drifted).sum()), int((drifted & ~moved).sum())
-            (low, high), (all_low, all_high) = (_paired_interval(gained, lost, n, z) for z in quantiles)
-            rows.append(
-                {
-                    "kind_base": kind,
-                    "kind_adapted": target,
-                    "latents": n,
-                    "count": int(moved.sum()),
-                    "null_count": int(drifted.sum()),
-                    "rate": moved.mean(),
-                    "null_rate": drifted.mean(),
-                    "excess": (gained - lost) / n,
-                    "low": low,
-                    "high": high,
-                    "all_low": all_low,
-                    "all_high": all_high,
-                }
-            )
+    for kind, pairs in zip(KINDS, cells, strict=True):
+        n = int(pairs.sum())
+        for target, numbers in targets.items() if n else ():
+            count, null_count = int(pairs[numbers].sum()), int(pairs[:, numbers].sum())
+            both = int(pairs[np.ix_(numbers, numbers)].sum())
+            ends = [_paired_interval(count - both, null_count - both, n, z) for z in quantiles]
+            row = [kind, target, n, count, null_count, count / n, null_count / n, (count - null_count) / n]
+            rows.append([*row, *ends[0], *ends[1]])
     columns = ["kind_base", "kind_adapted", "latents", "count", "null_count", "rate", "null_rate", "excess"]
     return pd.DataFrame(rows, columns=[*columns, "low", "high", "all_low", "all_high"])
 
