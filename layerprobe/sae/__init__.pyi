@@ -32,6 +32,7 @@ from ._shares import latent_shares as latent_shares
 from ._task_loss import task_loss as task_loss
 from ._training import train as train
 from ._training import untrained as untrained
+from ._transitions import comparable_kinds as comparable_kinds
 from ._transitions import matched_kinds as matched_kinds
 from ._transitions import transitions as transitions
 from .crosscoder import Crosscoder as Crosscoder

@@ -91,19 +91,43 @@ def _paired_interval(gained: int, lost: int, n: int, z: float) -> tuple[float, f
     return max(-1.0, p - q - reach), min(1.0, p - q + reach)
 
 
-def matched_kinds(partner: Any, kinds: Any, judged: Any) -> list[str | None]:
+def comparable_kinds(tables: Sequence[pd.DataFrame], *, effect: float = 0.2) -> list[list[str | None]]:
+    """Kinds of the latents of several dictionaries of one layer, by one threshold on p for all of them.
+
+    The threshold of a false-discovery rate depends on the number of discoveries, so that in a dictionary with many of them
+    more latents near the threshold count as discoveries, all together: a latent's kind could change because others did, and
+    an interval over latents would be too narrow. So all dictionaries are judged by the most lenient of their thresholds,
+    for labels and for general properties alike.
+
+    Args:
+        tables: from `associations`, of each dictionary.
+        effect: least effect of a discovery, as in `associations`.
+
+    Returns:
+        For each dictionary, the kind of each latent; None if it is not judged.
+    """
+    found = {}
+    for name, p, size in (("task", "p", "effect"), ("general", "property_p", "property_effect")):
+        threshold = max((float(table.loc[table[name], p].max()) for table in tables if table[name].any()), default=-1.0)
+        found[name] = [((table[p] <= threshold) & (table[size] >= effect)).to_numpy() for table in tables]
+    kinds = []
+    for table, task, general in zip(tables, found["task"], found["general"], strict=True):
+        names = np.select([task & general, task, general], ["both", "task", "general"], "unexplained")
+        kinds.append([str(name) if judged else None for name, judged in zip(names, table["judged"], strict=True)])
+    return kinds
+
+
+def matched_kinds(partner: Any, kinds: Sequence[str | None]) -> list[str | None]:
     """Kind of each latent's match.
 
     Args:
         partner: number of the latent of the other dictionary that each latent is matched with, `(latents,)`; missing if
             there is none.
-        kinds: kind of each latent of the other dictionary, `(others,)`.
-        judged: whether it is active in enough examples to be tested, `(others,)`.
+        kinds: kind of each latent of the other dictionary; None if it is not judged.
 
     Returns:
         For each latent, the kind of its match; None without a match, or with one that is not judged.
     """
     import pandas as pd
 
-    partner = pd.array(partner, dtype="Int64")
-    return [None if pd.isna(other) or not judged[other] else str(kinds[other]) for other in partner]
+    return [None if pd.isna(other) else kinds[other] for other in pd.array(partner, dtype="Int64")]

@@ -27,7 +27,8 @@ TRANSITIONS = TableSpec(
         "layer",
         matches="`all`: base latents that are judged and whose matches, one to one by decoder cosine, are judged in adapted and "
         "in the null; `close`: those of them whose match in adapted is not `unmatched`",
-        kind_base="kind of the latent in base: `task`, `general`, `both` or `unexplained`",
+        kind_base="kind of the latent in base: `task`, `general`, `both` or `unexplained`, here by the most lenient of the "
+        "thresholds on p of the three dictionaries",
         kind_adapted="kind of its match in adapted: one of these, or `task or both`",
         latents="number of base latents of this kind",
         left_out="number of judged base latents of this kind that are not in this set",
@@ -87,27 +88,17 @@ class Transitions(ModelStage):
 
         from layerprobe import sae
 
-        base, adapted = (Associations(one).title for one in task.dictionaries[:2])
-        second = Associations(Sae(layer=task.layer, variant="other-order")).title
-        kinds = {
-            name: pd.read_parquet(parents[name].folder / stored.TABLE)[["kind", "judged"]]
-            for name in (base, adapted, second)
-        }
+        dictionaries = (*task.dictionaries[:2], Sae(layer=task.layer, variant="other-order"))
+        read = [parents[Associations(one).title] for one in dictionaries]
+        base, adapted, second = sae.comparable_kinds([pd.read_parquet(one.folder / stored.TABLE) for one in read])
         latents = parents[f"latents {task.layer}"].table("latents").query("side == 'base'").sort_values("latent")
         null = null_matching(parents[f"null {task.layer}"], "other-order").table.sort_values("latent")
-
-        def matched(partner: Any, name: str) -> Any:
-            found = sae.matched_kinds(partner, kinds[name]["kind"].to_numpy(), kinds[name]["judged"].to_numpy())
-            return np.array(found, dtype=object)
-
-        in_base = matched(range(len(latents)), base)
-        in_adapted, in_null = matched(latents["partner"], adapted), matched(null["partner"], second)
-        if parents[base].key == parents[adapted].key:
-            # The rows are equal, so there was no second training whose chance the null could show.
-            in_null = in_adapted
-        of_kind, tables = pd.Series(in_base).value_counts(), []
+        in_adapted = sae.matched_kinds(latents["partner"], adapted)
+        # Where the rows are equal, there was no second training whose chance the null could show.
+        in_null = in_adapted if read[0].key == read[1].key else sae.matched_kinds(null["partner"], second)
+        of_kind, tables = pd.Series(base).value_counts(), []
         for matches, kept in (("all", slice(None)), ("close", ~latents["unmatched"].to_numpy(dtype=bool))):
-            sides = [list(side[kept]) for side in (in_base, in_adapted, in_null)]
+            sides = [np.array(side, dtype=object)[kept].tolist() for side in (base, in_adapted, in_null)]
             table = sae.transitions(*sides, layers=len(self.latents))
             table["left_out"] = table["kind_base"].map(of_kind) - table["latents"]
             tables.append(table.assign(matches=matches, layer=task.number))

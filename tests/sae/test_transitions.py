@@ -111,19 +111,32 @@ def test_relabelled_features_are_found_through_the_tests_of_associations():
         for chosen in (range(0), range(6), range(0))
     ]
     order = rng.permutation(60)
-    base, adapted, null = tables
+    base, adapted, null = sae.comparable_kinds(tables)
     partner = pd.array(np.argsort(order), dtype="Int64")
     partner[59] = pd.NA  # without a match
-    shuffled = adapted.iloc[order]
-    matched = sae.matched_kinds(partner, shuffled.kind.to_numpy(), shuffled.judged.to_numpy())
-    assert matched[:59] == adapted.kind.tolist()[:59] and matched[59] is None
-    row = excess(base.kind.tolist(), matched, null.kind.tolist())
-    assert base.kind.eq("general").sum() >= 55
+    matched = sae.matched_kinds(partner, [adapted[latent] for latent in order])
+    assert matched[:59] == adapted[:59] and matched[59] is None
+    row = excess(base, matched, null)
+    assert base.count("general") >= 55
     assert row.low < 0.1 < row.high and row.excess == pytest.approx(0.1, abs=0.02) and row.all_low > 0
 
 
+def test_all_dictionaries_are_judged_by_the_most_lenient_threshold():
+    def table(p, task, effect=0.5, judged=True):
+        columns = {"p": p, "task": task, "effect": effect, "judged": judged}
+        return pd.DataFrame({**columns, "property_p": [0.001] * 3, "property_effect": 0.3, "general": False})
+
+    strict = table([0.001, 0.02, 0.5], [True, False, False])
+    lenient = table([0.03, 0.02, 0.5], [True, True, False])
+    kinds = sae.comparable_kinds([strict, lenient])
+    assert kinds == [["task", "task", "unexplained"]] * 2  # none is general: no dictionary has a discovery
+    assert sae.comparable_kinds([strict])[0] == ["task", "unexplained", "unexplained"]
+    small = lenient.assign(effect=[0.5, 0.1, 0.5], judged=[False, True, True])
+    assert sae.comparable_kinds([strict, small])[1] == [None, "unexplained", "unexplained"]
+
+
 def test_a_latent_that_is_not_judged_has_no_kind():
-    assert sae.matched_kinds([1, 0, None], ["task", "general"], [True, False]) == [None, "task", None]
+    assert sae.matched_kinds([1, 0, None], ["task", None]) == [None, "task", None]
 
 
 def test_mistakes_are_named():

@@ -229,10 +229,9 @@ def test_crossing_compares_label_effects_over_seeds_of_both_kinds(bench):
 def test_transitions_count_matched_latents_and_there_are_none_in_an_unchanged_layer(bench):
     task = Transitions(FULL, 0, (latents(FULL),))
     table = bench.build(task).table("transitions")
-    kinds = {
-        name: pd.read_parquet(bench.get(Associations(one)).folder / stored.TABLE)
-        for name, one in (("base", BASE), ("adapted", ADAPTED), ("null", Sae(layer=2, variant="other-order")))
-    }
+    dictionaries = BASE, ADAPTED, Sae(layer=2, variant="other-order")
+    tables = [pd.read_parquet(bench.get(Associations(one)).folder / stored.TABLE) for one in dictionaries]
+    kinds = sae.comparable_kinds(tables)
     pairs = bench.get(latents(FULL)).table("latents").query("side == 'base'").set_index("latent")
     null = null_matching(bench.get(Match(layer=2, controls=CONTROLS)), "other-order").table.set_index("latent")
     counted = {}
@@ -240,16 +239,15 @@ def test_transitions_count_matched_latents_and_there_are_none_in_an_unchanged_la
         partners = [latent, pairs.partner[latent], null.partner[latent]]
         if any(pd.isna(partner) for partner in partners):
             continue
-        three = [table.iloc[partner] for table, partner in zip(kinds.values(), partners, strict=True)]
-        if all(one.judged for one in three):
-            key = (three[0].kind, three[1].kind)
-            counted[key] = counted.get(key, 0) + 1
+        three = [side[partner] for side, partner in zip(kinds, partners, strict=True)]
+        if None not in three:
+            counted[three[0], three[1]] = counted.get((three[0], three[1]), 0) + 1
     rows = table[(table.matches == "all") & (table.kind_adapted != "task or both")]
     found = rows[rows["count"] > 0].set_index(["kind_base", "kind_adapted"])["count"]
     assert found.to_dict() == counted and sum(counted.values()) > 10
     close = table[(table.matches == "close") & (table.kind_adapted != "task or both")]
     assert close["count"].sum() < rows["count"].sum()
-    judged = kinds["base"].query("judged").kind.value_counts()
+    judged = pd.Series(kinds[0]).value_counts()
     for part in (rows, close):
         sizes = part.drop_duplicates("kind_base").set_index("kind_base")
         assert (sizes.latents + sizes.left_out).to_dict() == judged[sizes.index].to_dict()
