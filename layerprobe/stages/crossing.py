@@ -26,9 +26,8 @@ CROSSING = TableSpec(
     columns(
         "method",
         quantity=QUANTITY,
-        verdict="`onset`: at some layer the lower end of the simultaneous interval is above 0; `none`: at no layer; `flat`: "
-        "both sides are equal at all layers; `conditional`: one dictionary seed, which leaves the variance between "
-        "dictionaries unknown; `description`: a quantity without an interval; `undefined`",
+        verdict="`onset`: some lower end is above 0; `none`; `flat`: both sides are equal; `conditional`: on the one "
+        "dictionary seed; `description`: there is no interval; `undefined`",
         layer="first layer whose lower end is above 0; missing without an onset. The increase began at this layer or below",
         after="the layer with dictionaries before it; missing if there is none",
         after_high="upper end of the difference there: what may have begun already",
