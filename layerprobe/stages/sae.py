@@ -24,6 +24,8 @@ STARTS: Mapping[str, Variant] = {"trained": "start", "other-order": "start", "se
 """The variant that training of a variant continues from."""
 CONTINUED_PASSES, CONTINUED_STEPS = 2, 100
 """Training of a dictionary that starts from another one: passes over its rows, and the least number of batches."""
+BATCH = 1024
+"""Rows per training step; a quarter of them where there are few."""
 BUDGET = "training.json"
 
 
@@ -127,8 +129,10 @@ def sae_config(context: Context, variant: Variant, rows: int, *, other_order: bo
     """
     from layerprobe.sae import SaeConfig, training_steps
 
-    settings, seed, batch = context.study.sae, context.seed, 1024
-    continued = max(CONTINUED_PASSES * rows, CONTINUED_STEPS * min(batch, rows))
+    settings, seed = context.study.sae, context.seed
+    # In batches of all rows there would be no other order.
+    batch = min(BATCH, max(1, rows // 4))
+    continued = max(CONTINUED_PASSES * rows, CONTINUED_STEPS * batch)
     if variant in STARTS:
         samples = continued
     elif variant in STARTS.values():
@@ -136,7 +140,7 @@ def sae_config(context: Context, variant: Variant, rows: int, *, other_order: bo
     else:
         whole = SaeConfig(batch_size=batch)
         continuation = SaeConfig(batch_size=batch, samples=continued)
-        samples = (training_steps(whole, rows) + training_steps(continuation, rows)) * min(batch, rows)
+        samples = (training_steps(whole, rows) + training_steps(continuation, rows)) * batch
     seed += variant.startswith("second-")
     return SaeConfig(
         architecture=settings.architecture,

@@ -78,13 +78,15 @@ def test_base_and_adapted_have_the_same_training(bench):
     tasks = [Sae(*side, 2, variant) for side in ((None, None), (FULL, 0)) for variant in ("trained", "second-seed")]
     tasks += [Sae(layer=2, variant="other-order"), Sae(layer=2, variant="frozen-decoder")]
     tasks += [Sae(FULL, 0, 2, "frozen-decoder")]
-    assert {steps_of(bench.get(task)) for task in tasks} == {32 + 100}  # one batch per pass
+    # Four batches of 75 rows per pass: 32 passes, and a continuation of 100 steps.
+    assert {steps_of(bench.get(task)) for task in tasks} == {32 * 4 + 100}
     assert BASE.start == ADAPTED.start == Sae(layer=2, variant="start") != Sae(layer=2, variant="second-seed").start
     logs = {task: pd.read_parquet(bench.get(task).folder / "dictionary" / "history.parquet") for task in tasks}
     for task, log in logs.items():
-        assert log.step.tolist() == list(range(132)), task
+        assert log.step.tolist() == list(range(228)), task
     one, other = logs[BASE], logs[ADAPTED]
-    assert one[:32].equals(other[:32]) and not one[32:].equals(other[32:])
+    assert one[:128].equals(other[:128]) and not one[128:].equals(other[128:])
+    assert not one[128:].equals(logs[Sae(layer=2, variant="other-order")][128:])
     # The adapted side reads its rows in the order of the null.
     metas = {role: bench.get(parent).meta for role, parent in ADAPTED.parents().items()}
     identities = [task.identity(bench.resolved, metas) for task in (ADAPTED, Sae(layer=2, variant="other-order"))]
@@ -158,7 +160,7 @@ def test_transfer_evaluates_each_dictionary_on_each_side(bench):
     assert (built.table("sae_densities").groupby(keys).latents.sum() == table.d_sae.iloc[0]).all()
     assert table.loss_recovered.notna().any() or table.why.str.len().max() > 0
     assert (
-        set(table.steps.drop("untrained", level="kind")) == {132} and (table.steps.xs("untrained", level=1) == 0).all()
+        set(table.steps.drop("untrained", level="kind")) == {228} and (table.steps.xs("untrained", level=1) == 0).all()
     )
 
 
