@@ -144,7 +144,7 @@ def test_a_key_changes_with_data_model_precision_and_version(monkeypatch):
     monkeypatch.setattr(Match, "version", Match.version + 1)
     raised = keys(resolved(one))
     different = {task.name for task in before if raised[task] != before[task]}
-    assert different == {"match", "latents", "exhibit", "crossing"}  # itself and what reads it
+    assert different == {"match", "latents", "transitions", "exhibit"}  # itself and what reads it
 
 
 def test_device_jobs_and_threads_are_no_part_of_a_key():
@@ -165,8 +165,8 @@ def test_another_method_leaves_the_keys_of_the_others():
 def test_equal_rows_have_one_dictionary():
     one = resolved(study())
     rows = ArtifactMeta("capture-sae", "", "a", {}, 0.0, 1, {"3": "same", "6": "same"}, {})
-    start = replace(rows, stage="sae", key="the base's dictionary")
-    base = Sae(layer=3).key(one, {"rows": rows, "base rows": rows})
+    start = replace(rows, stage="sae", key="the start's")
+    base = Sae(layer=3).key(one, {"rows": rows, "base rows": rows, "start": start})
     adapted = Sae(FULL, 0, 3)
     assert adapted.key(one, {"rows": replace(rows, key="b"), "base rows": rows, "start": start}) == base
     moved = replace(rows, key="b", content={"3": "other"})

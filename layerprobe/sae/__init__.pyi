@@ -5,6 +5,9 @@ from ._census import census as census
 from ._config import SaeConfig as SaeConfig
 from ._config import default_k as default_k
 from ._config import default_width as default_width
+from ._config import training_steps as training_steps
+from ._crossing import Crossing as Crossing
+from ._crossing import crossing as crossing
 from ._dictionary import Dictionary as Dictionary
 from ._dictionary import encode as encode
 from ._dictionary import load as load
@@ -15,6 +18,8 @@ from ._evaluation import evaluate as evaluate
 from ._exhibit import Exhibit as Exhibit
 from ._exhibit import exhibit as exhibit
 from ._exhibit import top_latents as top_latents
+from ._label_effect import LabelEffect as LabelEffect
+from ._label_effect import label_effect as label_effect
 from ._labels import LabelNull as LabelNull
 from ._labels import label_null as label_null
 from ._matching import Matching as Matching
@@ -23,10 +28,12 @@ from ._matching_null import NullComparison as NullComparison
 from ._matching_null import compare_to_null as compare_to_null
 from ._properties import Properties as Properties
 from ._properties import token_properties as token_properties
-from ._shares import crossing as crossing
 from ._shares import latent_shares as latent_shares
 from ._task_loss import task_loss as task_loss
 from ._training import train as train
 from ._training import untrained as untrained
+from ._transitions import comparable_kinds as comparable_kinds
+from ._transitions import matched_kinds as matched_kinds
+from ._transitions import transitions as transitions
 from .crosscoder import Crosscoder as Crosscoder
 from .crosscoder import CrosscoderConfig as CrosscoderConfig

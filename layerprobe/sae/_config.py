@@ -89,19 +89,25 @@ def plan(config: SaeConfig, shape: tuple[int, ...], start: Dictionary | None = N
         if value is not None and not value > 0:
             raise ArgumentError(f"{{{name}}} is {value}; it must be above 0.", name)
     batch_size = min(config.batch_size, n)
-    samples = config.samples or round(max(PASSES, min(MOST_PASSES, STEPS * batch_size / n)) * n)
     return Plan(
         architecture=architecture,
         d_in=d_in,
         d_sae=d_sae,
         k=config.k or default_k(d_in, d_sae),
         batch_size=batch_size,
-        steps=max(1, samples // batch_size),
+        steps=training_steps(config, n),
         learning_rate=config.learning_rate or default_learning_rate(d_sae),
         seed=config.seed,
         order_seed=config.seed if config.order_seed is None else config.order_seed,
         frozen_decoder=config.frozen_decoder,
     )
+
+
+def training_steps(config: SaeConfig, n: int) -> int:
+    """Number of training steps that a configuration makes on `n` rows."""
+    batch_size = min(config.batch_size, n)
+    samples = config.samples or round(max(PASSES, min(MOST_PASSES, STEPS * batch_size / n)) * n)
+    return max(1, samples // batch_size)
 
 
 def default_width(n: int, d_in: int, expansion: float | None) -> int:

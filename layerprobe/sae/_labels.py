@@ -101,10 +101,27 @@ def rank_examples(
     Raises:
         MeasureError: if rows, examples and labels do not fit, or fewer than two labels occur.
     """
-    if len(example) != codes.shape[0]:
-        raise MeasureError(
-            f"There are {codes.shape[0]} rows of activations and {len(example)} tokens; give one token per row."
-        )
+    lengths = check_rows(codes.shape[0], example, labels)
+    strata = length_strata(lengths)
+    latent, number, pooled = active_examples(codes, example)
+    active = np.bincount(latent, minlength=codes.shape[1])
+    judged = np.flatnonzero(active >= MINIMUM_ACTIVE)
+    kept = np.isin(latent, judged)
+    column = np.searchsorted(judged, latent[kept])
+    poolings = tuple(_stratified(values[kept], column, number[kept], strata, len(judged)) for values in pooled)
+    return RankedExamples(latent, number, strata, active, judged, poolings)
+
+
+def check_rows(
+    n_rows: int, example: Int[np.ndarray, " rows"], labels: Int[np.ndarray, " examples"]
+) -> Int[np.ndarray, " examples"]:
+    """Number of rows of each example.
+
+    Raises:
+        MeasureError: if rows, examples and labels do not fit, or fewer than two labels occur.
+    """
+    if len(example) != n_rows:
+        raise MeasureError(f"There are {n_rows} rows of activations and {len(example)} tokens; give one token per row.")
     lengths = np.bincount(example) if len(example) else np.zeros(0, dtype=np.int64)
     if len(lengths) != len(labels):
         raise MeasureError(
@@ -114,14 +131,7 @@ def rank_examples(
     if (lengths == 0).any():
         raise MeasureError(f"Example {int(np.flatnonzero(lengths == 0)[0])} has no row; number examples from 0.")
     compared_classes(labels)
-    strata = length_strata(lengths)
-    latent, number, pooled = active_examples(codes, example)
-    active = np.bincount(latent, minlength=codes.shape[1])
-    judged = np.flatnonzero(active >= MINIMUM_ACTIVE)
-    kept = np.isin(latent, judged)
-    column = np.searchsorted(judged, latent[kept])
-    poolings = tuple(_stratified(values[kept], column, number[kept], strata, len(judged)) for values in pooled)
-    return RankedExamples(latent, number, strata, active, judged, poolings)
+    return lengths
 
 
 def class_counts(

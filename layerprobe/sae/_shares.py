@@ -1,4 +1,4 @@
-"""Shares of latents by kind, and the layer where the adapted model's share of task latents exceeds the base's."""
+"""Shares of latents by kind."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 
 FOLDS = 20
 KINDS = ("task", "general", "both", "unexplained")
-NOTES = {
-    (True, True): "only one seed",
-    (True, False): "only one training seed",
-    (False, True): "only one dictionary seed",
-    (False, False): "",
-}
 
 
 def latent_shares(
@@ -111,76 +105,3 @@ def _mass(codes: csc_array, task: np.ndarray, example: np.ndarray) -> tuple[floa
 
     mass = jackknife(share, n_folds, n_examples, low=0.0, high=1.0)
     return mass.value, mass.low, mass.high
-
-
-def crossing(table: pd.DataFrame) -> pd.DataFrame:
-    """The first layer where the adapted model's share of task latents, or of their mass, exceeds the base's interval.
-
-    Each pair of training seed and dictionary seed is one run, read along the layers by itself; over runs the range is
-    given, never an interval from a handful of them.
-
-    Args:
-        table: rows of `latent_shares` with method, seed, layer, side (base or adapted) and, where dictionaries were
-            trained with several seeds, sae_seed.
-
-    Returns:
-        One row per method and quantity: method, quantity (`share_task`, whose interval treats base's latents as a
-        sample, or `mass_task`, whose interval is over examples), layer (the median over runs that cross, the lower of
-        two; missing if none does), layer_low and layer_high (their range), crossed and runs (how many runs cross, of how
-        many), verdict (`flat`: adapted equals base exactly in every layer of every run; `never`; `crosses`; `undefined`:
-        no layer has both sides' numbers), note (`only one seed`, `only one training seed`, `only one dictionary seed` or
-        nothing).
-
-    Raises:
-        MeasureError: if a column is missing, or a side of a layer is missing or occurs twice.
-    """
-    import pandas as pd
-
-    needed = ["method", "seed", "layer", "side", "share_task", "share_high", "mass_task", "mass_high"]
-    missing = [column for column in needed if column not in table.columns]
-    if missing:
-        raise MeasureError(
-            f"crossing was given a table without `{missing[0]}`; give rows of latent_shares with {', '.join(needed[:4])}."
-        )
-    if "sae_seed" not in table.columns:
-        table = table.assign(sae_seed=0)
-    rows = []
-    for method, part in table.groupby("method", sort=False):
-        runs = [run for _, run in part.groupby(["seed", "sae_seed"], dropna=False)]
-        for quantity, high in (("share_task", "share_high"), ("mass_task", "mass_high")):
-            crossings = [_crosses(run, quantity, high, str(method)) for run in runs]
-            layers = sorted(layer for layer, _, _ in crossings if layer is not None)
-            if layers:
-                verdict = "crosses"
-            elif all(defined == 0 for _, _, defined in crossings):
-                verdict = "undefined"
-            else:
-                verdict = "flat" if all(equal for _, equal, _ in crossings) else "never"
-            rows.append(
-                {
-                    "method": method,
-                    "quantity": quantity,
-                    "layer": layers[(len(layers) - 1) // 2] if layers else None,
-                    "layer_low": layers[0] if layers else None,
-                    "layer_high": layers[-1] if layers else None,
-                    "crossed": len(layers),
-                    "runs": len(runs),
-                    "verdict": verdict,
-                    "note": NOTES[part["seed"].nunique(dropna=False) == 1, part["sae_seed"].nunique(dropna=False) == 1],
-                }
-            )
-    columns = ["method", "quantity", "layer", "layer_low", "layer_high", "crossed", "runs", "verdict", "note"]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:5], "Int64"))
-
-
-def _crosses(run: pd.DataFrame, quantity: str, high: str, method: str) -> tuple[int | None, bool, int]:
-    """First crossing of one run, whether the sides are equal throughout, and how many layers could be compared."""
-    base, adapted = (run[run["side"] == side].set_index("layer").sort_index() for side in ("base", "adapted"))
-    if not base.index.is_unique or not base.index.equals(adapted.index):
-        raise MeasureError(
-            f"crossing needs one row of base and one of adapted in each layer of each run; method {method} has layers "
-            f"{list(base.index)} and {list(adapted.index)}."
-        )
-    beyond = base.index[adapted[quantity] > base[high]]
-    defined = int((adapted[quantity].notna() & base[quantity].notna()).sum())
-    return (int(beyond[0]) if len(beyond) else None), bool(base[quantity].equals(adapted[quantity])), defined

@@ -31,6 +31,7 @@ from layerprobe.stages.sentences import Sentences
 from layerprobe.stages.similarity import Similarity
 from layerprobe.stages.steps import Steps
 from layerprobe.stages.transfer import Transfer
+from layerprobe.stages.transitions import Transitions
 from layerprobe.stages.weights import Weights
 
 REGISTRY: tuple[type[Stage], ...] = (
@@ -57,6 +58,7 @@ REGISTRY: tuple[type[Stage], ...] = (
     Transfer,
     Match,
     Latents,
+    Transitions,
     SentenceLatents,
     Exhibit,
     Crossing,

@@ -15,17 +15,20 @@ from layerprobe.stages.encode import Encode, codes_of
 from layerprobe.stages.sae import Sae
 from layerprobe.store import Artifact, ArtifactMeta
 
-TABLE, SHARES = "associations.parquet", "shares.parquet"
+TABLE, SHARES, EFFECT = "associations.parquet", "shares.parquet", "label_effect.parquet"
 
 
 @dataclass(frozen=True)
 class Associations(Stage):
-    """Associations of each latent of a dictionary on its own side's test tokens, and their number under permuted labels."""
+    """Associations of each latent of a dictionary on its own side's test tokens, and their number under permuted labels.
+
+    `EFFECT` holds the mean squared label effect, first of all examples, then without each fold.
+    """
 
     dictionary: Sae
 
     name: ClassVar = "associations"
-    version: ClassVar = 2
+    version: ClassVar = 3
     keyed_by_content: ClassVar = True
     first_guess: ClassVar = 4.0
 
@@ -53,6 +56,8 @@ class Associations(Stage):
         }
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import pandas as pd
+
         from layerprobe import sae
 
         store, codes = rows_of(parents["rows"]), codes_of(parents, self.encode)
@@ -62,3 +67,5 @@ class Associations(Stage):
         null = sae.label_null(codes, example, labels, seed=context.seed)
         table.to_parquet(folder / TABLE, index=False)
         sae.latent_shares(table, codes, example, null).to_parquet(folder / SHARES, index=False)
+        effect = sae.label_effect(codes, example, labels)
+        pd.DataFrame({"effect": [effect.value, *effect.replicates]}).to_parquet(folder / EFFECT, index=False)

@@ -27,8 +27,8 @@ MATCHING = TableSpec(
         "method",
         "seed",
         "layer",
-        start="`same start` (the adapted dictionary starts from the base's; null: base trained further in another order) or "
-        "`different starts` (null: base from another seed)",
+        start="`same start` (both dictionaries continue from one start, in two orders of rows; null: both on base rows) or "
+        "`different starts` (from starts of two seeds; null: both on base rows)",
         on="criterion of the match: `cosine` of decoder directions or `correlation` of activations",
         threshold="5th percentile of the null's matches",
         lost_share="share of live base latents whose match is below the threshold",

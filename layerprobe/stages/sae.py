@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from layerprobe.context import Context
+from layerprobe.files import write_json
 from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage
 from layerprobe.stages._artifacts import dictionary_of, rows_of
 from layerprobe.stages.capture import CaptureSae
 from layerprobe.store import Artifact, ArtifactMeta
 
-Variant = Literal["trained", "other-order", "second-seed", "frozen-decoder", "untrained"]
-"""`trained`; the controls: trained further on the same rows in another order, from another seed, with a frozen random
-decoder, or not at all."""
+Variant = Literal["start", "trained", "other-order", "second-start", "second-seed", "frozen-decoder", "untrained"]
+"""`start`, trained on base rows, and `trained`, continued from it on the rows of either side. The controls: continued from
+it on base rows in another order; `second-start` and `second-seed`, the same two from another seed; with a frozen random
+decoder; or not trained at all."""
 
+STARTS: Mapping[str, Variant] = {"trained": "start", "other-order": "start", "second-seed": "second-start"}
+"""The variant that training of a variant continues from."""
 CONTINUED_PASSES, CONTINUED_STEPS = 2, 100
 """Training of a dictionary that starts from another one: passes over its rows, and the least number of batches."""
+BATCH = 1024
+"""Rows per training step; a quarter of them where there are few."""
+BUDGET = "training.json"
 
 
 @dataclass(frozen=True)
 class Sae(LayerStage):
-    """A dictionary of one layer, in the format of sae-lens. Those of an adapted model start from the base's.
+    """A dictionary of one layer, in the format of sae-lens.
 
-    It is keyed by the content of its rows, so that equal rows have one dictionary; one that would start from the base's on
-    rows that equal the base's is the base's.
+    Base's and adapted's dictionaries have the same training: both continue from one start, which is trained on base rows,
+    for the same number of steps. The adapted one reads its rows in the order of `other-order`, so that base against
+    adapted and the null, base against `other-order`, differ in the rows alone.
+
+    A dictionary is keyed by the content of its rows; where the rows of an adapted model equal the base's, it is the
+    base's.
     """
 
     variant: Variant = "trained"
 
     name: ClassVar = "sae"
-    version: ClassVar = 4
+    version: ClassVar = 5
     keyed_by_content: ClassVar = True
     resumable: ClassVar = True
     accelerator: ClassVar = True
@@ -50,12 +62,8 @@ class Sae(LayerStage):
 
     @property
     def start(self) -> Sae | None:
-        """The dictionary that training starts from."""
-        if self.variant == "other-order" or (self.method is not None and self.variant == "trained"):
-            return Sae(layer=self.layer)
-        if self.method is not None and self.variant == "second-seed":
-            return Sae(layer=self.layer, variant="second-seed")
-        return None
+        """The dictionary that training continues from."""
+        return Sae(layer=self.layer, variant=STARTS[self.variant]) if self.variant in STARTS else None
 
     def parents(self) -> Mapping[str, Stage]:
         parents: dict[str, Stage] = {
@@ -68,11 +76,15 @@ class Sae(LayerStage):
             parents["trained"] = Sae(self.method, self.seed, self.layer)
         return parents
 
+    def other_order(self, contents: Mapping[str, Mapping[str, str]]) -> bool:
+        """Whether rows are read in the other order, given the digests of the rows and the base rows by layer."""
+        rows, base = (contents[role][str(self.layer)] for role in ("rows", "base rows"))
+        return self.variant == "other-order" or (self.start is not None and rows != base)
+
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         settings = study.study.sae
-        rows, base = (parents[role].content[str(self.layer)] for role in ("rows", "base rows"))
         identity = {
-            "rows": rows,
+            "rows": parents["rows"].content[str(self.layer)],
             "architecture": settings.architecture,
             "expansion": settings.expansion,
             "k": settings.k,
@@ -81,42 +93,80 @@ class Sae(LayerStage):
         }
         if self.variant == "untrained":
             identity["trained"] = parents["trained"].key
-        if self.start is not None and (rows != base or self.variant == "other-order"):
-            identity["start"] = parents["start"].key
+        if self.start is not None:
+            contents = {role: parents[role].content for role in ("rows", "base rows")}
+            identity |= {"start": parents["start"].key, "other order": self.other_order(contents)}
         return identity
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         from layerprobe import sae
 
         rows = rows_of(parents["rows"]).tokens(self.number)
-        config = sae_config(context, self.variant, len(rows), continued=self.start is not None)
+        contents = {role: parents[role].meta.content for role in ("rows", "base rows")}
+        config = sae_config(context, self.variant, len(rows), other_order=self.other_order(contents))
         if self.variant == "untrained":
             trained = dictionary_of(parents["trained"])
             untrained = sae.untrained(trained, rows, config)
             untrained.sae.to("cpu").save_model(folder / "dictionary")
+            write_json(folder / BUDGET, {"steps": 0})
             return
         start = dictionary_of(parents["start"]) if self.start is not None else None
         sae.train(rows, folder / "dictionary", config, start=start, device=context.device)
+        steps = sae.training_steps(config, len(rows))
+        if start is not None:
+            _prepend_history(folder, parents["start"])
+            steps += steps_of(parents["start"])
+        write_json(folder / BUDGET, {"steps": steps})
 
     def size(self, study: ResolvedStudy) -> int:
         return study.dictionary_bytes
 
 
-def sae_config(context: Context, variant: Variant, rows: int, *, continued: bool) -> Any:
-    """The SAE library's configuration of one variant."""
-    from layerprobe.sae import SaeConfig
+def sae_config(context: Context, variant: Variant, rows: int, *, other_order: bool = False) -> Any:
+    """The SAE library's configuration of one variant.
 
-    settings, seed, batch = context.study.sae, context.seed, 1024
+    What does not continue from a start makes as many steps as the start and its continuation together.
+    """
+    from layerprobe.sae import SaeConfig, training_steps
+
+    settings, seed = context.study.sae, context.seed
+    # In batches of all rows there would be no other order.
+    batch = min(BATCH, max(1, rows // 4))
+    continued = max(CONTINUED_PASSES * rows, CONTINUED_STEPS * batch)
+    if variant in STARTS:
+        samples = continued
+    elif variant in STARTS.values():
+        samples = None
+    else:
+        whole = SaeConfig(batch_size=batch)
+        continuation = SaeConfig(batch_size=batch, samples=continued)
+        samples = (training_steps(whole, rows) + training_steps(continuation, rows)) * batch
+    seed += variant.startswith("second-")
     return SaeConfig(
         architecture=settings.architecture,
         expansion=settings.expansion,
         k=settings.k,
-        samples=max(CONTINUED_PASSES * rows, CONTINUED_STEPS * min(batch, rows)) if continued else None,
+        samples=samples,
         batch_size=batch,
-        seed=seed + 1 if variant == "second-seed" else seed,
-        order_seed=seed + 2 if variant == "other-order" else None,
+        seed=seed,
+        order_seed=seed + 2 if other_order else None,
         frozen_decoder=variant == "frozen-decoder",
     )
+
+
+def steps_of(sae: Artifact) -> int:
+    """Training steps of a dictionary, those of its start included."""
+    return int(json.loads((sae.folder / BUDGET).read_text(encoding="utf-8"))["steps"])
+
+
+def _prepend_history(folder: Path, start: Artifact) -> None:
+    """Put the start's training log before that of its continuation, whose steps are counted on."""
+    import pandas as pd
+
+    path = "dictionary/history.parquet"
+    before, after = (pd.read_parquet(place / path) for place in (start.folder, folder))
+    history = pd.concat([before, after.assign(step=after["step"] + steps_of(start))], ignore_index=True)
+    history.to_parquet(folder / path, index=False)
 
 
 def compared_dictionaries(stage: LayerStage, controls: tuple[str, ...]) -> tuple[Sae, ...]:

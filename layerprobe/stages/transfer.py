@@ -14,7 +14,7 @@ from layerprobe.stages._artifacts import dictionary_of, paired_rows, rows_of, sa
 from layerprobe.stages.adapt import Adapt
 from layerprobe.stages.capture import Capture, CaptureSae
 from layerprobe.stages.encode import Encode, codes_of
-from layerprobe.stages.sae import Sae, compared_dictionaries
+from layerprobe.stages.sae import Sae, compared_dictionaries, steps_of
 from layerprobe.store import Artifact, ArtifactMeta
 
 TASK_LOSS = ("base trained", "adapted trained", "base untrained", "base frozen-decoder")
@@ -28,13 +28,14 @@ SAE = TableSpec(
         "seed",
         "layer",
         trained_on="`base` or `adapted`: side that the dictionary was trained on",
-        kind="`trained`, or a control: `other-order` (trained further in another order), `second-seed`, `frozen-decoder` "
-        "or `untrained`",
+        kind="`trained`, or a control: `other-order` (trained on the same rows in another order), `second-seed`, "
+        "`frozen-decoder` or `untrained`",
         evaluated_on="`base` or `adapted`: side of the test tokens",
         architecture="kind of sparse autoencoder, as sae-lens names it",
         d_sae="number of latents",
         k="active latents per token, in the TopK family",
         trained_rows="number of token rows that it was trained on",
+        steps="number of training steps, those of the start on base rows included; equal for both sides",
         texts="examples that these rows come from: `unseen` or `train`",
         explained_variance="share of the rows' variance that is reconstructed: at most 1, 0 for predicting the mean",
         ev_low="lower end of its 95% interval over examples",
@@ -84,7 +85,7 @@ SAE_LOG = TableSpec(
         "layer",
         side="`base` or `adapted`: side that the dictionary is trained on",
         kind="as in `sae`",
-        step="training step",
+        step="training step; the first ones, on base rows, are of the start that both sides continue from",
         loss="training loss",
         explained_variance="share of the batch's variance that is reconstructed",
         l0="active latents per token",
@@ -102,7 +103,7 @@ class Transfer(LayerStage):
     """The trained head that serves as the base's classifier; None if the study trains none."""
 
     name: ClassVar = "transfer"
-    version: ClassVar = 5
+    version: ClassVar = 6
     tables: ClassVar = (SAE, SAE_DENSITIES, SAE_LOG)
     accelerator: ClassVar = True
     first_guess: ClassVar = 20.0
@@ -197,6 +198,7 @@ class Transfer(LayerStage):
                 "d_sae": dictionary.d_sae,
                 "k": settings.k or sae.default_k(dictionary.d_in, dictionary.d_sae),
                 "trained_rows": len(rows_of(parents[f"{task.side} sae rows"]).tokens(self.number)),
+                "steps": steps_of(source),
                 "texts": context.resolved.sae_source,
                 "evaluated_on": on,
                 **_quality_columns(result),

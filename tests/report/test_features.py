@@ -126,17 +126,17 @@ def matching(method="full"):
     return pd.DataFrame(rows)
 
 
-def crossing(verdict="crosses", **more):
-    row = {
-        "method": "full",
-        "quantity": "share_task",
-        "layer": 2,
-        "layer_low": 2,
-        "layer_high": 2,
-        "crossed": 2,
-        "runs": 2,
-    }
-    return pd.DataFrame([{**row, "verdict": verdict, "note": "only one training seed", **more}])
+def crossing(verdict="onset", **more):
+    row = {"method": "full", "quantity": "label_effect", "layer": 2, "after": 1, "after_high": 0.004, "layers": "1, 2"}
+    return pd.DataFrame([{**row, "dictionaries": 2, "runs": 1, "verdict": verdict, "note": "", **more}])
+
+
+def crossing_layers(method="full", differences=(0.001, 0.031)):
+    rows = pd.DataFrame({"layer": [1, 2], "base": 0.01, "difference": differences})
+    ends = {"low": rows.difference - 0.003, "high": rows.difference + 0.003}
+    seeds = {"lowest": rows.difference - 0.001, "highest": rows.difference + 0.001}
+    rows = rows.assign(adapted=rows.base + rows.difference, **ends, **seeds)
+    return rows.assign(method=method, quantity="label_effect")
 
 
 def everything(**more):
@@ -152,6 +152,7 @@ def everything(**more):
         "matching": matching(),
         "census": census(),
         "crossing": crossing(),
+        "crossing_layers": crossing_layers(),
     }
     return complete(tables | more, record())
 
@@ -253,7 +254,7 @@ def test_the_answer_reports_shift_and_transfer_with_their_nulls():
     assert "50% (95% interval 48% to 53%) of 100 in the adapted model's" in shift
     assert "with labels permuted, at most 1.0% in 95% of draws" in shift
     assert "a second dictionary seed gives 14% and 52%" in shift and "under the control shuffled-labels, 50%" in shift
-    assert "at layer 2 (2 of 2 pairs of seeds cross, all at layer 2; only one training seed)" in shift
+    assert "first shown to be larger in adapted than in base at layer 2, by +0.031 (+0.028 to +0.034)" in shift
     assert (
         "explains 0.80 (95% interval 0.78 to 0.82) of the base's variance and 0.40 (95% interval 0.38 to 0.42)"
         in transfer
@@ -279,15 +280,31 @@ def test_a_census_without_exclusive_latents_has_none():
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (crossing("flat"), "base and adapted have the same share"),
-        (crossing("never", layer=None), "In no layer .* exceed the base's interval .only one training seed"),
-        (crossing("undefined", layer=None), "too few latents"),
-        (crossing(layer_low=1, crossed=2, runs=4, note=""), "2 of 4 pairs of seeds cross, from layer 1 to 2"),
-        (crossing(runs=1, crossed=1, note="only one seed"), "at layer 2 .only one seed."),
+        (crossing("flat"), "base and adapted have the same latents"),
+        (
+            crossing("none"),
+            r"At no layer .* difference is \+0.031 \(\+0.028 to \+0.034\) at layer 2 \(95% .* layers 1, 2; 2 dic",
+        ),
+        (crossing("undefined"), "too few latents"),
+        (
+            crossing(),
+            "2 dictionary seeds, 1 training run.* between layers 1 and 2, but for at most 0.004 that layer 1 may",
+        ),
+        (crossing(after=None, layers="2", runs=3), "dictionaries at layer 2; .*3 training runs.* at layer 2 or below"),
+        (crossing(after_high=-0.001), "between layers 1 and 2[.]$"),
+        (crossing("conditional"), "With one dictionary seed, .*no layer is named at which it begins"),
     ],
 )
 def test_the_crossing_in_words(table, words):
-    assert re.search(words, crossing_sentence({"crossing": table}, "full"))
+    assert re.search(words, crossing_sentence({"crossing": table, "crossing_layers": crossing_layers()}, "full"))
+
+
+def test_differences_of_label_effects_have_intervals_where_the_variance_between_dictionaries_is_known():
+    seeds, points = figure("crossing", everything()).data
+    assert list(points.y) == [0.001, 0.031] and np.allclose(points.error_y.array, 0.003)
+    assert np.allclose(seeds.error_y.arrayminus, 0.001)
+    unknown = crossing_layers().assign(low=np.nan, high=np.nan)
+    assert figure("crossing", everything(crossing_layers=unknown)).data[1].error_y.array is None
 
 
 def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefined(tmp_path):
@@ -295,12 +312,13 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
     tables, about = everything(
         latent_shares=pd.concat([shares(), shares("head", counts=same)]),
         crossing=pd.concat([crossing(), crossing("flat", method="head")]),
+        crossing_layers=pd.concat([crossing_layers(), crossing_layers("head", (0.0, 0.0))]),
     )
     variables = context(tables, about)
     assert variables["open"] == "full"
     assert [panel["method"] for panel in variables["panels"]] == ["full", "shuffled-labels"]
     ((method, sentence, same_kinds),) = variables["unchanged"]
-    assert method == "head" and "same share" in sentence and same_kinds
+    assert method == "head" and "same latents" in sentence and same_kinds
     panel = variables["panels"][0]
     assert panel["different_starts"] and panel["deltas"] == {1: 0.5, 2: 0.5} and len(panel["live"]) == 24
     assert panel["undefined"] == ["No loss to recover: mean ablation costs 1e-05 nats. (layer 1, base; layer 2, base)"]
@@ -312,7 +330,7 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
     assert "77 test examples, at least 100 judged latents per bar, only one training seed" in html
     assert "0.50 at layer 1, 0.50 at layer 2" in html and panel["undefined"][0] in html
     shown = set(re.findall(r'data-figure="([^"]+)"', html))
-    assert shown == {"task_mass", "latent_kinds", "transfer", "matching", "census"} | {
+    assert shown == {"task_mass", "latent_kinds", "crossing", "transfer", "matching", "census"} | {
         name for name in shown if re.fullmatch(r"transfer-\d+", name)
     }
     assert "shuffled-labels: no joint dictionary was trained" in html
@@ -326,12 +344,13 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
         ("matching", {"matching"}),
         ("census", {"census"}),
         ("crossing", set()),
+        ("crossing_layers", {"crossing"}),
     ],
 )
 def test_a_missing_table_leaves_out_its_figures_only(name, gone, tmp_path):
     study = without(name)
     drawn = {name for name in SECTION.figures if figure(name, study) is not None}
-    assert drawn == {"task_mass", "latent_kinds", "transfer", "matching", "census"} - gone
+    assert drawn == {"task_mass", "latent_kinds", "crossing", "transfer", "matching", "census"} - gone
     assert SECTION.sentences(*study) and context(*study)["panels"]
     html = section(page(tmp_path, *study))
     if name == "sae":

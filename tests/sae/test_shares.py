@@ -1,4 +1,4 @@
-"""Shares of latents by kind: counts, mass with its interval, and the layer where the two sides differ."""
+"""Shares of latents by kind: counts, and mass with its interval."""
 
 import numpy as np
 import pandas as pd
@@ -80,59 +80,7 @@ def test_without_activations_shares_are_undefined():
     assert one.mass_task == 1 == one.mass_low == one.mass_high
 
 
-def layers(adapted, base=(0.1, 0.1, 0.1, 0.1), method="full", seed=0, **more):
-    """Shares of four layers; base's intervals reach .05 above its values."""
-    rows = []
-    for layer in range(4):
-        for side, values in (("base", base), ("adapted", adapted)):
-            row = {"method": method, "seed": seed, "layer": layer, "side": side, **more}
-            for name in ("share", "mass"):
-                row |= {f"{name}_task": values[layer], f"{name}_high": values[layer] + 0.05}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def first(table, quantity="mass_task"):
-    crossings = sae.crossing(table)
-    return crossings[crossings.quantity == quantity].iloc[0]
-
-
-def test_the_crossing_is_the_first_layer_beyond_base_s_interval():
-    row = first(layers([0.1, 0.15, 0.151, 0.5]))
-    assert (row.layer, row.layer_low, row.layer_high) == (2, 2, 2)
-    assert (row.crossed, row.runs, row.verdict, row.note) == (1, 1, "crosses", "only one seed")
-    assert first(layers([0.1, 0.15, 0.151, 0.5]).sample(frac=1, random_state=0)).layer == 2
-
-
-def test_identical_sides_are_flat_and_close_ones_never_cross():
-    row = first(layers([0.1] * 4))
-    assert row.verdict == "flat" and pd.isna(row.layer) and row.crossed == 0
-    assert first(layers([0.1, 0.1, 0.1, 0.12])).verdict == "never"
-    assert first(layers([np.nan] * 4, [np.nan] * 4)).verdict == "undefined"
-
-
-def test_over_seeds_the_crossing_has_a_range():
-    runs = [
-        layers([0.1, 0.1, 0.1, 0.9], seed=0, sae_seed=0),
-        layers([0.1, 0.9, 0.1, 0.9], seed=0, sae_seed=1),
-        layers([0.1, 0.1, 0.9, 0.9], seed=1, sae_seed=0),
-        layers([0.1, 0.1, 0.1, 0.1], seed=1, sae_seed=1),
-    ]
-    row = first(pd.concat([*runs, layers([0.1] * 4, method="head", sae_seed=0)]), "share_task")
-    assert (row.layer, row.layer_low, row.layer_high, row.crossed, row.runs, row.note) == (2, 1, 3, 3, 4, "")
-    assert first(pd.concat(runs[:2])).note == "only one training seed"
-    assert first(pd.concat(runs[::2])).note == "only one dictionary seed"
-    head = sae.crossing(pd.concat([*runs, layers([0.1] * 4, method="head", sae_seed=0)])).set_index(
-        ["method", "quantity"]
-    )
-    assert head.loc[("head", "mass_task"), "verdict"] == "flat" and len(head) == 4
-
-
 def test_mistakes_are_named(dictionary):
     table, codes, example = dictionary
     with pytest.raises(MeasureError, match="14 latents and 400 tokens, and codes of shape"):
         sae.latent_shares(table[:14], codes, example)
-    with pytest.raises(MeasureError, match="without `mass_high`"):
-        sae.crossing(layers([0.1] * 4).drop(columns="mass_high"))
-    with pytest.raises(MeasureError, match=r"method full has layers \[0, 1, 2, 3\] and \[0, 1, 2\]"):
-        sae.crossing(layers([0.1] * 4)[:-1])

@@ -1,5 +1,7 @@
 """Stages about sparse autoencoders: trained, encoded, compared and described."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,10 +20,11 @@ from layerprobe.stages.encode import Encode
 from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match, null_matching
-from layerprobe.stages.sae import Sae
+from layerprobe.stages.sae import Sae, steps_of
 from layerprobe.stages.sentence_latents import SentenceLatents
 from layerprobe.stages.steps import Steps
 from layerprobe.stages.transfer import Transfer
+from layerprobe.stages.transitions import Transitions
 
 pytestmark = pytest.mark.numerical
 
@@ -62,7 +65,7 @@ def test_controls_differ_from_the_trained_dictionary_as_they_should(bench):
         unit = [torch.nn.functional.normalize(dictionary.decoder, dim=1) for dictionary in (one, two)]
         return float((unit[0] * unit[1]).sum(1).mean())
 
-    # Trained further, from another seed, and with the random directions that a dictionary starts from.
+    # Continued in another order, from another seed, and with the random directions that a dictionary starts from.
     assert cosine(base, other["other-order"]) > cosine(base, other["untrained"]) > 0.2
     assert abs(cosine(base, other["second-seed"])) < 0.2
     assert cosine(other["frozen-decoder"], other["untrained"]) == pytest.approx(1, abs=1e-5)
@@ -70,9 +73,32 @@ def test_controls_differ_from_the_trained_dictionary_as_they_should(bench):
     assert all(one.d_sae == base.d_sae for one in other.values())
 
 
+def test_base_and_adapted_have_the_same_training(bench):
+    """One start and one continuation on each side; only the rows and their order differ."""
+    tasks = [Sae(*side, 2, variant) for side in ((None, None), (FULL, 0)) for variant in ("trained", "second-seed")]
+    tasks += [Sae(layer=2, variant="other-order"), Sae(layer=2, variant="frozen-decoder")]
+    tasks += [Sae(FULL, 0, 2, "frozen-decoder")]
+    # Four batches of 75 rows per pass: 32 passes, and a continuation of 100 steps.
+    assert {steps_of(bench.get(task)) for task in tasks} == {32 * 4 + 100}
+    assert BASE.start == ADAPTED.start == Sae(layer=2, variant="start") != Sae(layer=2, variant="second-seed").start
+    logs = {task: pd.read_parquet(bench.get(task).folder / "dictionary" / "history.parquet") for task in tasks}
+    for task, log in logs.items():
+        assert log.step.tolist() == list(range(228)), task
+    one, other = logs[BASE], logs[ADAPTED]
+    assert one[:128].equals(other[:128]) and not one[128:].equals(other[128:])
+    assert not one[128:].equals(logs[Sae(layer=2, variant="other-order")][128:])
+    # The adapted side reads its rows in the order of the null.
+    metas = {role: bench.get(parent).meta for role, parent in ADAPTED.parents().items()}
+    identities = [task.identity(bench.resolved, metas) for task in (ADAPTED, Sae(layer=2, variant="other-order"))]
+    assert [identity["other order"] for identity in identities] == [True, True]
+    assert not BASE.identity(bench.resolved, metas | {"rows": metas["base rows"]})["other order"]
+
+
 def test_equal_rows_have_one_dictionary_and_one_encoding(bench):
     head = Sae(HEAD, 0, 2)
     assert bench.get(head).key == bench.get(BASE).key != bench.get(ADAPTED).key
+    # Whichever of the two is computed, the dictionary is the same.
+    assert torch.equal(sae.load(bench.build(head).folder / "dictionary").decoder, bench.dictionary(BASE).decoder)
     one, other = Encode(BASE, Capture.of_base()), Encode(head, Capture(HEAD, 0))
     assert bench.get(one).key == bench.get(other).key
 
@@ -133,6 +159,9 @@ def test_transfer_evaluates_each_dictionary_on_each_side(bench):
     keys = ["trained_on", "kind", "evaluated_on"]
     assert (built.table("sae_densities").groupby(keys).latents.sum() == table.d_sae.iloc[0]).all()
     assert table.loss_recovered.notna().any() or table.why.str.len().max() > 0
+    assert (
+        set(table.steps.drop("untrained", level="kind")) == {228} and (table.steps.xs("untrained", level=1) == 0).all()
+    )
 
 
 def test_latents_of_an_unchanged_layer_match_themselves(bench):
@@ -173,11 +202,61 @@ def test_exhibit_counts_every_token_once(bench):
     assert set(bench.build(Exhibit(HEAD, 0, 2, CONTROLS, True)).table("latent_histograms").on) == {"base"}
 
 
-def test_crossing_is_flat_where_nothing_changed(bench):
-    table = bench.build(Crossing((latents(HEAD), latents(FULL)))).table("crossing")
-    verdict = table.set_index(["method", "quantity"]).verdict
-    assert verdict["head", "share_task"] == "flat" and verdict["full", "share_task"] != "flat"
-    assert (table.runs == 2).all()  # two dictionary seeds
+def test_crossing_compares_label_effects_over_seeds_of_both_kinds(bench):
+    tasks = [latents(HEAD), latents(FULL), replace(latents(FULL), seed=1)]
+    built = bench.build(Crossing(tuple(tasks)))
+    table = built.table("crossing").set_index(["method", "quantity"])
+    assert (table.verdict["head"] == "flat").all() and set(table.verdict["full"][1:]) == {"description"}
+    assert table.verdict["full", "label_effect"] in ("onset", "none") and (table.dictionaries == 2).all()
+    assert table.runs["full", "label_effect"] == 2 and table.note["head", "label_effect"] == "only one training run"
+    by_layer = built.table("crossing_layers").set_index(["method", "quantity"])
+    assert (by_layer.loc["head"][["difference", "lowest", "highest"]] == 0).all(axis=None)
+    row = by_layer.loc[("full", "label_effect")]
+    labels = bench.context.corpus.test.labels[:30]
+
+    def effect(task, capture):
+        example = bench.rows(capture).rows["example"].to_numpy()
+        return sae.label_effect(codes(bench, Encode(task, capture)), example, labels).value
+
+    expected = [
+        effect(Sae(FULL, seed, 2, variant), Capture(FULL, seed)) - effect(Sae(layer=2, variant=variant), Capture())
+        for seed in (0, 1)
+        for variant in ("trained", "second-seed")
+    ]
+    assert row.difference == pytest.approx(np.mean(expected)) and row.low < row.difference < row.high
+    assert (row.lowest, row.highest) == pytest.approx((min(expected), max(expected)))
+    assert row.dictionary_error > 0 and row.run_error > 0 and row.text_error > 0
+
+
+def test_transitions_count_matched_latents_and_there_are_none_in_an_unchanged_layer(bench):
+    task = Transitions(FULL, 0, (latents(FULL),))
+    table = bench.build(task).table("transitions")
+    dictionaries = BASE, ADAPTED, Sae(layer=2, variant="other-order")
+    tables = [pd.read_parquet(bench.get(Associations(one)).folder / stored.TABLE) for one in dictionaries]
+    kinds = sae.comparable_kinds(tables)
+    pairs = bench.get(latents(FULL)).table("latents").query("side == 'base'").set_index("latent")
+    null = null_matching(bench.get(Match(layer=2, controls=CONTROLS)), "other-order").table.set_index("latent")
+    counted = {}
+    for latent in pairs.index:
+        partners = [latent, pairs.partner[latent], null.partner[latent]]
+        if any(pd.isna(partner) for partner in partners):
+            continue
+        three = [side[partner] for side, partner in zip(kinds, partners, strict=True)]
+        if None not in three:
+            counted[three[0], three[1]] = counted.get((three[0], three[1]), 0) + 1
+    rows = table[(table.matches == "all") & (table.kind_adapted != "task or both")]
+    found = rows[rows["count"] > 0].set_index(["kind_base", "kind_adapted"])["count"]
+    assert found.to_dict() == counted and sum(counted.values()) > 10
+    close = table[(table.matches == "close") & (table.kind_adapted != "task or both")]
+    assert close["count"].sum() < rows["count"].sum()
+    judged = pd.Series(kinds[0]).value_counts()
+    for part in (rows, close):
+        sizes = part.drop_duplicates("kind_base").set_index("kind_base")
+        assert (sizes.latents + sizes.left_out).to_dict() == judged[sizes.index].to_dict()
+    unchanged = bench.build(Transitions(HEAD, 0, (latents(HEAD),))).table("transitions")
+    assert (unchanged.excess == 0).all() and (unchanged.rate == unchanged.null_rate).all()
+    same = unchanged.kind_base == unchanged.kind_adapted
+    assert (unchanged.rate[same] == 1).all()
 
 
 def test_steps_begin_at_the_base_and_end_at_the_adapted_model(bench):

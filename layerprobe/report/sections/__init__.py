@@ -1,13 +1,26 @@
 """The sections of the page in order. To add one, write its folder and list it here."""
 
 from layerprobe.report.section import Section
-from layerprobe.report.sections import answer, cost, drift, features, inside, labels, made, quality, sure, tokens
+from layerprobe.report.sections import (
+    answer,
+    cost,
+    drift,
+    features,
+    inside,
+    labels,
+    made,
+    quality,
+    sure,
+    tokens,
+    transitions,
+)
 
 REGISTRY: tuple[Section, ...] = (
     answer.SECTION,
     drift.SECTION,
     labels.SECTION,
     features.SECTION,
+    transitions.SECTION,
     quality.SECTION,
     cost.SECTION,
     inside.SECTION,

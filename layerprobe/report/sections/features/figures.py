@@ -135,6 +135,33 @@ def task_mass(tables: Tables, record: RunRecord) -> go.Figure | None:
     return styled(figure, height=380) if shown else None
 
 
+def crossing(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Mean label effect of latents, adapted minus base, by layer, over all seeds."""
+    table = queries.having(tables, "crossing_layers")
+    method = method or queries.main_method(queries.changed(tables, record), record)
+    if table is None or method is None:
+        return None
+    rows = table[(table.method == method) & (table.quantity == "label_effect")].sort_values("layer")
+    rows = rows[rows.difference.notna()]
+    if rows.empty:
+        return None
+    figure = go.Figure()
+    seeds = error_bars(rows.difference, rows.lowest, rows.highest, PLAIN, width=0, thickness=6)
+    name, marker = "lowest to highest pair of seeds", {"size": 1, "color": PLAIN}
+    figure.add_scatter(x=rows.layer, y=rows.difference, mode="markers", name=name, marker=marker, error_y=seeds)
+    known = rows.low.notna().any()
+    name = "adapted minus base" + (", 95% interval for all layers at once" if known else "")
+    bars = error_bars(rows.difference, rows.low, rows.high, VERMILLION) if known else None
+    marker = {"size": 9, "color": VERMILLION}
+    sides = "<br>base %{customdata[0]:.4f}, adapted %{customdata[1]:.4f}<extra></extra>"
+    interval = "%{y:+.4f} (%{customdata[2]:+.4f} to %{customdata[3]:+.4f})" if known else "%{y:+.4f}"
+    hover = {"customdata": rows[["base", "adapted", "low", "high"]], "hovertemplate": interval + sides}
+    figure.add_scatter(x=rows.layer, y=rows.difference, mode="markers", name=name, marker=marker, error_y=bars, **hover)
+    label_layers(figure)
+    figure.update_yaxes(title="mean label effect, adapted - base<br>higher = more associated", rangemode="tozero")
+    return styled(figure, height=320)
+
+
 def transfer(
     tables: Tables, record: RunRecord, *, method: str | None = None, quantity: str = "explained_variance"
 ) -> go.Figure | None:

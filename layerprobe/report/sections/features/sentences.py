@@ -57,25 +57,54 @@ def shift_sentence(tables: Tables, record: RunRecord, method: str) -> str | None
 
 
 def crossing_sentence(tables: Tables, method: str) -> str | None:
-    """The first layer at which the adapted model's share of task latents exceeds the base's interval."""
-    table = queries.having(tables, "crossing")
-    rows = None if table is None else table[(table.method == method) & (table.quantity == "share_task")]
-    if rows is None or rows.empty:
+    """Between which layers the latents of the adapted model begin to be more associated with labels than the base's."""
+    table, differences = queries.having(tables, "crossing"), queries.having(tables, "crossing_layers")
+    if table is None or differences is None:
+        return None
+    rows, by_layer = (
+        part[(part.method == method) & (part.quantity == "label_effect")] for part in (table, differences)
+    )
+    if rows.empty:
         return None
     row: Any = rows.iloc[0]
+    at: Any = by_layer.set_index("layer")
     if row.verdict == "flat":
-        return "In every layer with dictionaries, base and adapted have the same share of task latents."
+        return "In every layer with dictionaries, base and adapted have the same latents."
     if row.verdict == "undefined":
-        return "The layer at which the shares cross is undefined: too few latents could be judged."
-    note = f" ({row.note})" if row.note else ""
-    if row.verdict == "never":
-        return f"In no layer with dictionaries does the adapted share exceed the base's interval{note}."
-    if row.runs > 1:
-        low, high = int(row.layer_low), int(row.layer_high)
-        where = f"all at layer {low}" if low == high else f"from layer {low} to {high}"
-        note = f"; {row.note}" if row.note else ""
-        note = f" ({int(row.crossed)} of {int(row.runs)} pairs of seeds cross, {where}{note})"
-    return f"The adapted share first exceeds the base's interval at layer {int(row.layer)}{note}."
+        return "The label effect of latents is undefined: too few latents are active in at least 10 test examples."
+    where = f"layer {row.layers}" if "," not in row.layers else f"layers {row.layers}"
+    if row.verdict == "conditional":
+        largest: Any = at.loc[at.difference.idxmax()]
+        return (
+            f"The mean label effect of latents in adapted less that in base is largest at layer {largest.name} "
+            f"({largest.difference:+.3f}; dictionaries at {where}). With one dictionary seed, how much it varies between "
+            "dictionaries is unknown, so no layer is named at which it begins."
+        )
+    seeds = f"{int(row.dictionaries)} dictionary seeds, {int(row.runs)} training run{'s' if row.runs > 1 else ''}"
+    basis = f"95% intervals that hold for all layers at once; dictionaries at {where}; {seeds}"
+    if row.verdict == "none":
+        largest = at.loc[at.difference.idxmax()]
+        return (
+            f"At no layer with dictionaries is the mean label effect of latents shown to be larger in adapted than in base: "
+            f"the largest difference is {_difference(largest)} at layer {largest.name} ({basis})."
+        )
+    layer = int(row.layer)
+    text = (
+        f"The mean label effect of latents is first shown to be larger in adapted than in base at layer {layer}, by "
+        f"{_difference(at.loc[layer])} ({basis}), so the increase began "
+    )
+    if row.after != row.after or row.after is None:
+        return f"{text}at layer {layer} or below."
+    if row.after_high > 0:
+        return (
+            f"{text}between layers {int(row.after)} and {layer}, but for at most {row.after_high:.3f} that layer "
+            f"{int(row.after)} may already have."
+        )
+    return f"{text}between layers {int(row.after)} and {layer}."
+
+
+def _difference(row: Any) -> str:
+    return f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
 
 
 def transfer_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:

@@ -1,0 +1,17 @@
+"""What became of the base's features: transitions between kinds of matched latents."""
+
+from layerprobe.report.section import Section
+from layerprobe.report.sections.transitions import figures
+from layerprobe.report.sections.transitions.context import context
+from layerprobe.report.sections.transitions.sentences import sentences
+
+SECTION = Section(
+    id="transitions",
+    title="What became of each feature?",
+    requires=("transitions",),
+    missing="This run compared no latents of base and adapted, so there is nothing to report about what became of them.",
+    figures={"transitions": figures.transitions, "transition_excess": figures.transition_excess},
+    context=context,
+    sentences=sentences,
+    priority=2,
+)
