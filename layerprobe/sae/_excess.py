@@ -68,6 +68,8 @@ class TaskSpecific:
 def excess(
     dictionary: Float[np.ndarray, "training dictionaries layers 2 estimates"],
     control: Float[np.ndarray, "_ bases _ 2 _"],
+    *,
+    trained: bool = False,
 ) -> Excess:
     """The excess over one control, averaged over training seeds and seeds of dictionaries and bases.
 
@@ -77,12 +79,14 @@ def excess(
     one variance is estimated for all changed layers together. The interval reaches as far as the root of the sum of the
     squared parts, each multiplied by the quantile of Student's t with its own degrees of freedom (Cochran and Cox 1957,
     section 4.14, in quadrature): in simulation it errs at most as often as stated, where one t with Welch's approximate
-    degrees of freedom errs twice as often with two seeds. A control with one basis is taken as fixed.
+    degrees of freedom errs twice as often with two seeds. A control with one basis is taken as fixed
+    or, if it is a trained one, as varying between seeds as much as the dictionaries do.
 
     Args:
         dictionary: `LabelEffect.value` followed by its `replicates`, of base and adapted (in this order) at each layer,
             for each training seed and dictionary seed.
         control: likewise, for each training seed and seed of the control.
+        trained: whether the control is trained, and so would differ with another seed.
 
     Raises:
         ArgumentError: if training seeds, layers or folds differ.
@@ -109,10 +113,13 @@ def excess(
         "training": both[..., 0],
     }
     q = 1 - ALPHA / 2 / max(1, int(changed.sum()))
-    errors = {}
+    errors, seen = {}, 0
     variance, reach = examples**2, (t.ppf(q, folds - 1) * examples) ** 2
     for name, levels in parts.items():
         errors[name], df = _between(levels[:, changed])
+        if name == "bases" and trained and len(levels) == 1:
+            errors[name], df = errors["dictionaries"] * dictionary.shape[1] ** 0.5, seen
+        seen = df
         if df:
             variance = variance + errors[name] ** 2
             reach = reach + (t.ppf(q, df) * errors[name]) ** 2

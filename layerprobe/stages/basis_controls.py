@@ -258,7 +258,7 @@ class BasisExcess(Stage):
                 named |= {"training_seeds": len(seeds), "dictionary_seeds": dictionary.shape[1]}
                 for control in read.bases:
                     other = read.of(control)
-                    excess = sae.excess(dictionary, other)
+                    excess = sae.excess(dictionary, other, trained=control in sae.TRAINED_BASES)
                     if without:
                         projected[control] = excess
                     rows.append(_excess_rows(excess, dictionary, other, layers).assign(control=control, **named))

@@ -370,3 +370,11 @@ def test_an_unchanged_layer_neither_lends_nor_borrows_variance():
     alone = sae.excess(changed, other)
     both = sae.excess(np.concatenate([zero, changed], axis=2), np.concatenate([zero[:, :1], other], axis=2))
     assert both.low[1] == pytest.approx(alone.low[0]) and both.low[0] == both.high[0] == 0
+
+
+def test_a_trained_control_with_one_seed_is_taken_to_vary_as_dictionaries_do():
+    rng = np.random.default_rng(13)
+    dictionary, control = readings(rng, 0.1, 2, 3, 0.01, 0.05), readings(rng, 0, 1, 3, 0.01, 0)
+    fixed, varying = (sae.excess(dictionary, control, trained=trained) for trained in (False, True))
+    assert fixed.error_bases == 0 and varying.error_bases == pytest.approx(varying.error_dictionaries * np.sqrt(2))
+    assert (varying.low < fixed.low).all()
