@@ -1,11 +1,24 @@
 """The sections of the page in order. To add one, write its folder and list it here."""
 
 from layerprobe.report.section import Section
-from layerprobe.report.sections import answer, cost, drift, features, inside, made, quality, sure, tokens, transitions
+from layerprobe.report.sections import (
+    answer,
+    bases,
+    cost,
+    drift,
+    features,
+    inside,
+    made,
+    quality,
+    sure,
+    tokens,
+    transitions,
+)
 
 REGISTRY: tuple[Section, ...] = (
     answer.SECTION,
     drift.SECTION,
+    bases.SECTION,
     features.SECTION,
     transitions.SECTION,
     quality.SECTION,
