@@ -24,11 +24,9 @@ def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
 def claim(tables: Tables, record: RunRecord, method: str) -> str | None:
     """Whether features became task-specific under a method."""
     verdicts, rows = (of_method(tables, record, name, method) for name in ("task_specific", "basis_excess"))
-    if verdicts is None or rows is None:
+    if verdicts is None:
         return None
     verdict: Any = verdicts.iloc[0]
-    listed = [name for name in verdict.controls.split(", ") if name]
-    projected = rows[rows.projected & rows.control.isin(listed)]
     if verdict.verdict == "unchanged":
         return f"Under {method}, base and adapted are equal in every layer with dictionaries."
     if verdict.verdict == "undefined":
@@ -36,6 +34,10 @@ def claim(tables: Tables, record: RunRecord, method: str) -> str | None:
             f"Under {method}, whether features became task-specific is undefined: too few latents are active in at least "
             "10 test examples."
         )
+    if rows is None:
+        return None
+    listed = [name for name in verdict.controls.split(", ") if name]
+    projected = rows[rows.projected & rows.control.isin(listed)]
     tested = f"at {_layers(verdict.dictionary_layers)}"
     if verdict.verdict == "not distinguishable":
         return (
