@@ -151,8 +151,11 @@ class ResolvedStudy:
 
     @property
     def train_layers(self) -> tuple[int, ...]:
-        """Layers whose pooled vectors of the training examples are stored: all for probes, else the last."""
-        return tuple(range(self.n_layers + 1)) if "probes" in self.study.internals.parts else (self.n_layers,)
+        """Layers whose pooled vectors of the training examples are stored: all for probes, else those with dictionaries and
+        the last."""
+        if "probes" in self.study.internals.parts:
+            return tuple(range(self.n_layers + 1))
+        return tuple(sorted({*self.sae_layers, self.n_layers}))
 
     @property
     def sae_layers(self) -> tuple[int, ...]:

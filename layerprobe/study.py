@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from layerprobe.errors import StudyError
 
 Unit = Literal["token", "mean", "cls"]
-Control = Literal["untrained", "frozen-decoder", "second-seed"]
+Control = Literal["untrained", "frozen-decoder", "soft-frozen-decoder", "frozen-encoder", "second-seed"]
 Part = Literal["probes", "weights", "interventions"]
 
 Count = Annotated[StrictInt, Field(ge=1)]
@@ -150,7 +150,8 @@ class SaeSection(_Section):
         "frozen-decoder",
         "second-seed",
     )
-    """Control dictionaries: untrained, trained with a frozen random decoder, trained from a second seed."""
+    """Control dictionaries: untrained; trained with a frozen random decoder, with a random decoder whose directions keep a
+    cosine of .8 with their start, or with a frozen random encoder, each on both sides; trained from a second seed."""
     crosscoder: StrictBool = True
     """Whether to train a crosscoder on base and adapted rows, which separates shared from exclusive features."""
 

@@ -1,6 +1,10 @@
 from . import architectures as architectures
+from . import bases as bases
 from . import crosscoder as crosscoder
 from ._associations import associations as associations
+from ._basis_controls import Reading as Reading
+from ._basis_controls import SideRows as SideRows
+from ._basis_controls import basis_controls as basis_controls
 from ._census import census as census
 from ._config import SaeConfig as SaeConfig
 from ._config import default_k as default_k
@@ -15,6 +19,13 @@ from ._dictionary import load_codes as load_codes
 from ._dictionary import save_codes as save_codes
 from ._evaluation import SaeQuality as SaeQuality
 from ._evaluation import evaluate as evaluate
+from ._excess import CONTROLS as CONTROLS
+from ._excess import TRAINED_BASES as TRAINED_BASES
+from ._excess import UNTRAINED_BASES as UNTRAINED_BASES
+from ._excess import Excess as Excess
+from ._excess import TaskSpecific as TaskSpecific
+from ._excess import excess as excess
+from ._excess import task_specific as task_specific
 from ._exhibit import Exhibit as Exhibit
 from ._exhibit import exhibit as exhibit
 from ._exhibit import top_latents as top_latents

@@ -106,6 +106,33 @@ def associations(
     return table[first + [column for column in table.columns if column not in first]]
 
 
+def share_task(
+    codes: csc_array,
+    example: Int[np.ndarray, " rows"],
+    labels: Int[np.ndarray, " examples"],
+    *,
+    effect: float = 0.2,
+    q: float = 0.05,
+) -> float:
+    """Share of the judged latents that `associations` would find to be associated with a label; NaN without any.
+
+    Args:
+        codes: activations on held-out tokens, by `encode`.
+        example: example of each row.
+        labels: label number of each example.
+        effect: least |2 AUROC - 1| of a discovery.
+        q: false-discovery rate.
+
+    Raises:
+        MeasureError: if rows, examples and labels do not fit, or fewer than two labels occur.
+    """
+    ranked = rank_examples(codes, example, labels)
+    if not len(ranked.judged):
+        return np.nan
+    names = [str(label) for label in range(int(labels.max()) + 1)]
+    return float(_task(ranked, labels, names, effect, q)["task"].mean())
+
+
 def _largest(codes: csc_array) -> Float[np.ndarray, " latents"]:
     largest = np.zeros(codes.shape[1])
     active = np.flatnonzero(np.diff(codes.indptr))

@@ -38,6 +38,10 @@ class SaeConfig:
     """Seed of the order of rows."""
     frozen_decoder: bool = False
     """Whether the decoder keeps its initial directions: with random ones, a control."""
+    frozen_encoder: bool = False
+    """Whether the encoder keeps its initial weights: with random ones, a control."""
+    least_cosine: float | None = None
+    """Least cosine of each decoder direction with its initial one: with random ones, a soft-frozen control."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Plan:
     seed: int
     order_seed: int
     frozen_decoder: bool
+    frozen_encoder: bool
+    least_cosine: float | None
 
 
 def plan(config: SaeConfig, shape: tuple[int, ...], start: Dictionary | None = None) -> Plan:
@@ -88,6 +94,8 @@ def plan(config: SaeConfig, shape: tuple[int, ...], start: Dictionary | None = N
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise ArgumentError(f"{{{name}}} is {value}; it must be above 0.", name)
+    if config.least_cosine is not None and not -1 <= config.least_cosine <= 1:
+        raise ArgumentError(f"{{least_cosine}} is {config.least_cosine}; it must be from -1 to 1.", "least_cosine")
     batch_size = min(config.batch_size, n)
     return Plan(
         architecture=architecture,
@@ -100,6 +108,8 @@ def plan(config: SaeConfig, shape: tuple[int, ...], start: Dictionary | None = N
         seed=config.seed,
         order_seed=config.seed if config.order_seed is None else config.order_seed,
         frozen_decoder=config.frozen_decoder,
+        frozen_encoder=config.frozen_encoder,
+        least_cosine=config.least_cosine,
     )
 
 

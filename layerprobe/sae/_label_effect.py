@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -159,7 +159,7 @@ def _without_each(parts: np.ndarray) -> np.ndarray:
     return np.concatenate([total[None], total - parts])
 
 
-def jackknife_error(replicates: Float[np.ndarray, "*rest folds"]) -> Float[np.ndarray, "*rest"]:
+def jackknife_error(replicates: Float[np.ndarray, "*rest folds"]) -> Any:
     """Standard error by the delete-group jackknife, from the estimates without each fold (last axis)."""
     folds = replicates.shape[-1]
     deviations = replicates - replicates.mean(-1, keepdims=True)

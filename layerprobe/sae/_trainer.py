@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
@@ -20,6 +21,8 @@ from layerprobe.sae._rows import Scale, evenly_spaced, order
 from layerprobe.sae._sparse import nth_largest
 
 LOGGED_STEPS = 200
+ENCODER = ("W_enc", "b_enc", "b_gate", "b_mag", "r_mag")
+"""Names of the encoder's parameters in sae-lens' architectures."""
 
 
 def trainer_settings(plan: Plan, device: str = "cpu") -> SAETrainerConfig:
@@ -50,6 +53,10 @@ class Trainer(SAETrainer[Any, Any]):
         super().__init__(trainer_settings(plan, str(sae.device)), sae, self._batches())
         if plan.frozen_decoder:
             sae.W_dec.requires_grad_(False)
+        if plan.frozen_encoder:
+            for name, parameter in sae.named_parameters():
+                parameter.requires_grad_(name not in ENCODER)
+        self.initial_directions = unit_rows(sae.W_dec.detach())
         self.parameters = [p for p in sae.parameters() if p.requires_grad]
         # The same Adam, seven times as fast on a CPU.
         self.optimizer.param_groups[0]["fused"] = True
@@ -86,6 +93,8 @@ class Trainer(SAETrainer[Any, Any]):
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
+        if self.plan.least_cosine is not None:
+            hold_directions(self.sae.W_dec.data, self.initial_directions, self.plan.least_cosine)
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
@@ -117,6 +126,26 @@ class Trainer(SAETrainer[Any, Any]):
         finish(self.sae, self.plan, self.rows, self.activation_scaler.scaling_factor or 1.0, folder)
 
 
+def unit_rows(rows: Float[Tensor, "latents d"]) -> Float[Tensor, "latents d"]:
+    """Rows of norm 1."""
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
+
+
+def hold_directions(rows: Float[Tensor, "latents d"], start: Float[Tensor, "latents d"], least_cosine: float) -> None:
+    """Turn rows back, in place, until their cosine with their start is at least this; their norms stay.
+
+    Args:
+        rows: to change.
+        start: of norm 1.
+        least_cosine: from -1 to 1.
+    """
+    norms, unit = rows.norm(dim=1, keepdim=True), unit_rows(rows)
+    cosine = (unit * start).sum(1, keepdim=True)
+    aside = unit_rows(unit - cosine * start)
+    held = least_cosine * start + (1 - least_cosine**2) ** 0.5 * aside
+    rows.copy_(torch.where(cosine < least_cosine, norms * held, rows))
+
+
 def _divergence(plan: Plan, where: str = "") -> ArgumentError:
     return ArgumentError(
         f"Training of a sparse autoencoder diverged{where}; check {{rows}} for values that are not finite, or lower "
@@ -136,7 +165,7 @@ def initialise(plan: Plan, scale: Scale, start: Dictionary | None = None, device
             _copy(sae, start, scale.factor)
         else:
             sae.b_dec.copy_(scale.mean * scale.factor)
-            if plan.frozen_decoder:
+            if plan.frozen_decoder or plan.frozen_encoder:
                 # sae-lens starts with rows of norm 0.1, which would have to grow; frozen ones cannot.
                 sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
                 sae.W_enc.copy_(sae.W_dec.T)

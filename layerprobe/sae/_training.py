@@ -80,7 +80,7 @@ def train(
 def untrained(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], config: SaeConfig) -> Dictionary:
     """A control: a dictionary of the same kind before training, with random directions about the mean of the rows.
 
-    Two more controls are trained: with `frozen_decoder`, or with another `seed`.
+    Other controls are trained: with `frozen_decoder`, `least_cosine` or `frozen_encoder`, or with another `seed`.
 
     Args:
         dictionary: a trained dictionary; gives the sizes and the device.
@@ -94,7 +94,8 @@ def untrained(dictionary: Dictionary, rows: Num[np.ndarray, "n d"], config: SaeC
         raise ArgumentError(
             f"{{rows}} has shape {rows.shape}, but the dictionary takes rows of {dictionary.d_in} features.", "rows"
         )
-    sizes = plan(replace(config, frozen_decoder=False), rows.shape, dictionary)
+    plain = replace(config, frozen_decoder=False, frozen_encoder=False, least_cosine=None)
+    sizes = plan(plain, rows.shape, dictionary)
     scale = measure(rows)
     with tempfile.TemporaryDirectory() as folder:
         finish(initialise(sizes, scale, device=str(dictionary.device)), sizes, rows, scale.factor, Path(folder))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from layerprobe.stage import Stage
 from layerprobe.stages.adapt import Adapt
 from layerprobe.stages.associations import Associations
+from layerprobe.stages.basis_controls import BasisControls, BasisExcess
 from layerprobe.stages.capture import Capture, CaptureSae, CaptureTrain
 from layerprobe.stages.crosscoder import Crosscoder
 from layerprobe.stages.crossing import Crossing
@@ -62,6 +63,8 @@ REGISTRY: tuple[type[Stage], ...] = (
     SentenceLatents,
     Exhibit,
     Crossing,
+    BasisControls,
+    BasisExcess,
     Steps,
     Depth,
 )

@@ -15,10 +15,23 @@ from layerprobe.stages._artifacts import dictionary_of, rows_of
 from layerprobe.stages.capture import CaptureSae
 from layerprobe.store import Artifact, ArtifactMeta
 
-Variant = Literal["start", "trained", "other-order", "second-start", "second-seed", "frozen-decoder", "untrained"]
+Variant = Literal[
+    "start",
+    "trained",
+    "other-order",
+    "second-start",
+    "second-seed",
+    "frozen-decoder",
+    "soft-frozen-decoder",
+    "frozen-encoder",
+    "untrained",
+]
 """`start`, trained on base rows, and `trained`, continued from it on the rows of either side. The controls: continued from
 it on base rows in another order; `second-start` and `second-seed`, the same two from another seed; with a frozen random
-decoder; or not trained at all."""
+decoder, one that may turn a little, or a frozen random encoder; or not trained at all."""
+
+LEAST_COSINE = 0.8
+"""Of the directions of `soft-frozen-decoder` with their start (Korznikov et al. 2026)."""
 
 STARTS: Mapping[str, Variant] = {"trained": "start", "other-order": "start", "second-seed": "second-start"}
 """The variant that training of a variant continues from."""
@@ -151,6 +164,8 @@ def sae_config(context: Context, variant: Variant, rows: int, *, other_order: bo
         seed=seed,
         order_seed=seed + 2 if other_order else None,
         frozen_decoder=variant == "frozen-decoder",
+        frozen_encoder=variant == "frozen-encoder",
+        least_cosine=LEAST_COSINE if variant == "soft-frozen-decoder" else None,
     )
 
 

@@ -15,7 +15,7 @@ from layerprobe.errors import ArgumentError
 from layerprobe.sae import SaeConfig, _training
 from layerprobe.sae._config import default_k, default_learning_rate, plan
 from layerprobe.sae._rows import measure
-from layerprobe.sae._trainer import initialise
+from layerprobe.sae._trainer import hold_directions, initialise
 from layerprobe.sae.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.numerical
@@ -142,6 +142,42 @@ def test_a_frozen_decoder_keeps_its_random_directions(architecture, rows, tmp_pa
     cosine = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     np.testing.assert_allclose(cosine, 1, atol=1e-6)
     assert not torch.allclose(frozen.sae.W_enc, random.sae.W_enc)
+
+
+def test_a_soft_frozen_decoder_stays_near_its_random_directions(rows, tmp_path):
+    config = replace(SMALL, learning_rate=1e-2)
+    held = train(rows, tmp_path / "held", config, least_cosine=0.8)
+    free = train(rows, tmp_path / "free", config)
+    start = sae.untrained(held, rows, config)
+    cosines = [torch.cosine_similarity(one.decoder, start.decoder, dim=1) for one in (held, free)]
+    assert cosines[0].min() >= 0.8 - 1e-4 and cosines[1].min() < 0.7
+    assert ((cosines[0] - 0.8).abs() < 1e-3).any()  # some would have gone on
+
+
+def test_directions_are_turned_back_no_further_than_needed():
+    torch.manual_seed(0)
+    start = torch.nn.functional.normalize(torch.randn(50, 6, dtype=torch.float64), dim=1)
+    rows = 3 * start + 4 * torch.randn(50, 6, dtype=torch.float64)
+    before = rows.clone()
+    hold_directions(rows, start, 0.8)
+    cosine, earlier = (torch.cosine_similarity(one, start, dim=1) for one in (rows, before))
+    near = earlier >= 0.8
+    assert 0 < near.sum() < 50 and torch.equal(rows[near], before[near])
+    torch.testing.assert_close(cosine[~near], torch.full_like(cosine[~near], 0.8))
+    torch.testing.assert_close(rows.norm(dim=1), before.norm(dim=1))
+    # The nearest such direction lies in the plane of the start and the row.
+    planes = torch.stack([rows, before, start], dim=1)[~near]
+    assert torch.linalg.svdvals(planes)[:, 2].max() < 1e-9
+
+
+@pytest.mark.parametrize("architecture", ["topk", "gated"])
+def test_a_frozen_encoder_keeps_its_random_weights(architecture, rows, tmp_path):
+    config = replace(SMALL, architecture=architecture, frozen_encoder=True)
+    frozen = train(rows, tmp_path / "d", config)
+    random = sae.untrained(frozen, rows, config)
+    x, y = (torch.nn.functional.normalize(d.sae.W_enc.detach(), dim=0) for d in (frozen, random))
+    torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(frozen.decoder, random.decoder, atol=1e-2)
 
 
 def test_frozen_directions_explain_more_than_none_trained_and_less_than_all(tmp_path):

@@ -3,6 +3,7 @@
 from layerprobe.report.section import Section
 from layerprobe.report.sections import (
     answer,
+    bases,
     cost,
     drift,
     features,
@@ -21,6 +22,7 @@ REGISTRY: tuple[Section, ...] = (
     labels.SECTION,
     features.SECTION,
     transitions.SECTION,
+    bases.SECTION,
     quality.SECTION,
     cost.SECTION,
     inside.SECTION,

@@ -10,7 +10,16 @@ SECTION = Section(
     title="What changed?",
     requires=("sae",),
     missing="No sparse autoencoder was trained (sae.layers = []), so there is nothing to report about features.",
-    optional=("latent_shares", "crossing", "crossing_layers", "transfer_steps", "sae_densities", "matching", "census"),
+    optional=(
+        "latent_shares",
+        "basis_controls",
+        "crossing",
+        "crossing_layers",
+        "transfer_steps",
+        "sae_densities",
+        "matching",
+        "census",
+    ),
     figures={
         "task_mass": figures.task_mass,
         "latent_kinds": figures.latent_kinds,

@@ -23,7 +23,10 @@ def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
 
 
 def shift_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
-    """The share of task latents in base and adapted at the layer where it changes most, with nulls and controls."""
+    """The share of task latents in base and adapted at the layer where it changes most, with nulls and controls.
+
+    It is a description: what it allows to be said of features is decided in the section `bases`.
+    """
     rows = method_rows(tables, record, "latent_shares", method)
     if rows is None:
         return None
@@ -51,9 +54,26 @@ def shift_sentence(tables: Tables, record: RunRecord, method: str) -> str | None
     if control is not None and (control.layer == layer).any():
         value = control[control.layer == layer].share_task.iloc[0]
         notes.append(f"under the control {control.method.iloc[0]}, {_percent(value)} in the adapted model's")
+    others = _random_shares(tables, method, layer)
+    if others is not None:
+        notes.append(f"in random directions of the same densities, {_percent(others[0])} and {_percent(others[1])}")
     text += f" ({'; '.join(notes)})." if notes else "."
+    if others is None:
+        text += " No other basis was measured, so a label shift of the whole layer may explain it."
     crossing = crossing_sentence(tables, method)
     return f"{text} {crossing}" if crossing else text
+
+
+def _random_shares(tables: Tables, method: str, layer: int) -> list[float] | None:
+    """Share of latents associated with a label among random directions, base and adapted; None if it was not measured."""
+    table = queries.having(tables, "basis_controls")
+    if table is None:
+        return None
+    rows = table[
+        (table.method == method) & (table.layer == layer) & (table.basis == "random directions") & ~table.projected
+    ]
+    means = rows.groupby("side").share_task.mean().reindex(["base", "adapted"])
+    return None if means.isna().any() else means.tolist()
 
 
 def crossing_sentence(tables: Tables, method: str) -> str | None:
