@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from layerprobe.onsets import onset
 from layerprobe.record import MeasureRecord, RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
@@ -34,8 +36,8 @@ SENSITIVITY = {
     "linear_predictivity": "how well a linear map of the base's layer predicts the adapted layer",
 }
 """What a measure is sensitive to."""
-BEYOND = 0.05
-"""Distance from the value of no change beyond which a layer counts as changed in the table of measures."""
+ANGLES = {"cka_angle", "procrustes_angle", "shape_distance"}
+"""Distances that are the arccosine of a similarity, and count as changed above the arccosine of `BEGINS`."""
 
 
 def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
@@ -142,18 +144,24 @@ def agreement(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] 
 
 
 def _most_changed(drift: pd.DataFrame, measure: MeasureRecord) -> dict[str, Any]:
-    """The layer that changed most by one measure, those indistinguishable from it, and the first beyond `BEYOND`."""
+    """The layer that changed most by one measure, those indistinguishable from it, and the first that changed.
+
+    Similarities count as changed below `BEGINS`, angles above its arccosine, other distances nowhere: they have no convention.
+    """
     distance = measure.kind == "distance"
     # Both ends of the interval, signed so that larger means more changed: the one closer to no change first.
     near, far = (drift.ci_low, drift.ci_high) if distance else (-drift.ci_high, -drift.ci_low)
     most = int((drift.value - measure.unchanged).abs().to_numpy().argmax())
     tied = drift.layer[(far >= near.iloc[most]).to_numpy()]
-    changed = drift.layer[(near > (BEYOND if distance else BEYOND - measure.unchanged)).to_numpy()]
+    first = None
+    if "band_low" in drift.columns and (not distance or measure.name in ANGLES):
+        low, high = (np.cos(drift.band_high), np.cos(drift.band_low)) if distance else (drift.band_low, drift.band_high)
+        first = onset(drift.layer.to_list(), low.to_list(), high.to_list(), queries.BEGINS).latest
     return {
         "measure": measure.name,
         "layer": int(drift.layer.iloc[most]),
         "tied": [int(layer) for layer in tied],
         "value": float(drift.value.iloc[most]),
-        "first": int(changed.iloc[0]) if len(changed) else None,
+        "first": first,
         "sensitivity": SENSITIVITY.get(measure.name, ""),
     }

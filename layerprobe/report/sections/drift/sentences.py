@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import pandas as pd
 
+from layerprobe.onsets import Onset, Verdict
 from layerprobe.record import Finding, RunRecord
 from layerprobe.report import queries
-from layerprobe.report.queries import BEGINS, UNCHANGED
+from layerprobe.report.queries import BEGINS, THRESHOLDS, UNCHANGED, Drift
 from layerprobe.report.section import Tables
 
 
@@ -25,42 +26,72 @@ def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
 
 
 def drift_sentence(similarity: pd.DataFrame, method: str, record: RunRecord) -> str | None:
-    """Where a method changed the representation, and by how much at the last layer; None without CKA and cosine."""
+    """Where a method changed the representation, and by how much at the last layer; None without CKA and cosine.
+
+    Onset and verdicts are decided by `layerprobe.onsets` from bands that hold for all layers at once, under every seed.
+    """
     unit = queries.unit_of(similarity)
-    cka = queries.drift_of(similarity, method, "cka", unit)
-    cosine = queries.drift_of(similarity, method, "paired_cosine", unit)
-    main, name = (cka, "CKA") if len(cka) else (cosine, "cosine")
-    if main.empty:
+    cka = queries.drift_over_seeds(similarity, method, "cka", unit)
+    cosine = queries.drift_over_seeds(similarity, method, "paired_cosine", unit)
+    main, name = (cka, "CKA") if cka else (cosine, "cosine")
+    if main is None:
         return None
-    if (1 - main.value).abs().max() <= UNCHANGED:
+    if max(abs(1 - main.least).max(), abs(1 - main.most).max()) <= UNCHANGED:
         return f"Under {method}, no layer of the body changed: {name} with the base is exactly 1 in all of them."
-    last = main.iloc[-1]
-    changed, kept = main[main.ci_high < BEGINS], main[main.ci_high >= BEGINS]
-    if len(changed):
-        most = int(main.layer.iloc[main.value.to_numpy().argmin()])
-        text = (
-            f"Under {method}, change begins at layer {int(changed.layer.min())} (the first whose {name} is reliably below "
-            f"{BEGINS}) and is largest at layer {most}; at the last layer, {int(last.layer)}, {name} with the base is "
-            f"{_interval(last)}"
+    begins = main.onset(BEGINS)
+    others = ", ".join(f"{_begins(main.onset(other))} at {other}" for other in THRESHOLDS if other != BEGINS)
+    text = f"Under {_with_seeds(method, main)}, "
+    if begins.latest is not None:
+        text += (
+            f"change {_begins(begins, 'begins ')} ({name} below {BEGINS} by a 95% band that holds for all layers at once; "
+            f"{others})"
         )
+        if (most := main.most_changed) is not None:
+            text += f" and is largest at layer {most}"
     else:
-        text = (
-            f"Under {method}, no layer's {name} is reliably below {BEGINS}; at the last layer, {int(last.layer)}, it is "
-            f"{_interval(last)}"
-        )
-    if len(cosine) and len(cka):
+        text += f"no layer's {name} is shown to be below {BEGINS} by a 95% band that holds for all layers at once ({others})"
+    text += f"; at the last layer, {main.layers[-1]}, {name} with the base is {_last(main)}"
+    if cosine and cka:
         baseline = queries.baseline_of("paired_cosine", record)
-        unrelated = queries.drift_of(similarity, method, baseline, unit) if baseline else cosine.iloc[:0]
-        note = f" (rows of unrelated examples: {unrelated.iloc[-1].value:.2f})" if len(unrelated) else ""
-        text += f" and mean cosine {_interval(cosine.iloc[-1])}{note}"
+        unrelated = queries.drift_over_seeds(similarity, method, baseline, unit) if baseline else None
+        note = f" (random rows of other examples: {unrelated.value[-1]:.2f})" if unrelated else ""
+        text += f" and mean cosine {_last(cosine)}{note}"
     text += "."
-    if len(changed) and len(kept):
-        text += f" Layers {layer_ranges(kept.layer)} kept their representation."
+    layers = {
+        verdict: [layer for layer, v in zip(main.layers, main.verdicts, strict=True) if v == verdict]
+        for verdict in get_args(Verdict)
+    }
+    if layers["kept"]:
+        text += f" {_layers(layers['kept'])} kept {'its' if len(layers['kept']) == 1 else 'their'} representation ({name} above {BEGINS})."
+    if layers["undecided"]:
+        text += f" {_layers(layers['undecided'])}: undecided at {BEGINS}."
     return text
 
 
-def _interval(row: Any) -> str:
-    return f"{row.value:.3f} (95% interval {row.ci_low:.3f} to {row.ci_high:.3f})"
+def _with_seeds(method: str, drift: Drift) -> str:
+    return method if len(drift.seeds) == 1 else f"{method} (every one of {len(drift.seeds)} seeds)"
+
+
+def _begins(onset: Onset, verb: str = "") -> str:
+    """Where change begins, in words."""
+    if onset.latest is None:
+        return "nowhere" if onset.earliest is None else f"undecided from layer {onset.earliest}"
+    if onset.earliest == onset.latest:
+        return f"{verb}at layer {onset.latest}"
+    return f"{verb}between layers {onset.earliest} and {onset.latest}"
+
+
+def _last(drift: Drift) -> str:
+    """The value at the last layer with its interval; of several seeds, their mean and range."""
+    interval = f"95% interval {drift.low[-1]:.3f} to {drift.high[-1]:.3f}"
+    if len(drift.seeds) == 1:
+        return f"{drift.value[-1]:.3f} ({interval})"
+    spread = f"{drift.least[-1]:.3f} to {drift.most[-1]:.3f} over {len(drift.seeds)} seeds"
+    return f"{drift.value[-1]:.3f} ({spread}; 95% intervals of single seeds within {drift.low[-1]:.3f} to {drift.high[-1]:.3f})"
+
+
+def _layers(layers: Sequence[int]) -> str:
+    return f"Layer{'s' if len(layers) > 1 else ''} {layer_ranges(layers)}"
 
 
 def layer_ranges(layers: Iterable[int]) -> str:
