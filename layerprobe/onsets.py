@@ -63,8 +63,10 @@ def first_beyond(layers: Sequence[int], lows: Sequence[Values]) -> int | None:
     """
     if not len(lows):
         return None
-    beyond: np.ndarray = (np.array(lows, dtype=np.float64) > 0).all(axis=0)
-    return next((int(layer) for layer, exceeds in zip(layers, beyond.tolist(), strict=True) if exceeds), None)
+    ends = zip(*lows, strict=True)
+    return next(
+        (int(layer) for layer, of_layer in zip(layers, ends, strict=True) if all(low > 0 for low in of_layer)), None
+    )
 
 
 def extreme(layers: Sequence[int], low: Values, high: Values) -> int | None:

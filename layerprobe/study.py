@@ -82,8 +82,8 @@ class DataSection(_Section):
 
 class AdaptationSection(_Section):
     methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_as_tuple)] = ("head", "full")
-    """`head`, `top:k`, `full`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`, `checkpoint:PATH`, and the control
-    `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
+    """`head`, `top:k`, `full`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`, `checkpoint:PATH`, `full:equal-step`, and the
+    control `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
     epochs: Count = 2
     """Passes over the training examples (`head` is trained to convergence instead)."""
     batch_size: Count = 16
