@@ -123,6 +123,8 @@ class SimilaritySection(_Section):
     """What one row represents: a token, the mean over an example's tokens, or its first token."""
     shuffles: Count = 19
     """Permutations of whole examples that make the null; a value beyond all of 19 is significant at 5%."""
+    random_changes: Annotated[StrictInt, Field(ge=0)] = 3
+    """Random changes of the weights, of the same norms as those of a method, that its drift is compared with; 0 for none."""
 
 
 class SaeSection(_Section):

@@ -11,7 +11,17 @@ from layerprobe.adaptation.methods.lora import Lora
 from layerprobe.adaptation.methods.standard import BitFit, Checkpoint, Full, Head, LpFt, ShuffledLabels, Top
 from layerprobe.errors import ArgumentError
 
-REGISTRY: tuple[type[Method], ...] = (Head, Top, Full, EqualStep, LpFt, BitFit, Lora, Checkpoint, ShuffledLabels)
+REGISTRY: tuple[type[Method], ...] = (
+    Head,
+    Top,
+    Full,
+    EqualStep,
+    LpFt,
+    BitFit,
+    Lora,
+    Checkpoint,
+    ShuffledLabels,
+)
 
 
 def parse_method(text: str, n_layers: int | None = None) -> Method:
