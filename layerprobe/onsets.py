@@ -69,6 +69,11 @@ def first_beyond(layers: Sequence[int], lows: Sequence[Values]) -> int | None:
     )
 
 
+def falls(low: Values, high: Values) -> bool:
+    """Whether the last similarity is below the first: the bands of the two, which are simultaneous, do not overlap."""
+    return bool(low[0] > high[-1])
+
+
 def extreme(layers: Sequence[int], low: Values, high: Values) -> int | None:
     """The layer whose band lies below those of all other layers; None if there is no such layer, or only one layer."""
     lows, highs = np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)

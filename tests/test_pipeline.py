@@ -162,7 +162,7 @@ def test_unchanged_layers_share_one_dictionary_and_its_numbers(first):
 @numerical
 def test_robustness_rows_nulls_and_geometry_accompany_the_drift(first):
     table = first.table("similarity").query("method == 'full' and measure == 'cka' and unit == 'token'")
-    assert set(table["rows"]) == {"all", "no-special", "no-outliers"}
+    assert set(table["rows"]) == {"all", "no-special", "no-outliers", "no-leading-directions"}
     rows = table.groupby("rows").n_rows.max()
     assert rows["no-special"] == rows["all"] - 2 * 30  # [CLS] and [SEP] of thirty examples
     assert rows["all"] - 2 <= rows["no-outliers"] < rows["all"]  # a thousandth of the rows of each side: one row

@@ -259,6 +259,52 @@ def drift_over_seeds(similarity: pd.DataFrame, method: str, measure: str, unit: 
     )
 
 
+NORM_MATCHED = "norm-matched"
+"""Value of the column `control` for random changes of the weights."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """The drift of a method compared with that of one control, by layer."""
+
+    name: str
+    layers: tuple[int, ...]
+    similarity: np.ndarray
+    """Of base and the control, mean over its models, `(layers,)`."""
+    low: np.ndarray
+    """Lower ends of bands, which hold for all layers at once, of the drift beyond the control's, `(layers,)`."""
+    models: int
+    """Seeds of the control, or random changes."""
+    covers_training: bool
+    """Whether the bands cover further trainings."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether an onset may be named: a trained control differs by chance, which one seed does not show."""
+        return self.covers_training or self.name == NORM_MATCHED
+
+
+def controls_of(tables: Tables, method: str, measure: str) -> list[Control]:
+    """The controls that a method's drift is compared with, random changes first."""
+    table = having(tables, "drift_controls", "control")
+    if table is None:
+        return []
+    rows = table[(table.method == method) & (table.measure == measure)].sort_values("layer")
+    names = sorted(rows.control.unique(), key=lambda name: name != NORM_MATCHED)
+    parts = [rows[rows.control == name] for name in names]
+    return [
+        Control(
+            name,
+            tuple(int(layer) for layer in part.layer),
+            part.control_similarity.to_numpy(dtype=np.float64),
+            part.band_low.to_numpy(dtype=np.float64),
+            int(part.control_models.iloc[0]),
+            bool(part.covers_training.iloc[0]),
+        )
+        for name, part in zip(names, parts, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class RowsCompared:
     """What the similarities of a run were computed on, for captions."""

@@ -42,7 +42,7 @@ def test_each_matrix_moves_as_far_as_under_the_adaptation(tiny_encoder, models):
         else:
             assert float(drawn.norm()) == pytest.approx(float(learnt.norm()), rel=1e-4), name
         if name not in head and len(drawn) > 1000:
-            assert abs(torch.cosine_similarity(learnt, drawn, dim=0)) < 0.1
+            assert abs(torch.cosine_similarity(learnt, drawn, dim=0)) < 0.3
 
 
 def test_rows_of_an_embedding_table_keep_the_norms_of_their_change(tiny_encoder, models):

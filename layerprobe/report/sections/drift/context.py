@@ -56,6 +56,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
                 "method": method,
                 "beyond": beyond(tables, record, method),
                 "agreement": agreement(tables, record, method),
+                "removed": _removed(similarity, method),
             }
             for method in changed
         ],
@@ -66,7 +67,10 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
 
 
 def beyond(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | None:
-    """The main measure of each layer compared with each null: shuffled examples, another seed, a control; None without nulls."""
+    """The main measure of each layer compared with each null: shuffled examples, another seed, controls; None without nulls.
+
+    A control is compared by bands of the paired difference, which hold for all layers at once (table `drift_controls`).
+    """
     similarity, nulls = tables["similarity"], queries.having(tables, "similarity_nulls")
     measure, unit = queries.main_measure(similarity), queries.unit_of(similarity)
     drift = queries.drift_of(similarity, method, measure, unit)
@@ -74,14 +78,10 @@ def beyond(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | N
         return None
     nulls = nulls[(nulls.method == method) & (nulls.measure == measure) & (nulls.unit == unit)]
     shuffled = nulls[nulls.null_kind == "shuffled-texts"]
-    controls = queries.controls(record)
-    control = controls[0] if controls and method not in controls else None
+    controls = queries.controls_of(tables, method, measure)
     compared = {
         "texts": shuffled[shuffled.seed == drift.seed.iloc[0]].set_index("layer"),
         "seeds": nulls[nulls.null_kind == "seed"].groupby("layer").agg({"value": "mean", "low": "min", "high": "max"}),
-        "control": queries.drift_of(similarity, control or "", measure, unit)
-        .rename(columns={"ci_low": "low", "ci_high": "high"})
-        .set_index("layer"),
     }
     distance = queries.measure(measure, record).kind == "distance"
     rows = []
@@ -92,18 +92,29 @@ def beyond(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | N
         if cells["texts"]:
             _, low, high = cells["texts"]
             cells["similar"] = row.ci_high < low if distance else row.ci_low > high
-        for name in ("seeds", "control"):
-            if cells[name]:
-                _, low, high = cells[name]
-                cells[f"beyond_{name}"] = row.ci_low > high if distance else row.ci_high < low
+            cells["calibrated"] = compared["texts"].get("calibrated", pd.Series(dtype=float)).get(row.layer)
+        if cells["seeds"]:
+            _, low, high = cells["seeds"]
+            cells["beyond_seeds"] = row.ci_low > high if distance else row.ci_high < low
+        cells["controls"] = [_against(control, int(row.layer)) for control in controls]
         rows.append(cells)
     return {
         "measure": measure,
         "rows": rows,
         "seeds": any(row["seeds"] for row in rows),
-        "control": control if any(row["control"] for row in rows) else None,
+        "controls": controls,
+        "trained": any(control.name != queries.NORM_MATCHED for control in controls),
         "draws": int(shuffled.draws.max()) if len(shuffled) else 0,
+        "calibrated": any(isinstance(row.get("calibrated"), float) for row in rows),
     }
+
+
+def _against(control: queries.Control, layer: int) -> dict[str, Any] | None:
+    """Similarity under a control at a layer, and whether drift exceeds it; None where it is not known."""
+    if layer not in control.layers:
+        return None
+    at = control.layers.index(layer)
+    return {"value": control.similarity[at], "beyond": bool(control.low[at] > 0) if control.decides else None}
 
 
 def _at(table: pd.DataFrame, layer: int) -> tuple[float, float, float] | None:
@@ -112,6 +123,13 @@ def _at(table: pd.DataFrame, layer: int) -> tuple[float, float, float] | None:
         return None
     row: Any = table.loc[layer]
     return float(row["value"]), float(row["low"]), float(row["high"])
+
+
+def _removed(similarity: pd.DataFrame, method: str) -> int | None:
+    """Number of leading directions that were removed in the robustness check; None without it."""
+    if "directions_removed" not in similarity.columns:
+        return None
+    return int(similarity[similarity.method == method].directions_removed.max()) or None
 
 
 def agreement(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Where change begins and how large it is at the last layer, for the shallowest and the deepest method."""
+"""Where change begins, how large it is at the last layer, and how it compares with controls that learn no task."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import get_args
 
 import pandas as pd
 
-from layerprobe.onsets import Onset, Verdict
+from layerprobe.onsets import Onset, Verdict, falls, first_beyond
 from layerprobe.record import Finding, RunRecord
 from layerprobe.report import queries
-from layerprobe.report.queries import BEGINS, THRESHOLDS, UNCHANGED, Drift
+from layerprobe.report.queries import BEGINS, NORM_MATCHED, THRESHOLDS, UNCHANGED, Drift
 from layerprobe.report.section import Tables
+
+EQUAL_STEP = "full:equal-step"
+"""The method whose layers take steps of one relative size."""
+NAMES = {"cka": "CKA", "paired_cosine": "mean cosine"}
+"""Measures in sentences."""
 
 
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
@@ -22,7 +27,62 @@ def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     names = queries.methods(tables, record)
     deep = [name for name in names if queries.has_depth(name, record)]
     shown = dict.fromkeys([*deep[:1], *deep[-1:]]) if len(names) > 3 and deep else names
-    return [Finding(text=text, figure="drift") for name in shown if (text := drift_sentence(similarity, name, record))]
+    main = queries.main_method(names, record)
+    found = [drift_sentence(similarity, name, record) for name in shown]
+    found += [control_sentence(tables, record, main) if main else None, equal_step_sentence(similarity)]
+    return [Finding(text=text, figure="drift") for text in found if text]
+
+
+def control_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
+    """From which layer on drift exceeds that of controls without a task, by `layerprobe.onsets.first_beyond`; None without
+    controls, or for a method that is one.
+    """
+    measure = queries.main_measure(tables["similarity"])
+    controls = queries.controls_of(tables, method, measure)
+    if not controls or method in queries.controls(record):
+        return None
+    name = NAMES.get(measure, measure)
+    trained = [control for control in controls if control.name != NORM_MATCHED]
+    parts = []
+    for control in controls:
+        value = f"{name} at {control.similarity[-1]:.3f} at layer {control.layers[-1]}"
+        if control.name == NORM_MATCHED:
+            parts.append(f"{control.models} random changes of the weights with the norms of {method} leave {value}")
+        else:
+            parts.append(f"{control.name} ({control.models} seed{'s' * (control.models > 1)}) leaves {value}")
+    text = f"Without a task, {'; '.join(parts)}."
+    decided = [control for control in controls if control.decides]
+    if decided:
+        first = first_beyond(decided[0].layers, [control.low for control in decided])
+        alone = "the random changes" if decided[0].name == NORM_MATCHED else decided[0].name
+        whose = "both" if len(decided) > 1 else alone
+        scope = "" if all(control.covers_training for control in decided) else ", given this one training"
+        if first is None:
+            text += f" At no layer is the drift of {method} shown to exceed that of {whose}{scope}."
+        else:
+            text += (
+                f" The first layer at which the drift of {method} is shown to exceed that of {whose} is {first}{scope}."
+            )
+    if not trained:
+        text += " No model was trained on shuffled labels, so how much drift any training causes is not known."
+    elif undecided := [control.name for control in trained if not control.decides]:
+        text += f" Whether it exceeds {', '.join(undecided)} beyond chance in training is undecided with one seed."
+    return text
+
+
+def equal_step_sentence(similarity: pd.DataFrame) -> str | None:
+    """Whether later layers change more although all layers take steps of one relative size, by `layerprobe.onsets.falls`."""
+    measure = queries.main_measure(similarity)
+    drift = queries.drift_over_seeds(similarity, EQUAL_STEP, measure, queries.unit_of(similarity))
+    if drift is None or len(drift.layers) < 3:
+        return None
+    low, high = drift.band_low[1:], drift.band_high[1:]
+    name, first, last = NAMES.get(measure, measure), drift.layers[1], drift.layers[-1]
+    ends = f"{drift.value[1]:.3f} at layer {first} and {drift.value[-1]:.3f} at layer {last}"
+    text = f"With steps of one relative size in all layers ({_with_seeds(EQUAL_STEP, drift)}), {name} with the base is {ends}"
+    if falls(low, high):
+        return f"{text}: later layers change more also without larger steps of their weights."
+    return f"{text}, by bands that overlap: whether later layers change more without larger steps is undecided."
 
 
 def drift_sentence(similarity: pd.DataFrame, method: str, record: RunRecord) -> str | None:
