@@ -29,8 +29,7 @@ DRIFT_CONTROLS = TableSpec(
         "layer",
         "measure",
         "n",
-        control="`norm-matched` (random changes of base's weights, of the same norms as the method's), or the name of a method "
-        "that is a control of this one",
+        control="`norm-matched` (random changes of base's weights, of the norms of the method's), or the name of a control method",
         similarity="similarity of base and adapted, mean over the method's seeds",
         control_similarity="similarity of base and the control, mean over its seeds and draws",
         difference="drift beyond the control's: similarity under the control less that under the method; for distances the "

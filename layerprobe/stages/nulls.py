@@ -37,11 +37,11 @@ SIMILARITY_NULLS = TableSpec(
         high="highest draw; for `seed` the upper end of the 95% interval over examples",
         draws="number of draws: shuffles, random changes, or 1 for a pair of seeds",
         null="`shuffled-texts`, `norm-matched`, or `seed-` and the other seed",
-        null_kind="`shuffled-texts` (examples permuted among those of equal length), `norm-matched` (base against base with a "
-        "random change of each weight matrix of the same norm as the method's) or `seed` (two seeds of one method)",
+        null_kind="`shuffled-texts` (examples permuted among those of equal length), `norm-matched` (base with random changes of "
+        "its weights, of the norms of the method's) or `seed` (two seeds of one method)",
         observed="value of the method on the examples that are shuffled; missing for other nulls, as are the next three",
         calibrated="value relative to the shuffles: 0 at or below their 95th percentile, 1 for a perfect match (Groeger et "
-        "al. 2026); the shuffles are the same at all layers",
+        "al. 2026)",
         p="one-sided p-value of the value among the shuffles",
         p_layers="the same by the maximum of each shuffle over layers, for claims about several layers",
     ),

@@ -27,14 +27,13 @@ SIMILARITY = TableSpec(
         "layer",
         "measure",
         "n",
-        rows="which rows are compared: `all`, tokens without special ones (`no-special`), tokens without the 0.1% of "
-        "largest norm on each side (`no-outliers`), or tokens from which the directions of the largest variance of base and "
-        "of adapted are projected out (`no-leading-directions`)",
+        rows="`all`, tokens without special ones (`no-special`), without the 0.1% of largest norm on each side "
+        "(`no-outliers`), or without the leading principal components of either side (`no-leading-directions`)",
         value="value of the measure, base against adapted",
         ci_low="lower end of its 95% interval over examples",
         ci_high="upper end of its 95% interval over examples",
-        band_low="lower end of its 95% band over examples, which holds for all layers of the method, seed, unit, set of rows "
-        "and measure at once (jackknife errors, Student's t at the level of Sidak)",
+        band_low="lower end of its 95% band over examples, which holds for all layers at once (jackknife errors, Student's t at "
+        "the level of Sidak)",
         band_high="upper end of this band",
         n_rows="number of rows that the value is computed on",
         directions_removed="number of directions that are projected out of the rows: 1% of the width for each side",
