@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
+import numpy as np
 import pandas as pd
 
 from layerprobe.onsets import Onset, Verdict, falls, first_beyond
@@ -53,7 +54,8 @@ def control_sentence(tables: Tables, record: RunRecord, method: str) -> str | No
     text = f"Without a task, {'; '.join(parts)}."
     decided = [control for control in controls if control.decides]
     if decided:
-        first = first_beyond(decided[0].layers, [control.low for control in decided])
+        layers = sorted(set.intersection(*(set(control.layers) for control in decided)))
+        first = first_beyond(layers, [control.low[np.isin(control.layers, layers)] for control in decided])
         alone = "the random changes" if decided[0].name == NORM_MATCHED else decided[0].name
         whose = "both" if len(decided) > 1 else alone
         scope = "" if all(control.covers_training for control in decided) else ", given this one training"
