@@ -44,8 +44,6 @@ REGISTRY: tuple[type[Stage], ...] = (
     Similarity,
     Nulls,
     Seeds,
-    RandomChange,
-    DriftControls,
     Geometry,
     Sentences,
     Probes,
@@ -64,4 +62,6 @@ REGISTRY: tuple[type[Stage], ...] = (
     Crossing,
     Steps,
     Depth,
+    RandomChange,
+    DriftControls,
 )

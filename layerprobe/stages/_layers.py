@@ -1,4 +1,4 @@
-"""Which layers and rows of two captures the comparing stages compare."""
+"""Which layers, rows and measures of two captures the comparing stages compare."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+
+from layerprobe.study import Study
 
 if TYPE_CHECKING:
     from layerprobe.activations import ActivationStore
@@ -19,8 +21,22 @@ DIRECTIONS = 0.01
 Viswanath 2018, "All-but-the-Top")."""
 
 
+MEASURES = ("cka", "paired_cosine")
+"""Measures that the page discusses; costly checks and controls are limited to them."""
 CHUNK = 16_384
 """Rows converted to float64 at a time."""
+
+
+def measures_of(study: Study) -> list[str]:
+    """The measures that drift is compared with controls by: CKA and the cosine, else the study's first."""
+    measures = study.similarity.measures
+    return [name for name in MEASURES if name in measures] or list(measures[:1])
+
+
+def unit_of(study: Study) -> Any:
+    """The unit that drift is compared with controls in: tokens, else the study's first."""
+    units = study.similarity.units
+    return "token" if "token" in units else units[0]
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,9 @@ class RowSet:
     """Numbers of the rows by layer; all rows of layers that are not in it."""
     removed: Mapping[int, Float[np.ndarray, "width directions"]] = field(default_factory=dict)
     """Orthonormal directions by layer that are projected out of the rows."""
+
+    main_measures: bool = False
+    """Whether only the measures that the page discusses are computed on them."""
 
     def of(self, values: Any, layer: int) -> Any:
         """These rows of a matrix of all rows."""
@@ -91,7 +110,7 @@ def row_sets(base: ActivationStore, adapted: ActivationStore, unit: Any, layers:
         layer: [leading_directions(store.unit(unit, layer), count) for store in (base, adapted)] for layer in changed
     }
     removed = {layer: np.linalg.qr(np.concatenate(both, axis=1))[0] for layer, both in sides.items()}
-    yield RowSet("no-leading-directions", changed, removed=removed)
+    yield RowSet("no-leading-directions", changed, removed=removed, main_measures=True)
 
 
 def leading_directions(rows: Any, count: int) -> Float[np.ndarray, "width count"]:

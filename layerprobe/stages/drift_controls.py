@@ -11,7 +11,8 @@ from layerprobe.adaptation import Method
 from layerprobe.context import Context
 from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
-from layerprobe.stages.random_change import NORM_MATCHED, VALUES, RandomChange, measures_of, unit_of
+from layerprobe.stages._layers import measures_of, unit_of
+from layerprobe.stages.random_change import NORM_MATCHED, VALUES, RandomChange
 from layerprobe.stages.similarity import FOLDS, Similarity
 from layerprobe.store import Artifact, ArtifactMeta
 

@@ -12,32 +12,17 @@ from layerprobe.context import Context
 from layerprobe.errors import StorageError
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
 from layerprobe.stages._artifacts import rows_of, save
-from layerprobe.stages._layers import Layers, varying_layers
+from layerprobe.stages._layers import Layers, measures_of, unit_of, varying_layers
 from layerprobe.stages.adapt import Adapt
 from layerprobe.stages.capture import Capture
 from layerprobe.stages.nulls import SIMILARITY_NULLS
 from layerprobe.stages.similarity import FOLDS, fold_values
 from layerprobe.store import Artifact, ArtifactMeta
-from layerprobe.study import Study
 
 NORM_MATCHED = "norm-matched"
 """Kind of this null."""
-MEASURES = ("cka", "paired_cosine")
-"""Measures that the page discusses; others are not computed here."""
 VALUES = "values.parquet"
 """The value of each draw: draw, unit, layer, measure, value."""
-
-
-def measures_of(study: Study) -> list[str]:
-    """The measures that drift is compared with controls by: CKA and the cosine, else the study's first."""
-    measures = study.similarity.measures
-    return [name for name in MEASURES if name in measures] or list(measures[:1])
-
-
-def unit_of(study: Study) -> Any:
-    """The unit that drift is compared with controls in: tokens, else the study's first."""
-    units = study.similarity.units
-    return "token" if "token" in units else units[0]
 
 
 @dataclass(frozen=True)

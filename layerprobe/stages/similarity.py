@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from layerprobe.context import Context
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import paired_rows, save
-from layerprobe.stages._layers import Layers, row_sets, varying_layers
+from layerprobe.stages._layers import Layers, measures_of, row_sets, varying_layers
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
 
@@ -116,7 +116,7 @@ class Similarity(ModelStage):
                     Layers(base, unit, rows.layers, rows),
                     Layers(adapted, unit, rows.layers, rows),
                     {layer: groups[rows.kept.get(layer, slice(None))] for layer in rows.layers},
-                    measures=settings.measures,
+                    measures=measures_of(context.study) if rows.main_measures else settings.measures,
                     seed=context.seed,  # models are compared with each other over the same folds
                     leave_out_undefined=True,
                 )
