@@ -21,8 +21,8 @@ class Calibrated:
     """The critical value, in units of the measure."""
     p: Float[np.ndarray, " layers"]
     """One-sided p-value of each layer."""
-    p_layers: Float[np.ndarray, " layers"]
-    """One-sided p-value by the maximum over layers, for claims about several layers."""
+    p_some: float
+    """One-sided p-value of the largest similarity over layers, for the claim that some layer is similar."""
 
 
 def calibrate(
@@ -60,10 +60,9 @@ def calibrate(
     together = np.sort(np.concatenate([seen[None], draws]), axis=0)
     critical = together[ceil((1 - alpha) * len(together)) - 1]
     room = np.maximum(best - critical, 1e-12)
-    largest = draws.max(axis=1, keepdims=True)
     return Calibrated(
         score=np.clip((seen - critical) / room, 0, 1),
         threshold=sign * critical,
         p=(1 + (draws >= seen).sum(0)) / len(together),
-        p_layers=(1 + (largest >= seen).sum(0)) / len(together),
+        p_some=float((1 + (draws.max(axis=1) >= seen.max()).sum()) / len(together)),
     )

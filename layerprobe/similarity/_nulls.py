@@ -21,7 +21,7 @@ from layerprobe.similarity.measures import find_measures
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ["layer", "measure", "value", "low", "high", "draws", "n", "observed", "calibrated", "p", "p_layers"]
+COLUMNS = ["layer", "measure", "value", "low", "high", "draws", "n", "observed", "calibrated", "p", "p_some"]
 
 
 def shuffled(
@@ -46,7 +46,7 @@ def shuffled(
         seed: seed of the shuffles and samples.
 
     Returns:
-        `layer, measure, value, low, high, draws, n, observed, calibrated, p, p_layers`: mean, lowest and highest of the draws,
+        `layer, measure, value, low, high, draws, n, observed, calibrated, p, p_some`: mean, lowest and highest of the draws,
         over n examples; the measure of the same rows unshuffled, calibrated by these draws, with its p-values (`calibrate`).
         The shuffles are the same at all layers. A measure that is undefined on these rows is left out.
 
@@ -101,7 +101,7 @@ def _summary(measure: Measure, layers: Mapping[int, tuple[float, list[float]]], 
         "observed": observed,
         "calibrated": calibrated.score,
         "p": calibrated.p,
-        "p_layers": calibrated.p_layers,
+        "p_some": calibrated.p_some,
     }
     return pd.DataFrame(columns)[COLUMNS]
 

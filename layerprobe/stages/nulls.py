@@ -15,7 +15,7 @@ from layerprobe.stages._layers import Layers, equal, varying_layers
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
 
-CALIBRATED = ["observed", "calibrated", "p", "p_layers"]
+CALIBRATED = ["observed", "calibrated", "p", "p_some"]
 COLUMNS = [
     *("layer", "measure", "value", "low", "high", "draws", "n", *CALIBRATED),
     *("method", "seed", "unit", "null", "null_kind"),
@@ -43,7 +43,7 @@ SIMILARITY_NULLS = TableSpec(
         calibrated="value relative to the shuffles: 0 at or below their 95th percentile, 1 for a perfect match (Groeger et "
         "al. 2026)",
         p="one-sided p-value of the value among the shuffles",
-        p_layers="the same by the maximum of each shuffle over layers, for claims about several layers",
+        p_some="one-sided p-value of the largest value over layers among those of the shuffles: for the claim that some layer is similar",
     ),
 )
 

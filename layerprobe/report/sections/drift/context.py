@@ -14,7 +14,7 @@ from layerprobe.report.section import Tables
 
 CAPTIONS = {
     "cka": "Centred kernel alignment (CKA), debiased: unrelated representations score about 0, and pairs of tokens of one example are left out. Look for the layer at which the line leaves 1. Bands: delete-group jackknife over 20 groups of whole examples.",
-    "paired_cosine": "Cosine between the same token's vectors in base and adapted. The dotted line is the cosine of rows of different examples: in a space where all vectors point one way it is high, and a cosine means little until it is well above it. Bands: bootstrap of whole examples.",
+    "paired_cosine": "Cosine between the same token's vectors in base and adapted. The dotted line is the cosine of random rows of different examples: in a space where all vectors point one way it is high, and a cosine means little until it is well above it. Bands: bootstrap of whole examples.",
     "procrustes": "Orthogonal Procrustes: how well one side fits the other after the best rotation. Unrelated data do not score 0 (about .68 at 500 rows of 384 features), so compare it with the crosses. Bands: delete-group jackknife over whole examples.",
 }
 """What to look for in the figure of a measure."""
