@@ -1,15 +1,18 @@
-"""Statistics that every library shares: folds and strata of examples, permuted labels, and intervals over whole examples."""
+"""Statistics that every library shares: folds and strata of examples, permuted labels, intervals and bands over whole
+examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
 STRATUM = 20
 """Least number of examples in a stratum of lengths."""
+EXACT = 1e-12
+"""Standard errors up to this are rounding."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Estimate:
     low: float
     high: float
     n: int
+    left_out: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """The value without each fold of examples, `(folds,)`, for estimates that share their folds."""
 
 
 def assign_folds(examples: int, n_folds: int, seed: int) -> np.ndarray:
@@ -42,9 +47,48 @@ def jackknife(
 
     value = statistic(None)
     left_out = np.array([statistic(fold) for fold in range(n_folds)])
-    error = np.sqrt((n_folds - 1) / n_folds * ((left_out - left_out.mean()) ** 2).sum())
-    reach = float(t.ppf(0.975, n_folds - 1) * error)
-    return Estimate(value, min(value, max(low, value - reach)), max(value, min(high, value + reach)), n)
+    reach = float(t.ppf(0.975, n_folds - 1) * jackknife_error(left_out))
+    return Estimate(value, min(value, max(low, value - reach)), max(value, min(high, value + reach)), n, left_out)
+
+
+def jackknife_error(left_out: np.ndarray) -> np.ndarray:
+    """Standard errors from the values without each fold, `(..., folds)`."""
+    folds = left_out.shape[-1]
+    deviations = left_out - left_out.mean(-1, keepdims=True)
+    return np.sqrt((folds - 1) / folds * (deviations**2).sum(-1))
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Ends of intervals that contain all true values at once with 95% probability, each `(k,)`."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+def simultaneous_bands(
+    values: np.ndarray, errors: np.ndarray, degrees: np.ndarray | float, low: float = -np.inf, high: float = np.inf
+) -> Bands:
+    """Student's t intervals at the level of Sidak (1967) for all values at once.
+
+    Sidak's inequality holds whatever the correlation of the estimates, so none has to be estimated from a few folds; bands
+    from the maximum of correlated estimates would be narrower by up to a third. Values without a standard error, such as
+    the similarity of equal layers, are exact, and do not count as comparisons.
+
+    Args:
+        values: estimates, `(k,)`.
+        errors: their standard errors, `(k,)`.
+        degrees: degrees of freedom of each standard error.
+        low, high: range of the statistic.
+    """
+    from scipy.stats import t
+
+    random = errors > EXACT
+    level = 0.95 ** (1 / max(1, int(random.sum())))
+    reach = np.where(random, t.ppf((1 + level) / 2, degrees) * errors, 0.0)
+    return Bands(
+        np.minimum(values, np.maximum(low, values - reach)), np.maximum(values, np.minimum(high, values + reach))
+    )
 
 
 def bootstrap_mean(sums: np.ndarray, counts: np.ndarray, seed: int) -> Estimate:

@@ -85,8 +85,8 @@ class DataSection(_Section):
 
 class AdaptationSection(_Section):
     methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_as_tuple)] = ("head", "full")
-    """`head`, `head:mean`, `head:cls`, `top:k`, `full`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`, `checkpoint:PATH`, and the
-    control `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
+    """`head`, `head:mean`, `head:cls`, `top:k`, `full`, `full:equal-step`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`,
+    `checkpoint:PATH`, and the control `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
     epochs: Count = 2
     """Passes over the training examples (`head` is trained to convergence instead)."""
     batch_size: Count = 16
@@ -132,6 +132,8 @@ class SimilaritySection(_Section):
     """What one row represents: a token, the mean over an example's tokens, or its first token."""
     shuffles: Count = 19
     """Permutations of whole examples that make the null; a value beyond all of 19 is significant at 5%."""
+    random_changes: Annotated[StrictInt, Field(ge=0)] = 3
+    """Random changes of the weights, of the same norms as those of a method, that its drift is compared with; 0 for none."""
 
 
 class SaeSection(_Section):

@@ -12,7 +12,7 @@ import layerprobe
 
 SOURCE = Path(layerprobe.__file__).parent
 LIBRARIES = ("similarity", "sae", "adaptation", "activations", "internals", "sufficiency", "metalearning", "energy")
-BELOW = {"errors", "files", "progress", "stats"}
+BELOW = {"errors", "files", "onsets", "progress", "stats"}
 """What every library may import."""
 MODELS = BELOW | {"data", "encoder", "families", "layers", "pooled"}
 """What libraries that run a model may import."""

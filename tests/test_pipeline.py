@@ -110,7 +110,7 @@ def test_every_table_of_the_contract_is_there(first):
     assert record.study.resolved["sae"]["k"] == 4
     assert all(task.key and task.seconds >= 0 for task in record.tasks)
     assert record.provenance.packages and record.provenance.device == "cpu"
-    assert 2 <= len(record.findings) <= 7
+    assert 2 <= len(record.findings) <= 9
     assert (first.folder / "index.html").stat().st_size > 1_000_000
     with pytest.raises(KeyError, match="no table 'nothing'"):
         first.table("nothing")
@@ -165,12 +165,16 @@ def test_unchanged_layers_share_one_dictionary_and_its_numbers(first):
 @numerical
 def test_robustness_rows_nulls_and_geometry_accompany_the_drift(first):
     table = first.table("similarity").query("method == 'full' and measure == 'cka' and unit == 'token'")
-    assert set(table["rows"]) == {"all", "no-special", "no-outliers"}
+    assert set(table["rows"]) == {"all", "no-special", "no-outliers", "no-leading-directions"}
     rows = table.groupby("rows").n_rows.max()
     assert rows["no-special"] == rows["all"] - 2 * 30  # [CLS] and [SEP] of thirty examples
     assert rows["all"] - 2 <= rows["no-outliers"] < rows["all"]  # a thousandth of the rows of each side: one row
     nulls = first.table("similarity_nulls")
     assert set(nulls.method) == {"full"}  # under head nothing changed
+    assert set(nulls.null_kind) == {"shuffled-texts", "norm-matched"}
+    compared = first.table("drift_controls")
+    assert set(compared.method) == {"full"} and set(compared.control) == {"norm-matched"}
+    assert set(compared.measure) == {"cka", "paired_cosine"} and not compared.covers_training.any()  # one seed
     null = nulls.query("measure == 'cka' and unit == 'mean'")
     assert (null.draws == 19).all() and (null.low <= null.value).all() and (null.value <= null.high).all()
     assert null.value.abs().max() < 0.3 < table.value.max()
@@ -186,7 +190,9 @@ def test_robustness_rows_nulls_and_geometry_accompany_the_drift(first):
 def test_measures_that_are_undefined_somewhere_are_left_out_with_the_reason(first, again):
     measures = "similarity.measures=['cka', 'mean_cca', 'rsa', 'mutual_knn', 'procrustes_angle']"
     result = again(measures, "sae.layers=[]", page=True)
-    assert set(stages(result, reused=False)) == {"similarity", "nulls", "depth"}  # drift is a cost in depth
+    assert set(stages(result, reused=False)) == {
+        *("similarity", "nulls", "random-change", "drift-controls", "depth"),  # drift is a cost in depth
+    }
     table = result.table("similarity")
     assert "mean_cca" in set(table.query("unit == 'token'").measure)
     assert "mean_cca" not in set(table.query("unit == 'mean'").measure)  # 40 examples are too few for 32 + 32 features
@@ -387,7 +393,10 @@ def test_several_seeds_depths_and_the_control(extra):
     assert set(seeds.method) == {"top:1", "shuffled-labels"} and set(seeds.layer) == {0, 1, 2}
     assert (seeds[seeds.method == "top:1"].query("layer <= 1").value - 1).abs().max() <= 1e-12
     html = (result.folder / "index.html").read_text()
-    assert "more than a seed?" in html and "more than with any labels?" in html
+    assert "more than a seed?" in html and "drifts more?" in html
+    compared = result.table("drift_controls").query("measure == 'cka'")
+    assert set(zip(compared.method, compared.control, strict=True)) == {("top:1", "norm-matched")}
+    assert set(compared.control_models) == {6} and (compared[compared.layer <= 1].difference.abs() < 1e-12).all()
 
 
 @numerical

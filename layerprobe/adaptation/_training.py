@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from layerprobe.adaptation._trained import frozen_in_eval
@@ -38,6 +38,45 @@ class _Keeper(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.steps:
             self.keep(state.global_step)
+
+
+class _EqualSteps(TrainerCallback):
+    """Scales the steps of groups of parameters so that all have the same relative size."""
+
+    def __init__(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
+        self.groups = groups
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.before = [[parameter.clone() for parameter in group] for group in self.groups]
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        equalise_steps(self.groups, self.before)
+
+
+@torch.no_grad()
+def equalise_steps(groups: Sequence[Sequence[Tensor]], before: Sequence[Sequence[Tensor]]) -> None:
+    """Scale the step of each group, in place, so that |dW| / |W| is the mean over groups of what it was.
+
+    Norms are over all parameters of a group. A group without a step, or of zeros, is left as it is.
+
+    Args:
+        groups: parameters after a step.
+        before: the same before it.
+    """
+    pairs = [list(zip(*pair, strict=True)) for pair in zip(groups, before, strict=True)]
+    steps = [_norm([after - old for after, old in pair]) / _norm([old for _, old in pair]) for pair in pairs]
+    moved = [float(step) for step in steps if 0 < step < torch.inf]
+    for pair, step in zip(pairs, steps, strict=True):
+        if 0 < step < torch.inf:
+            scale = sum(moved) / len(moved) / float(step)
+            for after, old in pair:
+                after.copy_(old + (after - old) * scale)
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.double().norm() for tensor in tensors]).norm()
 
 
 class _Trainer(Trainer):
@@ -116,6 +155,8 @@ def train_blocks(
         if config.checkpoints and keep is not None:
             kept = {steps * i // (config.checkpoints + 1) for i in range(1, config.checkpoints + 1)} - {0, steps}
             trainer.add_callback(_Keeper(kept, keep))
+        if groups := training.method.step_groups(model, encoder):
+            trainer.add_callback(_EqualSteps([[model.get_parameter(name) for name in group] for group in groups]))
         with nullcontext() if frozen is None else resumed(model, frozen.layer, lambda: trainer.frozen_batch):
             # The Trainer starts with a full garbage collection, which takes a second over the imported modules.
             gc.freeze()

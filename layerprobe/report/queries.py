@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from layerprobe.onsets import Onset, Verdict, extreme, onset, verdicts
 from layerprobe.record import MeasureRecord, MethodRecord, RunRecord
 
 if TYPE_CHECKING:
@@ -14,7 +17,9 @@ if TYPE_CHECKING:
 Tables = Mapping[str, "pd.DataFrame"]
 
 BEGINS = 0.95
-"""A layer counts as changed where the upper end of its similarity's interval is below this."""
+"""The similarity below which a layer counts as changed. It is a convention: `THRESHOLDS` shows what depends on it."""
+THRESHOLDS = (0.9, 0.95, 0.99)
+"""Similarities at which the onset of change is reported."""
 UNCHANGED = 1e-6
 """A similarity this close to its value of no change is that of an untouched layer."""
 BASELINES = {
@@ -184,6 +189,120 @@ def drift_of(
     if rows.empty:
         return rows
     return rows[rows.seed == (rows.seed.min() if seed is None else seed)].sort_values("layer")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One similarity by layer under a method, over its training seeds: what sentences and the layer strip decide on."""
+
+    seeds: tuple[int, ...]
+    layers: tuple[int, ...]
+    value: np.ndarray
+    """Mean over seeds, `(layers,)`."""
+    least: np.ndarray
+    """Lowest value of a seed, `(layers,)`."""
+    most: np.ndarray
+    """Highest value of a seed, `(layers,)`."""
+    low: np.ndarray
+    """Lowest end over seeds of the 95% intervals over examples, `(layers,)`."""
+    high: np.ndarray
+    """Highest end over seeds, `(layers,)`."""
+    band_low: np.ndarray
+    """Lowest end over seeds of the bands that hold for all layers at once: what is above a threshold is so under every seed,
+    `(layers,)`. NaN where the table has no bands."""
+    band_high: np.ndarray
+    """Highest end over seeds, `(layers,)`."""
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Of each layer at the threshold `BEGINS`, under every seed."""
+        return verdicts(self.band_low, self.band_high, BEGINS)
+
+    def onset(self, threshold: float) -> Onset:
+        """Between which layers change begins, under every seed."""
+        return onset(self.layers, self.band_low, self.band_high, threshold)
+
+    @property
+    def most_changed(self) -> int | None:
+        """The layer that changed more than every other, under every seed."""
+        return extreme(self.layers, self.band_low, self.band_high)
+
+
+def drift_over_seeds(similarity: pd.DataFrame, method: str, measure: str, unit: str = "token") -> Drift | None:
+    """A similarity by layer over all rows of one unit and all seeds of a method; None if it was not computed."""
+    rows = similarity[
+        (similarity.method == method)
+        & (similarity.measure == measure)
+        & (similarity.unit == unit)
+        & (similarity["rows"] == "all")
+    ]
+    if rows.empty:
+        return None
+    if "band_low" not in rows.columns:
+        rows = rows.assign(band_low=np.nan, band_high=np.nan)
+    # A layer without a band under one seed has none.
+    parts = {int(layer): rows[rows.layer == layer] for layer in sorted(rows.layer.unique())}
+
+    def by_layer(column: str, reduce: Any) -> np.ndarray:
+        return np.array([reduce(part[column].to_numpy(dtype=np.float64)) for part in parts.values()])
+
+    return Drift(
+        seeds=tuple(seeds_of(rows, method)),
+        layers=tuple(parts),
+        value=by_layer("value", np.mean),
+        least=by_layer("value", np.min),
+        most=by_layer("value", np.max),
+        low=by_layer("ci_low", np.min),
+        high=by_layer("ci_high", np.max),
+        band_low=by_layer("band_low", np.min),
+        band_high=by_layer("band_high", np.max),
+    )
+
+
+NORM_MATCHED = "norm-matched"
+"""Value of the column `control` for random changes of the weights."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """The drift of a method compared with that of one control, by layer."""
+
+    name: str
+    layers: tuple[int, ...]
+    similarity: np.ndarray
+    """Of base and the control, mean over its models, `(layers,)`."""
+    low: np.ndarray
+    """Lower ends of bands, which hold for all layers at once, of the drift beyond the control's, `(layers,)`."""
+    models: int
+    """Seeds of the control, or random changes."""
+    covers_training: bool
+    """Whether the bands cover further trainings."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether an onset may be named: a trained control differs by chance, which one seed does not show."""
+        return self.covers_training or self.name == NORM_MATCHED
+
+
+def controls_of(tables: Tables, method: str, measure: str) -> list[Control]:
+    """The controls that a method's drift is compared with, random changes first."""
+    table = having(tables, "drift_controls", "control")
+    if table is None:
+        return []
+    rows = table[(table.method == method) & (table.measure == measure)].sort_values("layer")
+    names = sorted(rows.control.unique(), key=lambda name: name != NORM_MATCHED)
+    parts = [rows[rows.control == name] for name in names]
+    return [
+        Control(
+            name,
+            tuple(int(layer) for layer in part.layer),
+            part.control_similarity.to_numpy(dtype=np.float64),
+            part.band_low.to_numpy(dtype=np.float64),
+            int(part.control_models.iloc[0]),
+            bool(part.covers_training.iloc[0]),
+        )
+        for name, part in zip(names, parts, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Any
 
 from layerprobe.similarity import geometry
 from layerprobe.similarity._accumulator import SimilarityAccumulator
+from layerprobe.similarity._calibration import Calibrated, calibrate
 from layerprobe.similarity._compare import compare
+from layerprobe.similarity._controls import ControlDifference, Replicates, control_difference
 from layerprobe.similarity._grid import grid
 from layerprobe.similarity._measure import Jackknife, Linear, Measure, RowMean
 from layerprobe.similarity._nulls import shuffled
@@ -25,16 +27,21 @@ from layerprobe.stats import Estimate
 
 __all__ = [
     "MEASURES",
+    "Calibrated",
+    "ControlDifference",
     "Estimate",
     "Jackknife",
     "Linear",
     "Measure",
+    "Replicates",
     "RowMean",
     "ShapeMetric",
     "SimilarityAccumulator",
+    "calibrate",
     "cka",
     "cka_angle",
     "compare",
+    "control_difference",
     "find_measures",
     "geometry",
     "grid",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -113,8 +113,10 @@ class RowMean(Resampling):
         return lambda fold: float(values[pair.without(fold)].mean())
 
     def interval(self, measure: Measure, pair: PairedRows) -> Estimate:
-        sums = np.bincount(pair.groups, weights=self.values(pair))
-        return bootstrap_mean(sums, np.bincount(pair.groups), pair.seed)
+        sums, counts = np.bincount(pair.groups, weights=self.values(pair)), np.bincount(pair.groups)
+        total, rows = (part.sum() - np.bincount(pair.folds, weights=part) for part in (sums, counts))
+        left_out = total / rows if pair.n_folds > 1 else None
+        return replace(bootstrap_mean(sums, counts, pair.seed), left_out=left_out)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from layerprobe.errors import MeasureError
 from layerprobe.progress import track
 from layerprobe.similarity._arrays import checked, constant, finite, grouped, is_constant, sample_rows
+from layerprobe.similarity._calibration import calibrate
 from layerprobe.similarity._measure import MIN_EXAMPLES, Measure
 from layerprobe.similarity._paired import PairedRows, Representation
 from layerprobe.similarity._statistics import Pair, Products, Side, Sums
@@ -19,6 +20,8 @@ from layerprobe.similarity.measures import find_measures
 
 if TYPE_CHECKING:
     import pandas as pd
+
+COLUMNS = ["layer", "measure", "value", "low", "high", "draws", "n", "observed", "calibrated", "p", "p_some"]
 
 
 def shuffled(
@@ -43,8 +46,9 @@ def shuffled(
         seed: seed of the shuffles and samples.
 
     Returns:
-        `layer, measure, value, low, high, draws, n`: mean, lowest and highest of the draws, over n examples. A measure that
-        is undefined on these rows is left out.
+        `layer, measure, value, low, high, draws, n, observed, calibrated, p, p_some`: mean, lowest and highest of the draws,
+        over n examples; the measure of the same rows unshuffled, calibrated by these draws, with its p-values (`calibrate`).
+        The shuffles are the same at all layers. A measure that is undefined on these rows is left out.
 
     Raises:
         MeasureError: if a measure does not exist, or fewer than 8 examples share their length with another.
@@ -65,7 +69,7 @@ def shuffled(
         )
     counts = np.bincount(numbers)
     partners = [_partners(counts, np.random.default_rng((seed, draw))) for draw in range(draws)]
-    rows = []
+    found: dict[str, dict[int, tuple[float, list[float]]]] = {measure.name: {} for measure in selected}
     for layer in track(sorted(base), "shuffled examples"):
         caller = f"shuffled, layer {layer}"
         x, y = (
@@ -74,16 +78,41 @@ def shuffled(
         )
         pair = PairedRows(x, y, seed=seed)
         for name, values in _values(pair, partners, selected).items():
-            rows.append((layer, name, float(np.mean(values)), min(values), max(values), draws, examples))
-    return pd.DataFrame(rows, columns=["layer", "measure", "value", "low", "high", "draws", "n"])
+            found[name][layer] = values[0], values[1:]
+    tables = [_summary(measure, found[measure.name], examples) for measure in selected if found[measure.name]]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def _summary(measure: Measure, layers: Mapping[int, tuple[float, list[float]]], examples: int) -> pd.DataFrame:
+    """Draws and calibrated values of one measure: a row per layer."""
+    import pandas as pd
+
+    observed = np.array([value for value, _ in layers.values()])
+    null = np.array([draws for _, draws in layers.values()]).T
+    calibrated = calibrate(observed, null, top=measure.top, distance=measure.kind == "distance")
+    columns = {
+        "layer": list(layers),
+        "measure": measure.name,
+        "value": null.mean(0),
+        "low": null.min(0),
+        "high": null.max(0),
+        "draws": len(null),
+        "n": examples,
+        "observed": observed,
+        "calibrated": calibrated.score,
+        "p": calibrated.p,
+        "p_some": calibrated.p_some,
+    }
+    return pd.DataFrame(columns)[COLUMNS]
 
 
 def _values(
     pair: PairedRows, partners: Sequence[Int[np.ndarray, " examples"]], measures: Sequence[Measure]
 ) -> dict[str, list[float]]:
-    """Values of each measure that is defined, one per shuffle."""
+    """Values of each measure that is defined: of the rows as they are, then one per shuffle."""
     values: dict[str, list[float]] = {measure.name: [] for measure in measures}
-    for partner in partners:
+    unmoved = np.arange(pair.n_examples)
+    for partner in (unmoved, *partners):
         shuffle = _ShuffledRows(pair, partner)
         for measure in measures:
             if measure.name in values:

@@ -13,6 +13,7 @@ from layerprobe.stages.capture import Capture, CaptureSae, CaptureTrain
 from layerprobe.stages.crosscoder import Crosscoder
 from layerprobe.stages.crossing import Crossing
 from layerprobe.stages.depth import Depth
+from layerprobe.stages.drift_controls import DriftControls
 from layerprobe.stages.encode import Encode
 from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.frozen_blocks import FrozenBlocks
@@ -24,6 +25,7 @@ from layerprobe.stages.match import Match
 from layerprobe.stages.nulls import Nulls
 from layerprobe.stages.outside import Outside
 from layerprobe.stages.probes import Probes
+from layerprobe.stages.random_change import RandomChange
 from layerprobe.stages.reference import Reference
 from layerprobe.stages.sae import Sae
 from layerprobe.stages.seeds import Seeds
@@ -67,4 +69,6 @@ REGISTRY: tuple[type[Stage], ...] = (
     BasisExcess,
     Steps,
     Depth,
+    RandomChange,
+    DriftControls,
 )

@@ -1,27 +1,82 @@
-"""Which layers and rows of two captures the comparing stages compare."""
+"""Which layers, rows and measures of two captures the comparing stages compare."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
+
+from layerprobe.study import Study
 
 if TYPE_CHECKING:
     from layerprobe.activations import ActivationStore
 
 OUTLIERS = 0.001
 """Share of a layer's rows, by norm on each side, that the robustness check leaves out."""
+DIRECTIONS = 0.01
+"""Directions of the largest variance, as a share of the width and for each side, that the robustness check removes (Mu and
+Viswanath 2018, "All-but-the-Top")."""
+
+
+MEASURES = ("cka", "paired_cosine")
+"""Measures that the page discusses; costly checks and controls are limited to them."""
+CHUNK = 16_384
+"""Rows converted to float64 at a time."""
+
+
+def measures_of(study: Study) -> list[str]:
+    """The measures that drift is compared with controls by: CKA and the cosine, else the study's first."""
+    measures = study.similarity.measures
+    return [name for name in MEASURES if name in measures] or list(measures[:1])
+
+
+def unit_of(study: Study) -> Any:
+    """The unit that drift is compared with controls in: tokens, else the study's first."""
+    units = study.similarity.units
+    return "token" if "token" in units else units[0]
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows that are compared, the same on both sides of a layer."""
+
+    name: str
+    """Value of the column `rows`."""
+    layers: list[int]
+    """Layers to compare."""
+    kept: Mapping[int, Any] = field(default_factory=dict)
+    """Numbers of the rows by layer; all rows of layers that are not in it."""
+    removed: Mapping[int, Float[np.ndarray, "width directions"]] = field(default_factory=dict)
+    """Orthonormal directions by layer that are projected out of the rows."""
+
+    main_measures: bool = False
+    """Whether only the measures that the page discusses are computed on them."""
+
+    def of(self, values: Any, layer: int) -> Any:
+        """These rows of a matrix of all rows."""
+        values = values[self.kept.get(layer, slice(None))]
+        if layer in self.removed:
+            directions = self.removed[layer]
+            values = values - (values @ directions) @ directions.T
+        return values
+
+    def directions(self, layer: int) -> int:
+        """Number of directions that are removed."""
+        return self.removed[layer].shape[1] if layer in self.removed else 0
 
 
 class Layers(Mapping[int, Any]):
     """Some rows of some layers of a store, read on access, so that memory holds one layer at a time."""
 
-    def __init__(self, store: ActivationStore, unit: Any, layers: list[int], keep: Any = slice(None)) -> None:
-        self.store, self.unit, self.layers, self.keep = store, unit, layers, keep
+    def __init__(self, store: ActivationStore, unit: Any, layers: list[int], rows: RowSet | None = None) -> None:
+        self.store, self.unit, self.layers, self.rows = store, unit, layers, rows
 
     def __getitem__(self, layer: int) -> Any:
-        return self.store.unit(self.unit, layer)[self.keep]
+        values = self.store.unit(self.unit, layer)
+        return values if self.rows is None else self.rows.of(values, layer)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.layers)
@@ -30,11 +85,9 @@ class Layers(Mapping[int, Any]):
         return len(self.layers)
 
 
-def row_sets(
-    base: ActivationStore, adapted: ActivationStore, unit: Any, layers: list[int]
-) -> Iterator[tuple[str, Any, list[int]]]:
-    """Names of row sets, their rows, and the layers to compare on them: all rows, and tokens without a few extreme ones."""
-    yield "all", slice(None), layers
+def row_sets(base: ActivationStore, adapted: ActivationStore, unit: Any, layers: list[int]) -> Iterator[RowSet]:
+    """All rows; tokens without a few extreme ones; tokens without the directions of largest variance on either side."""
+    yield RowSet("all", layers)
     if unit != "token":
         return
     changed = [layer for layer in layers if not equal(base, adapted, unit, layer)]
@@ -42,14 +95,32 @@ def row_sets(
         return
     plain = np.flatnonzero(~base.rows["special"].to_numpy())
     if _examples(base, plain) >= 8:
-        yield "no-special", plain, changed
+        yield RowSet("no-special", changed, kept=dict.fromkeys(changed, plain))
     count = max(1, round(OUTLIERS * base.n_rows))
+    kept = {}
     for layer in changed:
         norms = [np.linalg.norm(store.unit(unit, layer), axis=1) for store in (base, adapted)]
         outliers = np.concatenate([np.argpartition(norm, -count)[-count:] for norm in norms])
-        kept = np.setdiff1d(np.arange(base.n_rows), outliers)
-        if _examples(base, kept) >= 8:
-            yield "no-outliers", kept, [layer]
+        kept[layer] = np.setdiff1d(np.arange(base.n_rows), outliers)
+    kept = {layer: rows for layer, rows in kept.items() if _examples(base, rows) >= 8}
+    if kept:
+        yield RowSet("no-outliers", list(kept), kept=kept)
+    count = max(1, round(DIRECTIONS * base.width))
+    sides = {
+        layer: [leading_directions(store.unit(unit, layer), count) for store in (base, adapted)] for layer in changed
+    }
+    removed = {layer: np.linalg.qr(np.concatenate(both, axis=1))[0] for layer, both in sides.items()}
+    yield RowSet("no-leading-directions", changed, removed=removed, main_measures=True)
+
+
+def leading_directions(rows: Any, count: int) -> Float[np.ndarray, "width count"]:
+    """Orthonormal directions of the largest variance of rows, `(n, width)`: their leading principal components."""
+    mean = np.asarray(np.mean(rows, axis=0, dtype=np.float64))
+    scatter = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(rows), CHUNK):
+        centred = np.asarray(rows[start : start + CHUNK], dtype=np.float64) - mean
+        scatter += centred.T @ centred
+    return np.linalg.eigh(scatter)[1][:, -count:]
 
 
 def equal(base: ActivationStore, adapted: ActivationStore, unit: Any, layer: int) -> bool:

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from layerprobe.context import Context
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import paired_rows, save
-from layerprobe.stages._layers import Layers, varying_layers
+from layerprobe.stages._layers import Layers, RowSet, varying_layers
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
 
@@ -74,8 +74,9 @@ class LabelVariance(ModelStage):
             example = stores[0].groups(unit)
             keep = slice(None) if unit == "token" else slice(len(lengths))
             layers = sorted(set.intersection(*(set(varying_layers(store, unit)) for store in stores)))
+            rows = RowSet("all", layers, kept=dict.fromkeys(layers, keep))
             base, adapted = (
-                label_variance(Layers(store, unit, layers, keep), example[keep], labels, lengths, seed=context.seed)
+                label_variance(Layers(store, unit, layers, rows), example[keep], labels, lengths, seed=context.seed)
                 for store in stores
             )
             sides = {"base": base, "adapted": adapted, "difference": adapted.minus(base)}

@@ -15,11 +15,16 @@ from layerprobe.stages._layers import Layers, equal, varying_layers
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
 
-COLUMNS = ["layer", "measure", "value", "low", "high", "draws", "n", "method", "seed", "unit", "null", "null_kind"]
+CALIBRATED = ["observed", "calibrated", "p", "p_some"]
+COLUMNS = [
+    *("layer", "measure", "value", "low", "high", "draws", "n", *CALIBRATED),
+    *("method", "seed", "unit", "null", "null_kind"),
+]
 
 SIMILARITY_NULLS = TableSpec(
     "similarity_nulls",
-    "Similarity where there is no effect of the method: of shuffled examples, or of models that differ in their seed alone.",
+    "Similarity where there is no effect of the method: of shuffled examples, of models that differ in their seed alone, or of "
+    "base with random changes of its weights.",
     columns(
         "method",
         "seed",
@@ -30,9 +35,15 @@ SIMILARITY_NULLS = TableSpec(
         value="mean of the draws",
         low="lowest draw; for `seed` the lower end of the 95% interval over examples",
         high="highest draw; for `seed` the upper end of the 95% interval over examples",
-        draws="number of draws: shuffles, or 1 for a pair of seeds",
-        null="`shuffled-texts`, or `seed-` and the other seed",
-        null_kind="`shuffled-texts` (examples permuted among those of equal length) or `seed` (two seeds of one method)",
+        draws="number of draws: shuffles, random changes, or 1 for a pair of seeds",
+        null="`shuffled-texts`, `norm-matched`, or `seed-` and the other seed",
+        null_kind="`shuffled-texts` (examples permuted among those of equal length), `norm-matched` (base with random changes of "
+        "its weights, of the norms of the method's) or `seed` (two seeds of one method)",
+        observed="value of the method on the examples that are shuffled; missing for other nulls, as are the next three",
+        calibrated="value relative to the shuffles: 0 at or below their 95th percentile, 1 for a perfect match (Groeger et "
+        "al. 2026)",
+        p="one-sided p-value of the value among the shuffles",
+        p_some="one-sided p-value of the largest value over layers among those of the shuffles: for the claim that some layer is similar",
     ),
 )
 
@@ -42,7 +53,7 @@ class Nulls(ModelStage):
     """Each measure in each changed layer when whole examples are permuted among examples of equal length."""
 
     name: ClassVar = "nulls"
-    version: ClassVar = 2
+    version: ClassVar = 3
     tables: ClassVar = (SIMILARITY_NULLS,)
     first_guess: ClassVar = 8.0
 

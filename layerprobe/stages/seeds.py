@@ -26,7 +26,7 @@ class Seeds(Stage):
     seeds: tuple[int, ...]
 
     name: ClassVar = "seeds"
-    version: ClassVar = 2
+    version: ClassVar = 3
     tables: ClassVar = (SIMILARITY_NULLS,)
 
     @property
@@ -65,7 +65,10 @@ class Seeds(Stage):
                     seed=seed,
                     leave_out_undefined=True,
                 )
-                table = table.rename(columns={"ci_low": "low", "ci_high": "high"}).drop(columns="n_rows")
+                table.attrs.clear()
+                table = table.rename(columns={"ci_low": "low", "ci_high": "high"}).drop(
+                    columns=["n_rows", "band_low", "band_high"]
+                )
                 named: dict[str, Any] = {"method": self.method.name, "seed": seed, "unit": unit, "draws": 1}
                 tables.append(table.assign(**named, null=f"seed-{other}", null_kind="seed"))
         save(folder, "similarity_nulls", pd.concat(tables, ignore_index=True))

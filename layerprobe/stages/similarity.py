@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import paired_rows, save
-from layerprobe.stages._layers import Layers, row_sets, varying_layers
+from layerprobe.stages._layers import Layers, measures_of, row_sets, varying_layers
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SIMILARITY = TableSpec(
     "similarity",
@@ -24,12 +27,16 @@ SIMILARITY = TableSpec(
         "layer",
         "measure",
         "n",
-        rows="which rows are compared: `all`, tokens without special ones (`no-special`), or tokens without the 0.1% of "
-        "largest norm on each side (`no-outliers`)",
+        rows="`all`, tokens without special ones (`no-special`), without the 0.1% of largest norm on each side "
+        "(`no-outliers`), or without the leading principal components of either side (`no-leading-directions`)",
         value="value of the measure, base against adapted",
         ci_low="lower end of its 95% interval over examples",
         ci_high="upper end of its 95% interval over examples",
+        band_low="lower end of its 95% band over examples, which holds for all layers at once (jackknife errors, Student's t at "
+        "the level of Sidak)",
+        band_high="upper end of this band",
         n_rows="number of rows that the value is computed on",
+        directions_removed="number of directions that are projected out of the rows: 1% of the width for each side",
     ),
 )
 SIMILARITY_GRID = TableSpec(
@@ -61,6 +68,15 @@ SIMILARITY_LEFT_OUT = TableSpec(
         why="why the measure is undefined",
     ),
 )
+FOLDS = "folds.parquet"
+"""Of each value on all rows, what it is without each fold of examples: unit, layer, measure, fold, value."""
+
+
+def fold_values(table: pd.DataFrame) -> pd.DataFrame:
+    """The values without each fold of a table that `compare` returned: layer, measure, fold, value."""
+    import pandas as pd
+
+    return pd.DataFrame(table.attrs.pop("folds"), columns=["layer", "measure", "fold", "value"])
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Similarity(ModelStage):
     """Similarity of base and adapted at each layer, on several sets of rows; and of every layer with every layer."""
 
     name: ClassVar = "similarity"
-    version: ClassVar = 3
+    version: ClassVar = 4
     tables: ClassVar = (SIMILARITY, SIMILARITY_GRID, SIMILARITY_LEFT_OUT)
     first_guess: ClassVar = 15.0
 
@@ -81,7 +97,8 @@ class Similarity(ModelStage):
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         similarity = study.study.similarity
-        return {**self.named, "measures": list(similarity.measures), "units": list(similarity.units)}
+        settings = {"measures": list(similarity.measures), "units": list(similarity.units)}
+        return {**self.named, **settings, "analysis_seed": study.study.seeds[0]}
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import pandas as pd
@@ -90,20 +107,24 @@ class Similarity(ModelStage):
 
         base, adapted = paired_rows(parents)
         settings = context.study.similarity
-        drift, grids, left_out = [], [], []
+        drift, grids, left_out, folds = [], [], [], []
         for unit in settings.units:
             layers = varying_layers(base, unit)
-            for rows, keep, compared in row_sets(base, adapted, unit, layers):
+            groups = base.groups(unit)
+            for rows in row_sets(base, adapted, unit, layers):
                 table = compare(
-                    Layers(base, unit, compared, keep),
-                    Layers(adapted, unit, compared, keep),
-                    base.groups(unit)[keep],
-                    measures=settings.measures,
-                    seed=self.number_of_seed,
+                    Layers(base, unit, rows.layers, rows),
+                    Layers(adapted, unit, rows.layers, rows),
+                    {layer: groups[rows.kept.get(layer, slice(None))] for layer in rows.layers},
+                    measures=measures_of(context.study) if rows.main_measures else settings.measures,
+                    seed=context.seed,  # models are compared with each other over the same folds
                     leave_out_undefined=True,
                 )
-                named: dict[str, Any] = {**self.named, "unit": unit, "rows": rows}
-                drift.append(table.assign(**named))
+                named: dict[str, Any] = {**self.named, "unit": unit, "rows": rows.name}
+                of_folds = fold_values(table)
+                drift.append(table.assign(**named, directions_removed=table.layer.map(rows.directions)))
+                if rows.name == "all":
+                    folds.append(of_folds.assign(unit=unit))
                 left_out += [
                     {**named, "layer": layer, "measure": measure, "why": why}
                     for layer, measure, why in table.attrs["left_out"]
@@ -117,6 +138,7 @@ class Similarity(ModelStage):
                 crossed = grid(sides, base.groups(unit), measures=linear)
                 grids.append(crossed.assign(**self.named, unit=unit))
         save(folder, "similarity", pd.concat(drift, ignore_index=True))
+        pd.concat(folds, ignore_index=True).to_parquet(folder / FOLDS, index=False)
         if grids:
             save(folder, "similarity_grid", pd.concat(grids, ignore_index=True))
         if left_out:

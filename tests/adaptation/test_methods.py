@@ -27,7 +27,19 @@ from layerprobe.layers import blocks
 
 pytestmark = pytest.mark.numerical
 
-EVERY = ["head", "head:mean", "top:1", "top:2", "lora:2", "lora:2@2", "bitfit", "lp-ft", "full", "shuffled-labels"]
+EVERY = [
+    "head",
+    "head:mean",
+    "top:1",
+    "top:2",
+    "lora:2",
+    "lora:2@2",
+    "bitfit",
+    "lp-ft",
+    "full",
+    "full:equal-step",
+    "shuffled-labels",
+]
 
 
 def test_methods_are_parsed_and_refused():
@@ -127,6 +139,10 @@ def test_bad_methods_are_refused_in_one_sentence(text, says):
 
 def test_methods_that_do_not_fit_an_encoder_are_refused(tiny_encoder, tiny_corpus, tmp_path):
     albert = load_encoder(str(make_encoder(tmp_path / "albert", "albert")))
+    with pytest.raises(
+        ArgumentError, match=r"full:equal-step.* makes the steps of layers equal, .* share their weights"
+    ):
+        parse_method("full:equal-step").check(albert)
     for text in ("top:1", "lora:2@1"):
         with pytest.raises(ArgumentError, match=rf"{text}.* some blocks and not others, .* share their weights"):
             parse_method(text).check(albert)

@@ -28,6 +28,8 @@ def similarity(values, method="full", unit="token", measure="cka", reach=0.01):
             "value": values,
             "ci_low": np.array(values) - reach,
             "ci_high": np.minimum(1, np.array(values) + reach),
+            "band_low": np.array(values) - 1.5 * reach,
+            "band_high": np.minimum(1, np.array(values) + 1.5 * reach),
             "n": 50,
         }
     )
@@ -78,16 +80,47 @@ def test_the_answer_follows_planted_numbers():
     }
     text = sentences(tables)
     assert "Under head, no layer of the body changed" in text
-    assert "Under full, change begins at layer 2" in text
+    assert "Under full, change begins at layer 2 (CKA below 0.95 by a 95% band" in text
+    assert "between layers 2 and 3 at 0.9, between layers 0 and 1 at 0.99)" in text and "is largest at layer 3" in text
     assert "0.400 (95% interval 0.390 to 0.410)" in text
-    assert "Layers 0-1 kept" in text
-    assert "a difference of -10.0 points" in text and "majority" not in text and "most frequent label reaches 0.500" in text
+    assert "Layers 0-1 kept their representation (CKA above 0.95)." in text
+    assert (
+        "a difference of -10.0 points" in text
+        and "majority" not in text
+        and "most frequent label reaches 0.500" in text
+    )
 
 
 def test_nothing_is_claimed_to_begin_where_intervals_reach_the_line():
     tables = {"adaptation": adaptation(full=0.8), "similarity": similarity([1, 0.94, 0.945], reach=0.02)}
-    assert "no layer's CKA is reliably below 0.95" in sentences(tables)
-    assert "change begins" not in sentences(tables)
+    text = sentences(tables)
+    assert "no layer's CKA is shown to be below 0.95" in text and "change begins" not in text
+    assert "Layer 0 kept its representation" in text and "Layers 1-2: undecided at 0.95." in text
+    assert "is largest" not in text  # the bands of layers 1 and 2 overlap
+
+
+def test_a_layer_whose_interval_reaches_the_line_is_not_called_kept():
+    text = sentences({"similarity": similarity([1, 0.955, 0.4], reach=0.01)})
+    assert "Layer 0 kept" in text and "Layer 1: undecided" in text
+    assert "change begins between layers 1 and 2" in text
+
+
+def test_several_seeds_are_averaged_and_must_agree():
+    seeds = [
+        similarity([1, 0.97, 0.4]),
+        similarity([1, 0.94, 0.5]).assign(seed=1),
+        similarity([1, 0.9, 0.6]).assign(seed=2),
+    ]
+    text = sentences({"similarity": pd.concat(seeds)})
+    assert "Under full (every one of 3 seeds), change begins between layers 1 and 2" in text
+    assert "CKA with the base is 0.500 (0.400 to 0.600 over 3 seeds; 95% intervals of single seeds within 0.390" in text
+    assert "Layer 0 kept" in text and "Layer 1: undecided" in text
+
+
+def test_a_run_without_bands_decides_nothing():
+    old = similarity([1, 0.97, 0.4]).drop(columns=["band_low", "band_high"])
+    text = sentences({"similarity": old})
+    assert "Layers 0-2: undecided" in text and "change begins" not in text and "0.400 (95% interval" in text
 
 
 def test_data_cannot_escape_into_the_page(tmp_path):

@@ -15,7 +15,7 @@ from layerprobe.report.section import Section
 from layerprobe.report.sections import REGISTRY, answer, drift, made, sure
 from layerprobe.report.sections.drift.context import agreement, beyond
 from layerprobe.report.sections.drift.figures import NULLS, drift_by_unit, geometry, layer_grid, row_sets
-from layerprobe.report.sections.drift.sentences import layer_ranges
+from layerprobe.report.sections.drift.sentences import control_sentence, equal_step_sentence, layer_ranges
 from layerprobe.report.theme import COLOURS
 from layerprobe.runs import Run
 
@@ -30,12 +30,32 @@ def nulls(method="full", seed=0, kind="shuffled-texts", values=(0.1, 0.1, 0.1), 
             "unit": "token",
             "measure": measure,
             "layer": range(len(values)),
-            "null": kind if kind == "shuffled-texts" else "seed-1",
+            "null": "seed-1" if kind == "seed" else kind,
             "null_kind": kind,
             "value": values,
             "low": np.array(values) - reach,
             "high": np.array(values) + reach,
             "draws": 20,
+        }
+    )
+
+
+def controls(name, values, covers=True, reach=0.02, models=3, drift=(1.0, 0.965, 0.55)):
+    gap = np.array(values) - np.array(drift)
+    return pd.DataFrame(
+        {
+            "method": "full",
+            "unit": "token",
+            "measure": "cka",
+            "layer": range(len(values)),
+            "control": name,
+            "similarity": drift,
+            "control_similarity": values,
+            "difference": gap,
+            "band_low": gap - reach,
+            "band_high": gap + reach,
+            "control_models": models,
+            "covers_training": covers,
         }
     )
 
@@ -55,7 +75,16 @@ def study(**more):
                 similarity([0.0, 0.5, 0.1], measure="cka_angle"),
             ]
         ),
-        "similarity_nulls": pd.concat([nulls(), nulls(kind="seed", values=(1.0, 0.98, 0.9))]),
+        "similarity_nulls": pd.concat(
+            [
+                nulls().assign(calibrated=[1.0, 0.9, 0.5]),
+                nulls(kind="seed", values=(1.0, 0.98, 0.9)),
+                nulls(kind="norm-matched", values=(1.0, 0.999, 0.99)),
+            ]
+        ),
+        "drift_controls": pd.concat(
+            [controls("norm-matched", [1.0, 0.999, 0.99]), controls("shuffled-labels", [1.0, 0.99, 0.7])]
+        ),
     }
     return complete(tables | more, record())
 
@@ -190,10 +219,10 @@ def test_the_strip_is_one_less_the_similarity_and_outlines_what_is_reliably_chan
     shown = figure("layer_strip", *study())
     grid = shown.data[0]
     assert list(grid.y) == ["head", "full", "shuffled-labels"] and list(grid.x) == [0, 1, 2]
-    assert grid.z[1] == pytest.approx(tuple(1 - value for value in DRIFT))
+    assert grid.z[1] == pytest.approx([0.0, 0.035, 0.45])  # means of two seeds
     outlined = [(round((s.x0 + s.x1) / 2), round((s.y0 + s.y1) / 2)) for s in shown.layout.shapes]
     assert outlined == [(2, 1), (2, 2)]
-    assert [note.text for note in shown.layout.annotations][3:6] == ["0.00", "0.03", "0.40"]
+    assert [note.text for note in shown.layout.annotations][3:6] == ["0.00", "0.04", "0.45"]
 
 
 def test_a_measure_is_drawn_with_its_seeds_interval_and_nulls():
@@ -264,14 +293,17 @@ def test_geometry_and_grids_show_both_sides():
 def test_drift_is_compared_with_each_null():
     tables, about = study()
     table = beyond(tables, about, "full")
-    assert (table["measure"], table["draws"], table["seeds"], table["control"]) == ("cka", 20, True, "shuffled-labels")
+    assert (table["measure"], table["draws"], table["seeds"], table["trained"]) == ("cka", 20, True, True)
+    assert [control.name for control in table["controls"]] == ["norm-matched", "shuffled-labels"]
     last = table["rows"][2]
     assert last["value"] == 0.6 and last["similar"]  # .59 is above the shuffles' .15
     assert last["seeds"] == pytest.approx((0.9, 0.85, 0.95)) and last["beyond_seeds"]
-    assert last["control"] == pytest.approx((0.7, 0.69, 0.71)) and last["beyond_control"]
-    assert not table["rows"][0]["beyond_seeds"] and not table["rows"][0]["beyond_control"]
+    assert last["controls"] == [{"value": 0.99, "beyond": True}, {"value": 0.7, "beyond": True}]
+    assert last["calibrated"] == 0.5 and table["calibrated"]
+    assert [cell["beyond"] for cell in table["rows"][1]["controls"]] == [True, True]
+    assert not table["rows"][0]["beyond_seeds"] and not table["rows"][0]["controls"][0]["beyond"]
     control = beyond(tables, about, "shuffled-labels")
-    assert control["control"] is None and not control["seeds"] and control["draws"] == 0
+    assert not control["controls"] and not control["seeds"] and control["draws"] == 0
     assert beyond({"similarity": tables["similarity"]}, about, "full") is None
 
 
@@ -281,8 +313,41 @@ def test_a_distance_exceeds_its_null_upwards():
     tables, about = complete(
         {"similarity": pd.concat(rows), "similarity_nulls": nulls(values=(1.5, 1.5), measure="cka_angle")}, record()
     )
-    last = beyond(tables, about, "full")["rows"][1]
-    assert last["similar"] and last["beyond_control"]
+    assert beyond(tables, about, "full")["rows"][1]["similar"]
+
+
+def test_one_training_of_a_control_decides_nothing_about_it():
+    one = controls("shuffled-labels", [1.0, 0.99, 0.7], covers=False, models=1)
+    tables, about = study(drift_controls=one)
+    assert [row["controls"][0]["beyond"] for row in beyond(tables, about, "full")["rows"]] == [None] * 3
+    text = control_sentence(tables, about, "full")
+    assert "shuffled-labels (1 seed) leaves CKA at 0.700 at layer 2" in text and "The first layer" not in text
+    assert "Whether it exceeds shuffled-labels beyond chance in training is undecided with one seed." in text
+
+
+def test_drift_is_said_to_exceed_controls_from_the_first_layer_beyond_all_of_them():
+    tables, about = study()
+    text = control_sentence(tables, about, "full")
+    assert "3 random changes of the weights with the norms of full leave CKA at 0.990 at layer 2" in text
+    assert "The first layer at which the drift of full is shown to exceed that of both is 1." in text
+    assert control_sentence(tables, about, "shuffled-labels") is None
+    late = pd.concat([controls("norm-matched", [1.0, 0.98, 0.9]), controls("shuffled-labels", [1.0, 0.97, 0.7])])
+    assert "both is 2." in control_sentence(tables | {"drift_controls": late}, about, "full")
+    random = controls("norm-matched", [1.0, 0.999, 0.99], covers=False)
+    text = control_sentence(tables | {"drift_controls": random}, about, "full")
+    assert "shown to exceed that of the random changes is 1, given this one training." in text
+    assert "No model was trained on shuffled labels" in text
+    none = controls("norm-matched", [1.0, 0.97, 0.55])
+    text = control_sentence(tables | {"drift_controls": none}, about, "full")
+    assert "At no layer is the drift of full shown to exceed that of the random changes." in text
+
+
+def test_equal_steps_qualify_the_slope_over_layers():
+    name = "full:equal-step"
+    text = equal_step_sentence(similarity([1, 0.95, 0.6], name))
+    assert "0.950 at layer 1 and 0.600 at layer 2: later layers change more also without larger steps" in text
+    assert "is undecided" in equal_step_sentence(similarity([1, 0.61, 0.6], name))
+    assert equal_step_sentence(similarity([1, 0.9, 0.6])) is None
 
 
 def test_measures_that_disagree_are_named_with_the_layer_of_each():
@@ -296,7 +361,11 @@ def test_measures_that_disagree_are_named_with_the_layer_of_each():
     assert "layer 2: cka, paired_cosine; layer 1: cka_angle" in found["text"]
     wide = {"similarity": pd.concat([similarity([1, 0.9, 0.88], reach=0.05), similarity([1, 0.7, 0.5], measure="rsa")])}
     found = agreement(*complete(wide, record()), "full")
-    assert found["rows"][0]["tied"] == [1, 2] and "All 2 measures name layer 2" in found["text"]
+    assert (
+        found["rows"][0]["tied"] == [1, 2]
+        and found["rows"][0]["first"] is None
+        and "All 2 measures name layer 2" in found["text"]
+    )
     assert agreement(*complete({"similarity": similarity(DRIFT)}, record()), "full") is None
 
 

@@ -165,6 +165,19 @@ def test_procrustes_equals_scipy_s_rotation():
     assert procrustes(x, y) == pytest.approx(scale, abs=1e-12)
 
 
+def test_the_baseline_pairs_random_positions():
+    """Paired by position, first tokens that are alike in all examples would score 1 with each other."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(400), 5)
+    x = rng.standard_normal((2000, 40))
+    x[::5] = rng.standard_normal(40)  # every example begins with the same vector
+    lengths = np.linalg.norm(x, axis=1)
+    cosines = x @ x.T / np.outer(lengths, lengths)
+    expected = cosines[groups[:, None] != groups[None]].mean()  # all pairs of rows of different examples: about 1 / 25
+    value = paired_cosine_baseline(x, x, groups=groups, seed=1)
+    assert value == pytest.approx(expected, abs=0.02) and 0.02 < expected < 0.06
+
+
 def test_the_baseline_never_pairs_rows_of_one_example():
     groups = np.repeat(np.arange(5), [4, 1, 2, 6, 3])
     x = np.eye(5)[groups] + 1e-9

@@ -8,12 +8,16 @@ from layerprobe import similarity
 from layerprobe.activations import ActivationStore
 from layerprobe.encoder import collate, tokenize
 from layerprobe.layers import forward
+from layerprobe.stages._layers import leading_directions
 from layerprobe.stages.capture import Capture, CaptureSae, CaptureTrain
+from layerprobe.stages.drift_controls import DriftControls
 from layerprobe.stages.geometry import BASE_TABLE, Geometry
 from layerprobe.stages.nulls import Nulls
+from layerprobe.stages.random_change import RandomChange
 from layerprobe.stages.seeds import Seeds
 from layerprobe.stages.sentences import Sentences
-from layerprobe.stages.similarity import Similarity
+from layerprobe.stages.similarity import FOLDS, Similarity
+from layerprobe.stats import jackknife_error, simultaneous_bands
 
 pytestmark = pytest.mark.numerical
 
@@ -73,6 +77,85 @@ def test_similarity_of_an_unchanged_layer_is_one(bench):
     grid = grid.set_index(["side_a", "layer_a", "side_b", "layer_b"]).value
     assert grid["base", 2, "adapted", 2] == pytest.approx(top["mean", 2])
     assert grid["base", 1, "adapted", 1] == pytest.approx(1)
+
+
+def test_bands_hold_for_all_layers_and_come_from_the_stored_folds(bench):
+    import pandas as pd
+
+    built = bench.build(Similarity(FULL, 0))
+    table = built.table("similarity")
+    assert (table.band_low <= table.ci_low + 1e-9)[table.measure == "cka"].all()  # three layers instead of one
+    folds = pd.read_parquet(built.folder / FOLDS)
+    for measure in ("cka", "paired_cosine"):
+        rows = table[(table.unit == "token") & (table["rows"] == "all") & (table.measure == measure)]
+        values = folds[(folds.unit == "token") & (folds.measure == measure)].pivot(
+            index="layer", columns="fold", values="value"
+        )
+        bands = simultaneous_bands(rows.value.to_numpy(), jackknife_error(values.to_numpy()), 19, -1, 1)
+        assert rows.band_low.to_numpy() == pytest.approx(bands.low) and rows.band_high.to_numpy() == pytest.approx(
+            bands.high
+        )
+    exact = bench.build(Similarity(HEAD, 0)).table("similarity")
+    assert np.abs(exact[["band_low", "band_high"]] - 1).max(axis=None) <= 1e-12
+
+
+def test_leading_directions_are_those_of_an_svd_and_removed_from_both_sides(bench):
+    table = bench.build(Similarity(FULL, 0)).table("similarity")
+    rows = table[(table["rows"] == "no-leading-directions") & (table.measure == "cka")].set_index("layer")
+    assert set(rows.index) == {0, 1, 2} and set(rows.unit) == {"token"}
+    assert (rows.directions_removed == 2).all()  # 1% of 32 is one direction for each side
+    assert (table[table["rows"] != "no-leading-directions"].directions_removed == 0).all()
+    base, adapted = bench.rows(Capture.of_base()), bench.rows(Capture(FULL, 0))
+    x, y = (store.tokens(2).astype(float) for store in (base, adapted))
+    tops = [np.linalg.svd(z - z.mean(0), full_matrices=False)[2][0] for z in (x, y)]
+    assert abs(leading_directions(x, 1)[:, 0] @ tops[0]) == pytest.approx(1)
+    basis = np.linalg.svd(np.stack(tops), full_matrices=False)[2]
+    left = [z - z @ basis.T @ basis for z in (x, y)]
+    assert rows.value[2] == pytest.approx(similarity.cka(*left, groups=base.groups("token")), abs=1e-6)
+
+
+def test_random_changes_of_equal_norm_are_a_null(bench):
+    import pandas as pd
+
+    built = bench.build(RandomChange(FULL, 0))
+    table = built.table("similarity_nulls")
+    assert set(table.measure) == {"cka", "paired_cosine"} and (table.draws == 3).all()
+    assert set(table.null_kind) == {"norm-matched"} and set(table.layer) == {0, 1, 2}
+    assert ((table.low <= table.value) & (table.value <= table.high) & (table.value < 1)).all()
+    values = pd.read_parquet(built.folder / "values.parquet")
+    means = values.groupby(["measure", "layer"]).value.mean()
+    assert table.set_index(["measure", "layer"]).value.sort_index().to_numpy() == pytest.approx(means.to_numpy())
+    assert RandomChange(TOP, 0) in list(RandomChange.tasks(bench.resolved.shape))
+    assert RandomChange(HEAD, 0) not in list(RandomChange.tasks(bench.resolved.shape))
+
+
+def test_drift_is_compared_with_random_changes_over_paired_examples(bench):
+    (task,) = (task for task in DriftControls.tasks(bench.resolved.shape) if task.method == FULL)
+    assert task.seeds == (0, 1) and not task.controls  # the study trains no control
+    table = bench.build(task).table("drift_controls")
+    assert set(table.control) == {"norm-matched"} and (table.control_models == 6).all() and table.covers_training.all()
+    adapted = [bench.get(Similarity(FULL, seed)).table("similarity") for seed in (0, 1)]
+    adapted = [
+        t[(t.unit == "token") & (t["rows"] == "all") & (t.measure == "cka")].set_index("layer").value for t in adapted
+    ]
+    nulls = [bench.get(RandomChange(FULL, seed)).table("similarity_nulls") for seed in (0, 1)]
+    nulls = [t[t.measure == "cka"].set_index("layer").value for t in nulls]
+    found = table[table.measure == "cka"].set_index("layer")
+    assert found.similarity.to_numpy() == pytest.approx(np.mean(adapted, axis=0))
+    assert found.difference.to_numpy() == pytest.approx(np.mean(nulls, axis=0) - np.mean(adapted, axis=0))
+    assert ((found.band_low < found.difference) & (found.difference < found.band_high)).all()
+
+
+def test_a_trained_control_is_compared_with_its_own_method(make_bench):
+    one = make_bench(
+        adaptation={"methods": ["top:1", "full", "shuffled-labels"], "learning_rate": 1e-3, "epochs": 1},
+        similarity={"measures": ["cka"], "units": ["token"], "shuffles": 3, "random_changes": 0},
+        seeds=[0],
+    )
+    (task,) = DriftControls.tasks(one.resolved.shape)
+    assert task.method == FULL and [(m.name, seeds) for m, seeds in task.controls] == [("shuffled-labels", (0,))]
+    table = one.build(task).table("drift_controls")
+    assert set(table.control) == {"shuffled-labels"} and not table.covers_training.any()
 
 
 def test_what_is_undefined_is_left_out_with_the_reason(make_bench):

@@ -6,11 +6,22 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from layerprobe.adaptation.methods._method import Method
+from layerprobe.adaptation.methods.equal_step import EqualStep
 from layerprobe.adaptation.methods.lora import Lora
 from layerprobe.adaptation.methods.standard import BitFit, Checkpoint, Full, Head, LpFt, ShuffledLabels, Top
 from layerprobe.errors import ArgumentError
 
-REGISTRY: tuple[type[Method], ...] = (Head, Top, Full, LpFt, BitFit, Lora, Checkpoint, ShuffledLabels)
+REGISTRY: tuple[type[Method], ...] = (
+    Head,
+    Top,
+    Full,
+    EqualStep,
+    LpFt,
+    BitFit,
+    Lora,
+    Checkpoint,
+    ShuffledLabels,
+)
 
 
 def parse_method(text: str, n_layers: int | None = None) -> Method:

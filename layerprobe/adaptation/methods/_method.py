@@ -35,6 +35,8 @@ class Method:
     """Whether the result depends on the seed."""
     is_control: ClassVar[bool] = False
     """Whether it is a control that learns no task."""
+    control_of: ClassVar[str | None] = None
+    """Name of the method that it is a control of."""
     default_rate: ClassVar[float | None] = None
     """Peak learning rate of its blocks; None is the configuration's `learning_rate`."""
 
@@ -139,6 +141,10 @@ class Method:
 
     def prepare(self, model: Any, encoder: Encoder, seed: int) -> None:
         """Modify a classifier before training, in place."""
+
+    def step_groups(self, model: Any, encoder: Encoder) -> tuple[tuple[str, ...], ...]:
+        """Names of parameters in groups whose steps are scaled to one relative size; none leaves the optimiser's steps."""
+        return ()
 
     def finish(self, model: Any) -> None:
         """Turn a trained classifier into a plain one of its family, in place."""

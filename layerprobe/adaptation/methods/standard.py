@@ -183,6 +183,7 @@ class ShuffledLabels(Method):
 
     syntax: ClassVar[str] = "shuffled-labels"
     is_control: ClassVar[bool] = True
+    control_of: ClassVar[str] = Full.syntax
 
     @property
     def rate_names(self) -> tuple[str, ...]:

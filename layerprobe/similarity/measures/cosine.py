@@ -32,7 +32,7 @@ def paired_cosine(x: Any, y: Any) -> float:
 
 
 def paired_cosine_baseline(x: Any, y: Any, *, groups: Any = None, seed: int = 0) -> float:
-    """Mean cosine of row i of x with a row of y that belongs to another example: the value without a correspondence.
+    """Mean cosine of row i of x with a random row of another example of y: the value without a correspondence.
 
     Args:
         x, y: rows x features, of the same shape.
@@ -72,7 +72,11 @@ def _products(a: Float[Any, "n d"], b: Float[Any, "n d"]) -> Float[np.ndarray, "
 
 
 def _other_rows(groups: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
-    """For each row, a row of another example: examples are paired along a seeded cycle, their rows in order."""
+    """For each row, a random row of another example.
+
+    Examples are paired along a seeded cycle. Positions are random: first tokens, such as [CLS], are alike in all examples,
+    so that rows paired by position would have a higher cosine than unrelated ones.
+    """
     counts = np.bincount(groups)
     if len(counts) < 2:
         raise MeasureError(
@@ -80,13 +84,12 @@ def _other_rows(groups: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n
         )
     order = np.argsort(groups, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    cycle = np.random.default_rng(seed).permutation(len(counts))
+    rng = np.random.default_rng(seed)
+    cycle = rng.permutation(len(counts))
     partner = np.empty_like(cycle)
     partner[cycle] = np.roll(cycle, 1)
-    within = np.empty(len(groups), dtype=np.int64)
-    within[order] = np.arange(len(groups)) - np.repeat(starts, counts)
     other = partner[groups]
-    return order[starts[other] + within % counts[other]]
+    return order[starts[other] + rng.integers(counts[other])]
 
 
 def _cosines_of(pair: PairedRows) -> Float[np.ndarray, " n"]:
@@ -108,8 +111,8 @@ MEASURES = (
         citation="cosine of the same row",
         resampling=RowMean(_cosines_of),
         sensitivity="responds to any rotation of the space, even one that a linear probe would undo",
-        caption="Cosine between the vectors of the same row in base and adapted. The dotted line is the cosine of rows of "
-        "different examples: where all vectors point in similar directions it is high, and only a value well above it "
+        caption="Cosine between the vectors of the same row in base and adapted. The dotted line is the cosine of random "
+        "rows of different examples: where all vectors point in similar directions it is high, and only a value well above it "
         "shows a correspondence.",
     ),
     Measure(

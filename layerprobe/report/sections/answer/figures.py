@@ -11,26 +11,33 @@ from layerprobe.report.theme import EMPHASIS, SCALE, label_layers, styled
 
 
 def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
-    """One row per method, one cell per layer: 1 - CKA (or cosine), outlined where the interval is below `BEGINS`."""
+    """One row per method, one cell per layer: 1 - CKA (or cosine), outlined where the layer changed (`queries.Drift`).
+
+    Values are means over seeds; a layer changed if it did under every seed, by bands that hold for all layers at once.
+    """
     similarity = tables["similarity"]
     unit = queries.unit_of(similarity)
     measure = "cka" if "cka" in set(similarity.measure) else "paired_cosine"
-    drifts = {name: queries.drift_of(similarity, name, measure, unit) for name in queries.methods(tables, record)}
-    drifts = {name: drift for name, drift in drifts.items() if len(drift)}
+    found = {
+        name: queries.drift_over_seeds(similarity, name, measure, unit) for name in queries.methods(tables, record)
+    }
+    drifts = {name: drift for name, drift in found.items() if drift is not None}
     if not drifts:
         return None
-    layers = [int(layer) for layer in next(iter(drifts.values())).layer]
+    layers = next(iter(drifts.values())).layers
     hover = [
         [
-            f"{name}, layer {row.layer}<br>{measure} {row.value:.4f} ({row.ci_low:.4f} to {row.ci_high:.4f})"
-            for row in drift.itertuples()
+            f"{name}, layer {layer}<br>{measure} {value:.4f} (band {low:.4f} to {high:.4f})<br>{verdict}"
+            for layer, value, low, high, verdict in zip(
+                drift.layers, drift.value, drift.band_low, drift.band_high, drift.verdicts, strict=True
+            )
         ]
         for name, drift in drifts.items()
     ]
     figure = go.Figure(
         go.Heatmap(
             z=[[1 - value for value in drift.value] for drift in drifts.values()],
-            x=layers,
+            x=list(layers),
             y=list(drifts),
             colorscale=SCALE,
             zmin=0,
@@ -43,7 +50,7 @@ def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
         )
     )
     for y, drift in enumerate(drifts.values()):
-        for x, value, high in zip(layers, drift.value, drift.ci_high, strict=True):
+        for x, value, verdict in zip(layers, drift.value, drift.verdicts, strict=True):
             change = 1 - value
             figure.add_annotation(
                 x=x,
@@ -52,7 +59,7 @@ def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
                 showarrow=False,
                 font={"color": "#111" if change > 0.6 else "#fff", "size": 13},
             )
-            if high < queries.BEGINS:
+            if verdict == "changed":
                 figure.add_shape(
                     type="rect",
                     x0=x - 0.48,

@@ -10,7 +10,7 @@ SECTION = Section(
     title="Where did it change?",
     requires=("similarity",),
     missing="No similarity was measured in this run.",
-    optional=("adaptation", "similarity_nulls", "similarity_grid", "geometry"),
+    optional=("adaptation", "drift_controls", "similarity_nulls", "similarity_grid", "geometry"),
     figures={
         "drift": drift,
         "drift_by_unit": drift_by_unit,

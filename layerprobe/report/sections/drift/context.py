@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from layerprobe.onsets import onset
 from layerprobe.record import MeasureRecord, RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
 
 CAPTIONS = {
     "cka": "Centred kernel alignment (CKA), debiased: unrelated representations score about 0, and pairs of tokens of one example are left out. Look for the layer at which the line leaves 1. Bands: delete-group jackknife over 20 groups of whole examples.",
-    "paired_cosine": "Cosine between the same token's vectors in base and adapted. The dotted line is the cosine of rows of different examples: in a space where all vectors point one way it is high, and a cosine means little until it is well above it. Bands: bootstrap of whole examples.",
+    "paired_cosine": "Cosine between the same token's vectors in base and adapted. The dotted line is the cosine of random rows of different examples: in a space where all vectors point one way it is high, and a cosine means little until it is well above it. Bands: bootstrap of whole examples.",
     "procrustes": "Orthogonal Procrustes: how well one side fits the other after the best rotation. Unrelated data do not score 0 (about .68 at 500 rows of 384 features), so compare it with the crosses. Bands: delete-group jackknife over whole examples.",
 }
 """What to look for in the figure of a measure."""
@@ -34,8 +36,8 @@ SENSITIVITY = {
     "linear_predictivity": "how well a linear map of the base's layer predicts the adapted layer",
 }
 """What a measure is sensitive to."""
-BEYOND = 0.05
-"""Distance from the value of no change beyond which a layer counts as changed in the table of measures."""
+ANGLES = {"cka_angle", "procrustes_angle", "shape_distance"}
+"""Distances that are the arccosine of a similarity, and count as changed above the arccosine of `BEGINS`."""
 
 
 def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
                 "method": method,
                 "beyond": beyond(tables, record, method),
                 "agreement": agreement(tables, record, method),
+                "removed": _removed(similarity, method),
             }
             for method in changed
         ],
@@ -64,7 +67,10 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
 
 
 def beyond(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | None:
-    """The main measure of each layer compared with each null: shuffled examples, another seed, a control; None without nulls."""
+    """The main measure of each layer compared with each null: shuffled examples, another seed, controls; None without nulls.
+
+    A control is compared by bands of the paired difference, which hold for all layers at once (table `drift_controls`).
+    """
     similarity, nulls = tables["similarity"], queries.having(tables, "similarity_nulls")
     measure, unit = queries.main_measure(similarity), queries.unit_of(similarity)
     drift = queries.drift_of(similarity, method, measure, unit)
@@ -72,14 +78,10 @@ def beyond(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | N
         return None
     nulls = nulls[(nulls.method == method) & (nulls.measure == measure) & (nulls.unit == unit)]
     shuffled = nulls[nulls.null_kind == "shuffled-texts"]
-    controls = queries.controls(record)
-    control = controls[0] if controls and method not in controls else None
+    controls = queries.controls_of(tables, method, measure)
     compared = {
         "texts": shuffled[shuffled.seed == drift.seed.iloc[0]].set_index("layer"),
         "seeds": nulls[nulls.null_kind == "seed"].groupby("layer").agg({"value": "mean", "low": "min", "high": "max"}),
-        "control": queries.drift_of(similarity, control or "", measure, unit)
-        .rename(columns={"ci_low": "low", "ci_high": "high"})
-        .set_index("layer"),
     }
     distance = queries.measure(measure, record).kind == "distance"
     rows = []
@@ -90,18 +92,29 @@ def beyond(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | N
         if cells["texts"]:
             _, low, high = cells["texts"]
             cells["similar"] = row.ci_high < low if distance else row.ci_low > high
-        for name in ("seeds", "control"):
-            if cells[name]:
-                _, low, high = cells[name]
-                cells[f"beyond_{name}"] = row.ci_low > high if distance else row.ci_high < low
+            cells["calibrated"] = compared["texts"].get("calibrated", pd.Series(dtype=float)).get(row.layer)
+        if cells["seeds"]:
+            _, low, high = cells["seeds"]
+            cells["beyond_seeds"] = row.ci_low > high if distance else row.ci_high < low
+        cells["controls"] = [_against(control, int(row.layer)) for control in controls]
         rows.append(cells)
     return {
         "measure": measure,
         "rows": rows,
         "seeds": any(row["seeds"] for row in rows),
-        "control": control if any(row["control"] for row in rows) else None,
+        "controls": controls,
+        "trained": any(control.name != queries.NORM_MATCHED for control in controls),
         "draws": int(shuffled.draws.max()) if len(shuffled) else 0,
+        "calibrated": any(isinstance(row.get("calibrated"), float) for row in rows),
     }
+
+
+def _against(control: queries.Control, layer: int) -> dict[str, Any] | None:
+    """Similarity under a control at a layer, and whether drift exceeds it; None where it is not known."""
+    if layer not in control.layers:
+        return None
+    at = control.layers.index(layer)
+    return {"value": control.similarity[at], "beyond": bool(control.low[at] > 0) if control.decides else None}
 
 
 def _at(table: pd.DataFrame, layer: int) -> tuple[float, float, float] | None:
@@ -110,6 +123,13 @@ def _at(table: pd.DataFrame, layer: int) -> tuple[float, float, float] | None:
         return None
     row: Any = table.loc[layer]
     return float(row["value"]), float(row["low"]), float(row["high"])
+
+
+def _removed(similarity: pd.DataFrame, method: str) -> int | None:
+    """Number of leading directions that were removed in the robustness check; None without it."""
+    if "directions_removed" not in similarity.columns:
+        return None
+    return int(similarity[similarity.method == method].directions_removed.max()) or None
 
 
 def agreement(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | None:
@@ -142,18 +162,24 @@ def agreement(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] 
 
 
 def _most_changed(drift: pd.DataFrame, measure: MeasureRecord) -> dict[str, Any]:
-    """The layer that changed most by one measure, those indistinguishable from it, and the first beyond `BEYOND`."""
+    """The layer that changed most by one measure, those indistinguishable from it, and the first that changed.
+
+    Similarities count as changed below `BEGINS`, angles above its arccosine, other distances nowhere: they have no convention.
+    """
     distance = measure.kind == "distance"
     # Both ends of the interval, signed so that larger means more changed: the one closer to no change first.
     near, far = (drift.ci_low, drift.ci_high) if distance else (-drift.ci_high, -drift.ci_low)
     most = int((drift.value - measure.unchanged).abs().to_numpy().argmax())
     tied = drift.layer[(far >= near.iloc[most]).to_numpy()]
-    changed = drift.layer[(near > (BEYOND if distance else BEYOND - measure.unchanged)).to_numpy()]
+    first = None
+    if "band_low" in drift.columns and (not distance or measure.name in ANGLES):
+        low, high = (np.cos(drift.band_high), np.cos(drift.band_low)) if distance else (drift.band_low, drift.band_high)
+        first = onset(drift.layer.to_list(), low.to_list(), high.to_list(), queries.BEGINS).latest
     return {
         "measure": measure.name,
         "layer": int(drift.layer.iloc[most]),
         "tied": [int(layer) for layer in tied],
         "value": float(drift.value.iloc[most]),
-        "first": int(changed.iloc[0]) if len(changed) else None,
+        "first": first,
         "sensitivity": SENSITIVITY.get(measure.name, ""),
     }

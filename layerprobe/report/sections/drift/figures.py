@@ -19,12 +19,17 @@ from layerprobe.report.theme import (
     styled,
 )
 
-NULLS = {"shuffled-texts": ("x-thin-open", "shuffled examples"), "seed": ("diamond-open", "another seed")}
+NULLS = {
+    "shuffled-texts": ("x-thin-open", "shuffled examples"),
+    "seed": ("diamond-open", "another seed"),
+    "norm-matched": ("circle-open", "random change of equal norm"),
+}
 """Kind of a null -> marker and name."""
 ROW_SETS = {
     "all": "all rows",
     "no-special": "without special tokens",
     "no-outliers": "without the top 0.1% by norm",
+    "no-leading-directions": "without the leading directions of either side",
 }
 """Values of the column `rows` -> name."""
 GEOMETRY = {
@@ -102,8 +107,8 @@ def drift_by_unit(
 ) -> go.Figure | None:
     """One measure by layer for one method, one line per unit; None for a single unit."""
     similarity = tables["similarity"]
-    method = method or queries.changed(tables, record)[-1]
-    if similarity.unit.nunique() < 2 or measure not in set(similarity.measure):
+    method = method or queries.main_method(queries.changed(tables, record), record)
+    if method is None or similarity.unit.nunique() < 2 or measure not in set(similarity.measure):
         return None
     figure = go.Figure()
     for number, unit in enumerate(similarity.unit.unique()):
@@ -133,6 +138,8 @@ def row_sets(tables: Tables, record: RunRecord, *, method: str) -> go.Figure | N
     figure = go.Figure()
     for number, (name, words) in enumerate(ROW_SETS.items()):
         part = rows[rows["rows"] == name].sort_values("layer")
+        if part.empty:
+            continue
         figure.add_scatter(
             x=part.layer,
             y=part.value,
