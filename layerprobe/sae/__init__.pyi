@@ -11,6 +11,7 @@ from ._dictionary import load as load
 from ._dictionary import load_codes as load_codes
 from ._dictionary import save_codes as save_codes
 from ._evaluation import SaeQuality as SaeQuality
+from ._evaluation import ev_difference as ev_difference
 from ._evaluation import evaluate as evaluate
 from ._exhibit import Exhibit as Exhibit
 from ._exhibit import exhibit as exhibit

@@ -11,7 +11,12 @@ from test_report import EVIL, page, similarity
 from layerprobe.report import figure_function
 from layerprobe.report.sections.features import SECTION, figures
 from layerprobe.report.sections.features.context import context
-from layerprobe.report.sections.features.sentences import crossing_sentence, exclusive_sentence
+from layerprobe.report.sections.features.sentences import (
+    against_controls,
+    crossing_sentence,
+    exclusive_sentence,
+    transfer_sentence,
+)
 
 KINDS = ("task", "both", "general", "unexplained")
 COUNTS = {
@@ -52,7 +57,7 @@ def shares(method="full", seed=0, dictionary="first", counts=COUNTS, add=0):
     return pd.DataFrame(rows)
 
 
-def quality(method="full", base_on_adapted=0.4, recovered=0.7):
+def quality(method="full", base_on_adapted=0.4, recovered=0.7, frozen=0.2, reach=0.05):
     rows = []
     values = {
         ("base", "base"): 0.8,
@@ -62,8 +67,12 @@ def quality(method="full", base_on_adapted=0.4, recovered=0.7):
     }
     for layer in (1, 2):
         for (source, target), value in values.items():
-            for kind in ("trained", "untrained"):
-                ev = value if kind == "trained" else 0.0
+            for kind in ("trained", "untrained", "frozen-decoder"):
+                if kind != "trained" and (source, target) == ("adapted", "base"):
+                    continue
+                ev = {"trained": value, "untrained": 0.0, "frozen-decoder": frozen}[kind]
+                excess = values["base", target] - ev
+                at_head = target == "adapted" and layer == 2
                 rows.append(
                     {
                         "method": method,
@@ -75,7 +84,17 @@ def quality(method="full", base_on_adapted=0.4, recovered=0.7):
                         "explained_variance": ev,
                         "ev_low": ev - 0.02,
                         "ev_high": ev + 0.02,
+                        "base_excess": excess,
+                        "base_excess_low": excess - reach,
+                        "base_excess_high": excess + reach,
+                        "ev_head_rows": 0.25 if at_head else np.nan,
+                        "ev_head_low": 0.2 if at_head else np.nan,
+                        "ev_head_high": 0.3 if at_head else np.nan,
+                        "head_rows": 30.0 if at_head else np.nan,
                         "rows": 999,
+                        "accuracy_recovered": 0.95 if target == "adapted" else np.nan,
+                        "accuracy_recovered_low": 0.9 if target == "adapted" else np.nan,
+                        "accuracy_recovered_high": 1.0 if target == "adapted" else np.nan,
                         "loss_recovered": recovered if target == "adapted" else np.nan,
                         "loss_recovered_low": recovered - 0.1 if target == "adapted" else np.nan,
                         "loss_recovered_high": recovered + 0.1 if target == "adapted" else np.nan,
@@ -209,23 +228,45 @@ def test_mass_has_base_once_and_each_method_that_changed_a_layer():
     }
 
 
-def test_transfer_shows_all_four_pairs_and_cuts_what_would_flatten_them():
-    traces = named(figure("transfer", everything(sae=quality(base_on_adapted=-15.0))))
-    assert {"base's dictionary on base", "base's dictionary on adapted", "adapted's dictionary on adapted"} <= set(
-        traces
-    )
-    assert list(traces["control: untrained, on base"].y) == [0, 0]
-    far = traces["base's dictionary on adapted"]
+def test_transfer_shows_the_dictionaries_on_the_rows_of_each_side():
+    shown = {(trace.name, trace.xaxis): trace for trace in figure("transfer", everything()).data}
+    values = {key: trace.y[0] for key, trace in shown.items() if trace.type == "scatter"}
+    assert values == {
+        ("base's dictionary", "x"): 0.8,
+        ("adapted's dictionary", "x"): 0.5,
+        ("base's dictionary", "x2"): 0.4,
+        ("adapted's dictionary", "x2"): 0.9,
+    }
+    assert np.allclose(shown["base's dictionary", "x2"].error_y.array, 0.02)
+    # The band runs from the untrained to the frozen dictionary, on the rows of either side.
+    for axis in ("x", "x2"):
+        band = shown["controls: directions not learned", axis]
+        assert list(band.x) == ["layer 1", "layer 2"] and list(band.base) == [0, 0] and np.allclose(band.y, 0.2)
+        assert "frozen-decoder, base: 0.200" in band.customdata[0] and "untrained, base: 0.000" in band.customdata[0]
+    alone = everything(sae=quality().query("kind in ('trained', 'untrained')"))
+    (band,) = [trace for trace in figure("transfer", alone).data if trace.type == "bar" and trace.xaxis == "x"]
+    assert list(band.y) == [0, 0] and band.marker.line.width > 0  # one control is a line
+    without = everything(sae=quality().query("kind == 'trained'"))
+    assert {trace.type for trace in figure("transfer", without).data} == {"scatter"}
+
+
+def test_transfer_cuts_values_that_would_flatten_the_others():
+    shown = figure("transfer", everything(sae=quality(base_on_adapted=-15.0)))
+    (far,) = [trace for trace in shown.data if (trace.name, trace.xaxis) == ("base's dictionary", "x2")]
     assert list(far.y) == [figures.SHOWN[0]] * 2 and list(far.text) == ["-15.0"] * 2  # written out at the edge
     assert list(far.customdata[0]) == pytest.approx([-15.0, -15.02, -14.98])
     assert np.isnan(far.error_y.array).all()  # its interval is beyond the edge too
-    near = traces["base's dictionary on base"]
-    assert list(near.text) == ["", ""] and np.allclose(near.error_y.array, 0.02)
-    lost = figure("transfer", everything(), quantity="loss_recovered")
-    assert "base's dictionary on base" not in named(lost)  # undefined values have no point
-    assert list(named(lost)["base's dictionary on adapted"].y) == [0.7] * 2
-    assert np.allclose(named(lost)["base's dictionary on adapted"].error_y.arrayminus, 0.1)
-    assert lost.layout.yaxis.range == (-0.1, 1.06)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "reach"), [("loss_recovered", 0.7, 0.1), ("accuracy_recovered", 0.95, 0.05)]
+)
+def test_recovered_shares_are_drawn_where_they_are_defined(quantity, value, reach):
+    lost = figure("transfer", everything(), quantity=quantity)
+    assert {trace.xaxis for trace in lost.data if len(trace.y)} == {"x2"}  # undefined values on base rows have no point
+    assert list(named(lost)["base's dictionary"].y) == [value] * 2
+    assert np.allclose(named(lost)["base's dictionary"].error_y.arrayminus, reach)
+    assert lost.layout.yaxis.range == pytest.approx((-0.1, 1.06))
 
 
 def test_matches_are_drawn_with_their_null():
@@ -258,16 +299,48 @@ def test_the_answer_reports_shift_and_transfer_with_their_nulls():
         "explains 0.80 (95% interval 0.78 to 0.82) of the base's variance and 0.40 (95% interval 0.38 to 0.42)"
         in transfer
     )
-    assert "compared with 0.90 by the adapted model's" in transfer
-    assert "0.70 of the adapted classifier's task loss is recovered (95% interval 0.60 to 0.80)" in transfer
+    assert (
+        "compared with 0.90 by the adapted model's dictionary, and 0.00 by an untrained one and 0.20 by one with frozen "
+        "random directions: the base's dictionary explains more than either" in transfer
+    )
+    assert (
+        "recovers 0.70 (95% interval 0.60 to 0.80) of the task loss and 0.95 (95% interval 0.90 to 1.00) of the accuracy"
+        in transfer
+    )
+    assert (
+        "reads only the first token of each example there (3.0% of the rows), of whose variance the base's dictionary "
+        "explains 0.25 (95% interval 0.20 to 0.30)" in transfer
+    )
     assert "joint" not in shift + transfer  # the census has no null
     unbounded = quality().assign(loss_recovered_low=np.nan, loss_recovered_high=np.nan)
-    assert (
-        "(no interval: the cost of ablating the layer may be 0)"
-        in SECTION.sentences(*everything(sae=unbounded))[1].text
-    )
+    assert "(no interval: this cost may be 0)" in SECTION.sentences(*everything(sae=unbounded))[1].text
     census = exclusive_sentence(*everything(), "full")
     assert "Of 12 live latents" in census and "1 are base-only (6.0%" in census and "3 are adapted-only (24%" in census
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        ({"frozen": 0.5}, "directions that were never learned explain more than the base's dictionary does"),
+        ({"frozen": 0.38}, "that the base's dictionary explains more than these controls is not shown"),
+        ({"frozen": 0.3, "reach": 0.2}, "more than these controls is not shown"),
+        ({"frozen": 0.3}, "explains more than either"),
+    ],
+)
+def test_the_base_dictionary_is_compared_with_its_controls_on_adapted_rows(study, words):
+    assert words in transfer_sentence(*everything(sae=quality(**study)), "full")
+
+
+def test_the_comparison_with_controls_follows_the_paired_intervals():
+    def verdict(*intervals):
+        return against_controls(pd.DataFrame(intervals, columns=["base_excess_low", "base_excess_high"]))
+
+    assert verdict((0.1, 0.2), (0.01, 0.3)) == "more"
+    assert verdict((0.1, 0.2), (-0.01, 0.3)) == "undecided"
+    assert verdict((0.1, 0.2), (-0.3, -0.01)) == "less"
+    assert verdict() == "undecided"
+    older = quality().drop(columns=["base_excess", "base_excess_low", "base_excess_high", "ev_head_rows"])
+    assert "no control was read on the adapted model's rows." in transfer_sentence(*everything(sae=older), "full")
 
 
 def test_a_census_without_exclusive_latents_has_none():
@@ -308,7 +381,7 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
     assert not context(*everything())["unchanged"]  # the crossing of head is not known
     html = section(page(tmp_path, tables, about))
     assert "Both sides have the same number of latents of each kind" in html
-    assert "Explained variance of 999 held-out rows" in html and "66 test examples" in html
+    assert "Explained variance of 999 held-out rows of each side" in html and "66 test examples" in html
     assert "77 test examples, at least 100 judged latents per bar, only one training seed" in html
     assert "0.50 at layer 1, 0.50 at layer 2" in html and panel["undefined"][0] in html
     shown = set(re.findall(r'data-figure="([^"]+)"', html))

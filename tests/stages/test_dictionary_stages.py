@@ -126,10 +126,26 @@ def test_transfer_evaluates_each_dictionary_on_each_side(bench):
     rebuilt = bench.dictionary(BASE).decode(dense, torch.from_numpy(rows).float()).double().numpy()
     expected = 1 - np.square(rows - rebuilt).sum() / np.square(rows - rows.mean(0)).sum()
     assert table.explained_variance["base", "trained", "base"] == pytest.approx(expected, abs=1e-6)
-    # Trained dictionaries on both sides, controls on the side that they belong to.
-    assert set(table.loc[("base", "trained")].index) == {"base", "adapted"}
-    assert set(table.loc[("base", "untrained")].index) == {"base"}
+    # The base's dictionaries on both sides, controls among them; controls of the adapted model on their own.
+    assert table.base_excess["base", "trained", "adapted"] == 0
+    for kind in ("trained", "other-order", "second-seed", "frozen-decoder", "untrained"):
+        assert set(table.loc[("base", kind)].index) == {"base", "adapted"}
+    assert set(table.loc[("adapted", "trained")].index) == {"base", "adapted"}
+    assert set(table.loc[("adapted", "untrained")].index) == {"adapted"}
+    assert set(table.index[table.task_loss.notna()]) >= {
+        ("base", "untrained", "adapted"),
+        ("base", "trained", "adapted"),
+    }
+    control = table.loc[("base", "frozen-decoder", "adapted")]
+    trained = table.explained_variance["base", "trained", "adapted"]
+    assert control.base_excess == pytest.approx(trained - control.explained_variance)
+    assert control.base_excess_low < control.base_excess < control.base_excess_high
     assert table.explained_variance["base", "trained", "base"] > table.explained_variance["base", "untrained", "base"]
+    first = np.flatnonzero(bench.rows(Capture.of_base()).rows.token_index == 0)
+    errors, part = np.square(rows[first] - rebuilt[first]).sum(), rows[first]
+    head = table.loc[("base", "trained", "base")]
+    assert head.ev_head_rows == pytest.approx(1 - errors / np.square(part - part.mean(0)).sum(), abs=1e-6)
+    assert head.head_rows == len(first) == head.examples
     keys = ["trained_on", "kind", "evaluated_on"]
     assert (built.table("sae_densities").groupby(keys).latents.sum() == table.d_sae.iloc[0]).all()
     assert table.loss_recovered.notna().any() or table.why.str.len().max() > 0

@@ -37,6 +37,7 @@ def panel(tables: Tables, record: RunRecord, method: str) -> dict[str, Any]:
         "exclusive": exclusive_sentence(tables, record, method),
         "control": None if control is None else control.method.iloc[0],
         "quality": quality,
+        "head_layer": None if quality is None else _head_layer(quality),
         "undefined": [] if quality is None else _undefined(quality),
         "different_starts": matching is not None and (matching.start == "different starts").any(),
         "live": live,
@@ -50,6 +51,12 @@ def _same_kinds(shares: pd.DataFrame | None, method: str) -> bool:
         return False
     rows = shares[shares.method == method].groupby(["seed", "layer", "dictionary"])[list(KINDS)].nunique()
     return bool(len(rows)) and bool((rows == 1).all(axis=None))
+
+
+def _head_layer(quality: pd.DataFrame) -> int | None:
+    """The layer of which the head reads the first token alone; None if there is none here."""
+    read = quality[quality.ev_head_rows.notna()] if "ev_head_rows" in quality else quality.iloc[:0]
+    return None if read.empty else int(read.layer.max())
 
 
 def _undefined(quality: pd.DataFrame) -> list[str]:

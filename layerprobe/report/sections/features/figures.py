@@ -22,19 +22,18 @@ CENSUS = {"shared": BLUE, "shifted": SKY, "rotated": PINK, "base_only": GREEN, "
 MARKER = "#A855F7"
 """Colour of markers on bars: visible on the bars' colours, on a light and on a dark page."""
 TRANSFERS = (
-    ("base", "base", "trained", "base's dictionary on base", BLUE, "circle"),
-    ("base", "adapted", "trained", "base's dictionary on adapted", VERMILLION, "circle"),
-    ("adapted", "adapted", "trained", "adapted's dictionary on adapted", GREEN, "square"),
-    ("adapted", "base", "trained", "adapted's dictionary on base", PINK, "square"),
-    ("base", "base", "second-seed", "second seed: base's on base", BLUE, "circle-open"),
-    ("adapted", "adapted", "second-seed", "second seed: adapted's on adapted", GREEN, "square-open"),
-    ("base", "base", "frozen-decoder", "control: frozen decoder, on base", SKY, "diamond-open"),
-    ("base", "base", "untrained", "control: untrained, on base", PLAIN, "x-thin-open"),
+    ("base", "trained", "base's dictionary", BLUE, "circle"),
+    ("adapted", "trained", "adapted's dictionary", VERMILLION, "square"),
+    ("base", "second-seed", "second seed: base's", BLUE, "circle-open"),
+    ("adapted", "second-seed", "second seed: adapted's", VERMILLION, "square-open"),
 )
-"""Side of the dictionary, side of the rows, variant of the dictionary, name, colour, symbol."""
+"""Side of the dictionary, variant of the dictionary, name, colour, symbol."""
+CONTROLS = ("untrained", "frozen-decoder")
+"""Dictionaries whose directions were not learned."""
 QUANTITIES = {
     "explained_variance": ("ev", "explained variance of test rows<br>lower on adapted = more changed"),
     "loss_recovered": ("loss_recovered", "task loss recovered<br>lower = less of the task kept"),
+    "accuracy_recovered": ("accuracy_recovered", "accuracy recovered<br>lower = less of the task kept"),
 }
 """Quantity -> prefix of the columns of its interval, title of the axis."""
 SHOWN = (-0.5, 1.3)
@@ -138,27 +137,50 @@ def task_mass(tables: Tables, record: RunRecord) -> go.Figure | None:
 def transfer(
     tables: Tables, record: RunRecord, *, method: str | None = None, quantity: str = "explained_variance"
 ) -> go.Figure | None:
-    """How well the dictionary of each side reconstructs each side, compared with controls, in one of `QUANTITIES`."""
+    """How well dictionaries reconstruct the rows of each side, over the band of the controls, in one of `QUANTITIES`."""
     rows = method_rows(tables, record, "sae", method)
     if rows is None or quantity not in rows:
         return None
-    (prefix, title), figure, ends = QUANTITIES[quantity], go.Figure(), [0.0, 1.0]
+    prefix, title = QUANTITIES[quantity]
     columns = [quantity, f"{prefix}_low", f"{prefix}_high"]
-    for trained_on, evaluated_on, kind, name, colour, symbol in TRANSFERS:
-        pair = (rows.trained_on == trained_on) & (rows.evaluated_on == evaluated_on) & (rows.kind == kind)
-        part = rows[pair & rows[quantity].notna()].sort_values("layer")
-        value, low, high = (part[column] for column in columns)
-        inside = value.between(*SHOWN)
-        # The interval of a value beyond the edge is beyond it too.
-        drawn = part.assign(y=value.clip(*SHOWN), y_low=low.where(inside), y_high=high.where(inside))
-        ends += [end for end in drawn[["y", "y_low", "y_high"]].to_numpy().ravel() if end == end]
-        text = value.map("{:.1f}".format).where(~inside, "")
-        hover = "%{customdata[0]:.3f} (%{customdata[1]:.3f} to %{customdata[2]:.3f})<extra>" + name + "</extra>"
-        written = {"text": text, "customdata": part[columns], "hovertemplate": hover}
-        _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, **written)
+    if not {*columns} <= {*rows.columns}:
+        return None
+    rows = rows[rows[quantity].notna()]
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("base rows", "adapted rows"), shared_yaxes=True)
+    ends = [0.0, 1.0]
+    for col, side in enumerate(("base", "adapted"), start=1):
+        on = rows[rows.evaluated_on == side].sort_values("layer")
+        ends += _add_control_band(figure, on[on.kind.isin(CONTROLS)], quantity, col=col)
+        for trained_on, kind, name, colour, symbol in TRANSFERS:
+            part = on[(on.trained_on == trained_on) & (on.kind == kind)]
+            value, low, high = (part[column] for column in columns)
+            inside = value.between(*SHOWN)
+            # The interval of a value beyond the edge is beyond it too.
+            drawn = part.assign(y=value.clip(*SHOWN), y_low=low.where(inside), y_high=high.where(inside))
+            ends += [end for end in drawn[["y", "y_low", "y_high"]].to_numpy().ravel() if end == end]
+            hover = f"{name} on {side} rows: %{{customdata[0]:.3f}} (%{{customdata[1]:.3f}} to %{{customdata[2]:.3f}})"
+            written = {"text": value.map("{:.1f}".format).where(~inside, ""), "customdata": part[columns]}
+            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": col == 2}
+            _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, row=1, col=col, **written)
     shown = [max(SHOWN[0], min(ends)) - 0.1, min(SHOWN[1], max(ends)) + 0.06]
-    figure.update_yaxes(title=title, range=shown, zeroline=True)
+    figure.update_yaxes(range=shown, zeroline=True).update_yaxes(title=title, col=1)
     return styled(figure, height=420) if figure.data else None
+
+
+def _add_control_band(figure: go.Figure, controls: pd.DataFrame, quantity: str, *, col: int) -> list[float]:
+    """Add a bar from the lowest to the highest control of each layer; returns its ends."""
+    if controls.empty:
+        return []
+    layers = controls.groupby("layer")[quantity]
+    low, high = (ends.clip(*SHOWN) for ends in (layers.min(), layers.max()))
+    each = controls.apply(lambda row: f"{row.kind}, {row.trained_on}: {row[quantity]:.3f}", axis=1)
+    listed = each.groupby(controls.layer).agg("<br>".join)
+    # The outline keeps a band of no height, of one control, visible.
+    style = {"marker": {"color": "rgba(128,128,128,.3)", "line": {"color": PLAIN, "width": 1}}, "width": 0.8}
+    legend = {"legendgroup": "controls", "showlegend": col == 2, "name": "controls: directions not learned"}
+    hover = {"customdata": listed, "hovertemplate": "controls<br>%{customdata}<extra></extra>"}
+    figure.add_bar(x=_layer_names(low.index), base=low, y=high - low, row=1, col=col, **style, **legend, **hover)
+    return [*low, *high]
 
 
 def matching(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+import pandas as pd
 
 from layerprobe.record import Finding, RunRecord
 from layerprobe.report import queries
@@ -79,30 +81,86 @@ def crossing_sentence(tables: Tables, method: str) -> str | None:
 
 
 def transfer_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
-    """How much of the adapted model's last layer the base's dictionary explains, and how much of the task it keeps."""
+    """How much of the adapted model's last layer the base's dictionary and its controls explain, and what the task keeps."""
     rows = method_rows(tables, record, "sae", method)
     if rows is None:
         return None
     layer = int(rows.layer.max())
-    rows = rows[(rows.layer == layer) & (rows.kind == "trained")].set_index(["trained_on", "evaluated_on"])
-    at: Any = rows.loc
+    rows = rows[rows.layer == layer]
+    at: Any = rows[rows.kind == "trained"].set_index(["trained_on", "evaluated_on"]).loc
     other = at["base", "adapted"]
     text = (
         f"At layer {layer}, the base's dictionary explains {_variance(at['base', 'base'])} of the base's variance and "
         f"{_variance(other)} of the adapted model's, compared with {at['adapted', 'adapted'].explained_variance:.2f} by "
         "the adapted model's dictionary"
     )
-    recovered = other.get("loss_recovered")
-    if recovered is not None and recovered == recovered:
-        low, high = other.loss_recovered_low, other.loss_recovered_high
-        bounded = low == low and high == high
-        unbounded = "no interval: the cost of ablating the layer may be 0"
-        interval = f"95% interval {low:.2f} to {high:.2f}" if bounded else unbounded
-        text += (
-            f"; with the base's reconstruction in place of that layer, {recovered:.2f} of the adapted classifier's task "
-            f"loss is recovered ({interval})"
+    text += control_clause(controls_on(rows, "adapted"))
+    loss, accuracy = (_recovered(other, quantity) for quantity in ("loss", "accuracy"))
+    if loss or accuracy:
+        parts = " and ".join(
+            part for part in (loss and f"{loss} of the task loss", accuracy and f"{accuracy} of the accuracy") if part
         )
-    return text + "."
+        text += (
+            f" With the base's reconstruction in place of that layer, the adapted classifier recovers {parts} that "
+            "replacing the layer by its mean costs."
+        )
+    head = other.get("ev_head_rows")
+    if head is not None and head == head:
+        text += (
+            f" Its head reads only the first token of each example there ({_percent(other.head_rows / other['rows'])} of the "
+            f"rows), of whose variance the base's dictionary explains {head:.2f} (95% interval {other.ev_head_low:.2f} to "
+            f"{other.ev_head_high:.2f})."
+        )
+    return text
+
+
+CONTROL_WORDS = {"untrained": "an untrained one", "frozen-decoder": "one with frozen random directions"}
+"""Dictionaries whose directions were not learned, in words."""
+
+
+def controls_on(rows: pd.DataFrame, side: str) -> pd.DataFrame:
+    """The rows of the table `sae` for the base's controls that were read on a side."""
+    return rows[rows.kind.isin(list(CONTROL_WORDS)) & (rows.trained_on == "base") & (rows.evaluated_on == side)]
+
+
+def against_controls(controls: pd.DataFrame) -> Literal["more", "less", "undecided"]:
+    """Whether the base's dictionary explains more than every control, less than one of them, or neither can be shown.
+
+    By the paired 95% intervals over examples. "More" needs all of them (an intersection-union test at 2.5%); "less" one
+    that lies below 0, with a false-positive rate of at most 2.5% per control.
+
+    Args:
+        controls: rows with `base_excess_low` and `base_excess_high`.
+    """
+    if len(controls) and (controls.base_excess_low > 0).all():
+        return "more"
+    return "less" if (controls.base_excess_high < 0).any() else "undecided"
+
+
+def control_clause(controls: pd.DataFrame) -> str:
+    """The rest of the sentence on explained variance: what controls explain of the same rows, and the verdict."""
+    if controls.empty or "base_excess_low" not in controls:
+        return "; no control was read on the adapted model's rows."
+    by_kind = controls.set_index("kind").explained_variance
+    values = " and ".join(f"{by_kind[kind]:.2f} by {words}" for kind, words in CONTROL_WORDS.items() if kind in by_kind)
+    verdict = against_controls(controls)
+    if verdict == "more":
+        says = "more than either" if len(controls) > 1 else "more than this control"
+        return f", and {values}: the base's dictionary explains {says}, for these dictionaries."
+    if verdict == "less":
+        return f", and {values}: directions that were never learned explain more than the base's dictionary does."
+    return f", and {values}: that the base's dictionary explains more than these controls is not shown."
+
+
+def _recovered(row: Any, quantity: str) -> str | None:
+    """A recovered share with its interval; None where it is undefined or was not measured."""
+    value = row.get(f"{quantity}_recovered")
+    if value is None or value != value:
+        return None
+    low, high = row.get(f"{quantity}_recovered_low"), row.get(f"{quantity}_recovered_high")
+    bounded = low == low and high == high
+    interval = f"95% interval {low:.2f} to {high:.2f}" if bounded else "no interval: this cost may be 0"
+    return f"{value:.2f} ({interval})"
 
 
 def exclusive_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
