@@ -1,5 +1,8 @@
 from . import architectures as architectures
 from . import crosscoder as crosscoder
+from ._alignment import Alignment as Alignment
+from ._alignment import aligned_transfer as aligned_transfer
+from ._alignment import fit_alignments as fit_alignments
 from ._associations import associations as associations
 from ._census import census as census
 from ._config import SaeConfig as SaeConfig
@@ -10,6 +13,8 @@ from ._dictionary import encode as encode
 from ._dictionary import load as load
 from ._dictionary import load_codes as load_codes
 from ._dictionary import save_codes as save_codes
+from ._difference import difference_pca as difference_pca
+from ._difference import principal_components as principal_components
 from ._evaluation import SaeQuality as SaeQuality
 from ._evaluation import ev_difference as ev_difference
 from ._evaluation import evaluate as evaluate

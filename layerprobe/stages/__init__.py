@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from layerprobe.stage import Stage
 from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.aligned import Aligned
 from layerprobe.stages.associations import Associations
 from layerprobe.stages.capture import Capture, CaptureSae, CaptureTrain
 from layerprobe.stages.crosscoder import Crosscoder
@@ -53,6 +54,7 @@ REGISTRY: tuple[type[Stage], ...] = (
     Crosscoder,
     Associations,
     Transfer,
+    Aligned,
     Match,
     Latents,
     SentenceLatents,

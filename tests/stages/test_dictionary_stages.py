@@ -10,6 +10,7 @@ from layerprobe import sae
 from layerprobe.sae import Crosscoder as JointDictionary
 from layerprobe.sae import load_codes
 from layerprobe.stages import associations as stored
+from layerprobe.stages.aligned import Aligned
 from layerprobe.stages.associations import Associations
 from layerprobe.stages.capture import Capture, CaptureSae
 from layerprobe.stages.crosscoder import Crosscoder
@@ -208,3 +209,30 @@ def test_steps_begin_at_the_base_and_end_at_the_adapted_model(bench):
         assert table.explained_variance[0, side] == pytest.approx(at_ends["base", side])
         assert table.explained_variance[last, side] == pytest.approx(at_ends["adapted", side])
     assert table.accuracy[0].isna().all() and table.accuracy[last].between(0, 1).all()
+
+
+def test_alignment_is_fitted_on_training_tokens_and_starts_from_the_transfer(bench):
+    (task,) = [one for one in Aligned.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    built = bench.build(task)
+    table = built.table("aligned_transfer").set_index(["kind", "alignment"])
+    (transfer,) = [one for one in Transfer.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    read = bench.get(transfer).table("sae").query("evaluated_on == 'adapted'").set_index(["trained_on", "kind"])
+    for kind in ("trained", "untrained", "frozen-decoder"):
+        found = table.explained_variance[kind, "none"]
+        assert found == pytest.approx(read.explained_variance["base", kind], abs=1e-5)
+    assert table.home.to_numpy() == pytest.approx(read.explained_variance["adapted", "trained"], abs=1e-6)
+    rows, adapted = (
+        np.asarray(bench.rows(one).tokens(2), dtype=np.float64) for one in (CaptureSae.of_base(), CaptureSae(FULL, 0))
+    )
+    means = rows.mean(0), adapted.mean(0)
+    test = np.asarray(bench.rows(Capture(FULL, 0)).tokens(2), dtype=np.float64)
+    moved = torch.from_numpy(test - means[1] + means[0]).float()
+    rebuilt = bench.dictionary(BASE).sae(moved).detach().double().numpy() - means[0] + means[1]
+    expected = 1 - np.square(test - rebuilt).sum() / np.square(test - test.mean(0)).sum()
+    assert table.explained_variance["trained", "mean"] == pytest.approx(expected, abs=1e-4)
+    components = built.table("difference_pca")
+    assert components.explained_variance.is_monotonic_increasing
+    assert components.explained_variance.iloc[-1] == pytest.approx(1, abs=1e-6)
+    assert components.coefficients.sum() == 1 and components.joint.nunique() == 1
+    unchanged = [one for one in Aligned.tasks(bench.resolved.shape) if one.method == HEAD]
+    assert not unchanged

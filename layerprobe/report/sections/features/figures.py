@@ -159,7 +159,10 @@ def transfer(
             drawn = part.assign(y=value.clip(*SHOWN), y_low=low.where(inside), y_high=high.where(inside))
             ends += [end for end in drawn[["y", "y_low", "y_high"]].to_numpy().ravel() if end == end]
             hover = f"{name} on {side} rows: %{{customdata[0]:.3f}} (%{{customdata[1]:.3f}} to %{{customdata[2]:.3f}})"
-            written = {"text": value.map("{:.1f}".format).where(~inside, ""), "customdata": part[columns]}
+            written: dict[str, Any] = {
+                "text": value.map("{:.1f}".format).where(~inside, ""),
+                "customdata": part[columns],
+            }
             written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": col == 2}
             _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, row=1, col=col, **written)
     shown = [max(SHOWN[0], min(ends)) - 0.1, min(SHOWN[1], max(ends)) + 0.06]
