@@ -14,6 +14,7 @@ from layerprobe.report.sections.features.context import context
 from layerprobe.report.sections.features.sentences import (
     against_controls,
     crossing_sentence,
+    difference_sentence,
     exclusive_sentence,
     transfer_sentence,
 )
@@ -145,6 +146,31 @@ def matching(method="full"):
     return pd.DataFrame(rows)
 
 
+def aligned(method="full", share=0.65, reach=0.1):
+    rows = []
+    for layer in (1, 2):
+        for kind, lift in (("trained", 0.0), ("frozen-decoder", -0.2)):
+            for i, alignment in enumerate(("none", "mean", "scale", "rotation", "ridge")):
+                closed = share * i / 3
+                ends = {"gap_share_low": closed - reach, "gap_share_high": closed + reach}
+                value = 0.4 + 0.5 * closed + lift
+                row = {"method": method, "seed": 0, "layer": layer, "n": 77, "kind": kind, "alignment": alignment}
+                rows.append({**row, "explained_variance": value, "ev_low": value - 0.01, "ev_high": value + 0.01})
+                rows[-1] |= {"gap_share": closed, **ends, "why": "", "home": 0.9}
+    return pd.DataFrame(rows)
+
+
+def difference(method="full", excess=0.2, reach=0.1):
+    rows = [
+        {"method": method, "seed": 0, "layer": layer, "n": 77, "components": m, "explained_variance": 0.5 + m / 40}
+        | {"coefficients": m == 8, "joint": 0.5, "joint_low": 0.4, "joint_high": 0.6, "l0": 8.3, "d_sae": 128}
+        | {"excess": excess, "excess_low": excess - reach, "excess_high": excess + reach}
+        for layer in (1, 2)
+        for m in (1, 4, 8, 16)
+    ]
+    return pd.DataFrame(rows).assign(ev_low=0.4, ev_high=1.0)
+
+
 def crossing(verdict="crosses", **more):
     row = {
         "method": "full",
@@ -171,6 +197,8 @@ def everything(**more):
         "matching": matching(),
         "census": census(),
         "crossing": crossing(),
+        "aligned_transfer": aligned(),
+        "difference_pca": difference(),
     }
     return complete(tables | more, record())
 
@@ -343,6 +371,43 @@ def test_the_comparison_with_controls_follows_the_paired_intervals():
     assert "no control was read on the adapted model's rows." in transfer_sentence(*everything(sae=older), "full")
 
 
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (aligned(), r"fitted on other examples, close 65% \(95% interval 55% to 75%\) of the gap"),
+        (aligned(reach=0.7), r"close any of this gap is not shown \(65% \(95% interval -5% to 135%\)\)"),
+        (aligned().assign(gap_share=np.nan, gap_share_low=np.nan), "more than either, for these dictionaries[.] With"),
+    ],
+)
+def test_the_gap_is_split_where_there_is_one(table, words):
+    assert re.search(words, transfer_sentence(*everything(aligned_transfer=table), "full"))
+
+
+def test_alignments_end_at_the_adapted_dictionary():
+    traces = named(figure("aligned", everything()))
+    assert set(traces) == {"layer 1", "layer 1, frozen-decoder", "layer 2", "layer 2, frozen-decoder"}
+    assert list(traces["layer 2"].x) == list(figures.ALIGNMENTS.values())
+    assert traces["layer 2"].y[0] == 0.4 and traces["layer 2"].y[-1] == 0.9
+    assert list(traces["layer 2"].error_y.array) == pytest.approx([0.01] * 5 + [0])
+    assert list(traces["layer 2, frozen-decoder"].y) == pytest.approx([y - 0.2 for y in traces["layer 2"].y[:-1]])
+
+
+@pytest.mark.parametrize(
+    ("excess", "words"),
+    [(0.2, "the components explain more"), (-0.2, "the joint dictionary explains more"), (0.05, "neither is shown")],
+)
+def test_the_joint_dictionary_is_compared_with_components_of_the_difference(excess, words):
+    text = difference_sentence(*everything(difference_pca=difference(excess=excess)), "full")
+    assert words in text and "at layer 2, the joint dictionary explains 0.50 (95% interval 0.40 to 0.60)" in text
+    assert "8.3 active latents per token, and 8 principal components of the difference 0.70" in text
+
+
+def test_components_are_drawn_with_the_joint_dictionary_at_its_number_of_coefficients():
+    traces = named(figure("difference_pca", everything()))
+    assert list(traces["layer 1: components"].x) == [1, 4, 8, 16]
+    assert list(traces["layer 1: joint dictionary"].x) == [8.3] and list(traces["layer 1: joint dictionary"].y) == [0.5]
+
+
 def test_a_census_without_exclusive_latents_has_none():
     study = everything(census=census().query("kind in ('shared', 'dead')"))
     expected = "Of 6 live latents of a joint dictionary at layer 2, none is exclusive to one side."
@@ -385,7 +450,7 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
     assert "77 test examples, at least 100 judged latents per bar, only one training seed" in html
     assert "0.50 at layer 1, 0.50 at layer 2" in html and panel["undefined"][0] in html
     shown = set(re.findall(r'data-figure="([^"]+)"', html))
-    assert shown == {"task_mass", "latent_kinds", "transfer", "matching", "census"} | {
+    assert shown == {"task_mass", "latent_kinds", "transfer", "matching", "census", "aligned", "difference_pca"} | {
         name for name in shown if re.fullmatch(r"transfer-\d+", name)
     }
     assert "shuffled-labels: no joint dictionary was trained" in html
@@ -398,13 +463,15 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
         ("sae", {"transfer"}),
         ("matching", {"matching"}),
         ("census", {"census"}),
+        ("aligned_transfer", {"aligned"}),
+        ("difference_pca", {"difference_pca"}),
         ("crossing", set()),
     ],
 )
 def test_a_missing_table_leaves_out_its_figures_only(name, gone, tmp_path):
     study = without(name)
     drawn = {name for name in SECTION.figures if figure(name, study) is not None}
-    assert drawn == {"task_mass", "latent_kinds", "transfer", "matching", "census"} - gone
+    assert drawn == {"task_mass", "latent_kinds", "transfer", "matching", "census", "aligned", "difference_pca"} - gone
     assert SECTION.sentences(*study) and context(*study)["panels"]
     html = section(page(tmp_path, *study))
     if name == "sae":

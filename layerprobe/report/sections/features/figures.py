@@ -186,6 +186,61 @@ def _add_control_band(figure: go.Figure, controls: pd.DataFrame, quantity: str, 
     return [*low, *high]
 
 
+ALIGNMENTS = {
+    "none": "none",
+    "mean": "shift",
+    "scale": "shift, scale",
+    "rotation": "shift, rotation",
+    "ridge": "any affine map",
+    "home": "adapted's<br>dictionary",
+}
+"""Value of the column `alignment` -> name on the axis; `home` is the dictionary that needs none."""
+
+
+def aligned(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Explained variance of adapted rows by the base's dictionary and its controls after each alignment, by layer."""
+    rows = method_rows(tables, record, "aligned_transfer", method)
+    if rows is None:
+        return None
+    figure, place = go.Figure(), {name: i for i, name in enumerate(ALIGNMENTS)}
+    for i, layer in enumerate(sorted(rows.layer.unique())):
+        colour = COLOURS[i % len(COLOURS)]
+        for kind, part in rows[rows.layer == layer].groupby("kind", sort=False):
+            part, trained = part.sort_values("alignment", key=lambda names: names.map(place)), kind == "trained"
+            name = f"layer {layer}" if trained else f"layer {layer}, {kind}"
+            value = [*part.explained_variance, *([part.home.iloc[0]] if trained else [])]
+            ends = (pd.Series([*part[end], *value[len(part) :]]) for end in ("ev_low", "ev_high"))
+            bars = error_bars(pd.Series(value), *ends, colour) if trained else None
+            line = {"color": colour, "dash": "solid" if trained else "dot", "width": 2 if trained else 1}
+            hover = {"customdata": value, "hovertemplate": f"{name}: %{{customdata:.3f}}<extra></extra>"}
+            # Without alignment, a shift alone may lead to values that would flatten all others.
+            x, y = list(ALIGNMENTS.values())[: len(value)], pd.Series(value).clip(*SHOWN)
+            curve = {"mode": "lines+markers", "line": line, "error_y": bars, "showlegend": trained, **hover}
+            figure.add_scatter(x=x, y=y, name=name, **curve)
+    figure.update_xaxes(title="alignment of adapted rows to base rows")
+    figure.update_yaxes(title="explained variance of adapted rows")
+    return styled(figure, height=360)
+
+
+def difference_pca(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Variance of adapted - base by number of principal components, and by the joint dictionary at its coefficients."""
+    rows = method_rows(tables, record, "difference_pca", method)
+    if rows is None:
+        return None
+    figure = go.Figure()
+    for i, (layer, part) in enumerate(rows.sort_values("components").groupby("layer")):
+        colour, equal = COLOURS[i % len(COLOURS)], part[part.coefficients]
+        bars = error_bars(part.explained_variance, part.ev_low, part.ev_high, colour)
+        name, line = f"layer {layer}: components", {"color": colour}
+        figure.add_scatter(x=part.components, y=part.explained_variance, name=name, line=line, error_y=bars)
+        bars = error_bars(equal.joint, equal.joint_low, equal.joint_high, colour)
+        marker, name = {"symbol": "diamond-open", "size": 11, "color": colour}, f"layer {layer}: joint dictionary"
+        figure.add_scatter(x=equal.l0, y=equal.joint, name=name, mode="markers", marker=marker, error_y=bars)
+    figure.update_xaxes(title="coefficients per token", type="log")
+    figure.update_yaxes(title="explained variance of adapted - base")
+    return styled(figure, height=340)
+
+
 def matching(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
     """Mean match of base and adapted latents and the shares without a match, each compared with its null."""
     rows = method_rows(tables, record, "matching", method)

@@ -94,7 +94,7 @@ def transfer_sentence(tables: Tables, record: RunRecord, method: str) -> str | N
         f"{_variance(other)} of the adapted model's, compared with {at['adapted', 'adapted'].explained_variance:.2f} by "
         "the adapted model's dictionary"
     )
-    text += control_clause(controls_on(rows, "adapted"))
+    text += control_clause(controls_on(rows, "adapted")) + gap_clause(tables, record, method, layer)
     loss, accuracy = (_recovered(other, quantity) for quantity in ("loss", "accuracy"))
     if loss or accuracy:
         parts = " and ".join(
@@ -150,6 +150,41 @@ def control_clause(controls: pd.DataFrame) -> str:
     if verdict == "less":
         return f", and {values}: directions that were never learned explain more than the base's dictionary does."
     return f", and {values}: that the base's dictionary explains more than these controls is not shown."
+
+
+def gap_clause(tables: Tables, record: RunRecord, method: str, layer: int) -> str:
+    """A sentence on the share of the gap of two dictionaries that a shift and a rotation close; empty without a gap."""
+    rows = method_rows(tables, record, "aligned_transfer", method)
+    if rows is None:
+        return ""
+    rows = rows[(rows.layer == layer) & (rows.kind == "trained") & (rows.alignment == "rotation")]
+    if rows.empty or rows.gap_share.isna().all():
+        return ""
+    row: Any = rows.iloc[0]
+    share = f"{_percent(row.gap_share)} (95% interval {_percent(row.gap_share_low)} to {_percent(row.gap_share_high)})"
+    if not row.gap_share_low > 0:
+        return f" That a shift and a rotation of the rows close any of this gap is not shown ({share})."
+    return f" A shift and a rotation of the rows, fitted on other examples, close {share} of the gap of these dictionaries."
+
+
+def difference_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
+    """What the joint dictionary of the last layer explains of adapted - base, compared with as many principal components."""
+    rows = method_rows(tables, record, "difference_pca", method)
+    rows = None if rows is None else rows[rows.coefficients]
+    if rows is None or rows.empty:
+        return None
+    row: Any = rows.loc[rows.layer.idxmax()]
+    verdict = "neither is shown to explain more"
+    if row.excess_low > 0:
+        verdict = "the components explain more"
+    elif row.excess_high < 0:
+        verdict = "the joint dictionary explains more"
+    return (
+        f"Of the variance of the difference adapted - base at layer {int(row.layer)}, the joint dictionary explains "
+        f"{row.joint:.2f} (95% interval {row.joint_low:.2f} to {row.joint_high:.2f}) with {row.l0:.1f} active latents per "
+        f"token, and {int(row.components)} principal components of the difference {row.explained_variance:.2f} (95% "
+        f"interval {row.ev_low:.2f} to {row.ev_high:.2f}): {verdict}."
+    )
 
 
 def _recovered(row: Any, quantity: str) -> str | None:
