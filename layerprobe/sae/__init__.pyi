@@ -4,7 +4,10 @@ from ._alignment import Alignment as Alignment
 from ._alignment import aligned_transfer as aligned_transfer
 from ._alignment import fit_alignments as fit_alignments
 from ._associations import associations as associations
+from ._census import ExclusiveFeatures as ExclusiveFeatures
 from ._census import census as census
+from ._census import exclusive_features as exclusive_features
+from ._census import noise_null as noise_null
 from ._config import SaeConfig as SaeConfig
 from ._config import default_k as default_k
 from ._config import default_width as default_width

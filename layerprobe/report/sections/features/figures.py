@@ -209,8 +209,8 @@ def aligned(tables: Tables, record: RunRecord, *, method: str | None = None) -> 
             part, trained = part.sort_values("alignment", key=lambda names: names.map(place)), kind == "trained"
             name = f"layer {layer}" if trained else f"layer {layer}, {kind}"
             value = [*part.explained_variance, *([part.home.iloc[0]] if trained else [])]
-            ends = (pd.Series([*part[end], *value[len(part) :]]) for end in ("ev_low", "ev_high"))
-            bars = error_bars(pd.Series(value), *ends, colour) if trained else None
+            low, high = (pd.Series([*part[end], *value[len(part) :]]) for end in ("ev_low", "ev_high"))
+            bars = error_bars(pd.Series(value), low, high, colour) if trained else None
             line = {"color": colour, "dash": "solid" if trained else "dot", "width": 2 if trained else 1}
             hover = {"customdata": value, "hovertemplate": f"{name}: %{{customdata:.3f}}<extra></extra>"}
             # Without alignment, a shift alone may lead to values that would flatten all others.

@@ -173,7 +173,7 @@ def difference_sentence(tables: Tables, record: RunRecord, method: str) -> str |
     rows = None if rows is None else rows[rows.coefficients]
     if rows is None or rows.empty:
         return None
-    row: Any = rows.loc[rows.layer.idxmax()]
+    row: Any = rows.sort_values("layer").iloc[-1]
     verdict = "neither is shown to explain more"
     if row.excess_low > 0:
         verdict = "the components explain more"
