@@ -8,6 +8,7 @@ from ._census import ExclusiveFeatures as ExclusiveFeatures
 from ._census import census as census
 from ._census import exclusive_features as exclusive_features
 from ._census import noise_null as noise_null
+from ._census import residual_covariances as residual_covariances
 from ._config import SaeConfig as SaeConfig
 from ._config import default_k as default_k
 from ._config import default_width as default_width

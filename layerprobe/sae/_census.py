@@ -44,8 +44,8 @@ def census(
     Delta = 1/2 (1 + (|d_adapted| - |d_base|) / max(|d_adapted|, |d_base|)) is 0 for a latent of base alone, 1/2 for one
     that both sides have equally, 1 for one of adapted alone. Both sides have equal variance, so that a few features
     amplified on one side make all others look weaker there. The adapted side is therefore rescaled by the median of
-    |d_adapted| / |d_base| over live latents; `delta_centred` and all that follows are in these units. **This assumes that
-    most latents are shared**: where most are not, the median one is taken for shared.
+    |d_adapted| / |d_base| over activations; `delta_centred` and all that follows are in these units. **This assumes that
+    most activations are of shared latents**: where they are not, the median one is taken for shared.
 
     Norms alone mislead, so *latent scaling* (Minder et al. 2025, "Overcoming Sparsity Artifacts in Crosscoders") measures
     how much of the latent each side's rows contain: with f its activations and d its direction on the side where that is
@@ -103,7 +103,7 @@ def census(
     norms = crosscoder.norms.astype(np.float64)
     # A dead latent's ratios are 0 / 0.
     with np.errstate(invalid="ignore", divide="ignore"):
-        median = _median_ratio(norms[live])
+        median = _median_ratio(norms, active)
         centred = norms / [1, median]
         delta, delta_centred = (0.5 * (1 + (z[:, 1] - z[:, 0]) / z.max(1)) for z in (norms, centred))
         directions = crosscoder.decoder.astype(np.float64)
@@ -143,10 +143,20 @@ def census(
     return table.assign(kind=_kinds(table, dominant, adjusted, live))
 
 
-def _median_ratio(norms: Float[np.ndarray, "live 2"]) -> float:
-    """Median of |d_adapted| / |d_base| of latents that write on both sides; 1 if none does."""
-    both = norms[(norms > 0).all(1)]
-    return float(np.exp(np.median(np.log(both[:, 1] / both[:, 0])))) if len(both) else 1.0
+def _median_ratio(norms: Float[np.ndarray, "d_sae 2"], active: Int[np.ndarray, " d_sae"]) -> float:
+    """Median of |d_adapted| / |d_base| over activations of latents that write on both sides; 1 if there is none.
+
+    Over activations, since latents that are hardly ever active have arbitrary norms, and may be many.
+    """
+    both = (norms > 0).all(1) & (active > 0)
+    if not both.any():
+        return 1.0
+    ratio = np.log(norms[both, 1] / norms[both, 0])
+    ascending = np.argsort(ratio, kind="stable")
+    total = np.cumsum(active[both][ascending])
+    # The mean of the two middle values where the weights below are exactly half, as in an ordinary median.
+    middle = [np.searchsorted(total, total[-1] / 2, side=side) for side in ("left", "right")]
+    return float(np.exp(ratio[ascending][middle].mean()))
 
 
 def _scaling_sums(
@@ -268,8 +278,8 @@ def exclusive_features(table: pd.DataFrame, nulls: Sequence[pd.DataFrame]) -> Ex
         return ExclusiveFeatures(number, (), float("nan"), (), 0)
     high = float(nbinom.ppf(0.95, sum(counts) + 0.5, len(nulls) / (len(nulls) + 1)))
     live = table[table["p_exclusive"].notna() & (table["kind"] != "dead")]
-    null = np.sort(np.concatenate([one.loc[one["kind"] != "dead", "nu_statistic"].dropna() for one in nulls]))
-    below = np.searchsorted(null, live["nu_statistic"], side="right")
+    null = np.sort(np.concatenate([_statistics(one[one["kind"] != "dead"]) for one in nulls]))
+    below = np.searchsorted(null, _statistics(live), side="right")
     p = np.maximum((1 + below) / (1 + len(null)), live["p_exclusive"])
     found = live[(false_discovery_control(p) <= LEVEL) & live["kind"].isin(["base_only", "adapted_only"])]
     latents = tuple(int(latent) for latent in found["latent"]) if number > high else ()
@@ -277,20 +287,28 @@ def exclusive_features(table: pd.DataFrame, nulls: Sequence[pd.DataFrame]) -> Ex
     return ExclusiveFeatures(number, counts, high, latents, max(fewest, int(high) + 1))
 
 
-def noise_null(
-    crosscoder: Crosscoder, base_rows: Any, adapted_rows: Any, codes: csc_array, seed: int = 0
-) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
-    """Two sides without an exclusive feature: base rows, with independent noise added for either side.
+def _statistics(live: pd.DataFrame) -> np.ndarray:
+    """The statistic of latents that can be exclusive; infinity for the others."""
+    able = (live["nu_reconstruction"] < NU_RECONSTRUCTION) & (live["kind"] != "rotated")
+    return live["nu_statistic"].where(able, np.inf).fillna(np.inf).to_numpy()
 
-    The noise is Gaussian with the covariance of what the joint dictionary leaves unexplained on that side, in units of
-    base: both sides differ by as much noise as base and adapted do, and in nothing else.
+
+def residual_covariances(
+    crosscoder: Crosscoder, base_rows: Any, adapted_rows: Any, codes: csc_array, table: pd.DataFrame
+) -> Float[np.ndarray, "2 d d"]:
+    """Covariance of what a joint dictionary leaves unexplained on either side, in units of base.
+
+    Exclusive and shifted latents may have fitted noise, which then is missing from the residual. Its covariance is
+    therefore scaled to the variance of what no other latent explains, and by the degrees of freedom that active latents take. (Their own directions are not added: noise that is strong in these
+    would give latents there again, whether they are features or not.) Units are those in which the median live latent has
+    one norm on both sides, as in `census`.
 
     Args:
         crosscoder: trained on base and adapted.
-        base_rows: (n, d), for instance those that it was trained on.
+        base_rows: (n, d), on which it was not trained: it fits some of the noise of its training rows.
         adapted_rows: (n, d), the same tokens in the same order.
         codes: activations on these rows, by `Crosscoder.encode`.
-        seed: of the noise.
+        table: by `census`, on these rows.
 
     Raises:
         MeasureError: if shapes do not fit.
@@ -302,17 +320,42 @@ def noise_null(
     if not n:
         raise ArgumentError("{base_rows} has no row; give both sides' rows of some examples.", "base_rows")
     decoder, by_row = crosscoder.decoder.reshape(crosscoder.d_sae, -1), codes.tocsr()
-    covariances = np.zeros((2, d, d))
+    # Latents that are shown on both sides fit features; all others may fit noise.
+    doubtful = table["kind"].isin(["base_only", "adapted_only", "shifted"]).to_numpy()
+    covariances, power = np.zeros((2, d, d)), np.zeros(2)
     for batch in row_batches(n):
         missed = crosscoder.scaled(base_rows, adapted_rows, batch).cpu().numpy() - by_row[batch] @ decoder
-        missed = missed.reshape(-1, 2, d) - crosscoder.decoder_bias
+        missed = (missed.reshape(-1, 2, d) - crosscoder.decoder_bias).astype(np.float64)
         covariances += np.einsum("nsd,nse->sde", missed, missed, optimize=True) / n
+        theirs = (by_row[batch][:, doubtful] @ decoder[doubtful]).reshape(-1, 2, d)
+        power += ((missed + theirs) ** 2).sum((0, 2)) / n
+    traces = np.trace(covariances, axis1=1, axis2=2)
+    median = _median_ratio(crosscoder.norms.astype(np.float64), np.diff(codes.indptr))
+    units = float(crosscoder.scales[0]) / np.array([1, median])
+    # Each active latent is a coefficient fitted to its row, and takes up noise as one does in a regression.
+    freedom = d / max(1.0, d - codes.nnz / n)
+    return covariances * (freedom * units**2 * power / np.maximum(traces, 1e-300))[:, None, None]
+
+
+def noise_null(
+    base_rows: Any, covariances: Float[np.ndarray, "2 d d"], seed: int = 0
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
+    """Two sides without an exclusive feature: base rows, with independent Gaussian noise added for either side.
+
+    With the covariances of what a joint dictionary leaves unexplained (`residual_covariances`), both sides differ by as
+    much noise as base and adapted do, and in nothing else.
+
+    Args:
+        base_rows: (n, d); may be memory-mapped.
+        covariances: of the noise of either side.
+        seed: of the noise.
+    """
     sides, rng = [], np.random.default_rng(seed)
     for covariance in covariances:
         values, vectors = np.linalg.eigh(covariance)
-        mix = (vectors * np.sqrt(np.maximum(values, 0)) * float(crosscoder.scales[0])).astype(np.float32)
+        mix = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
         rows = np.array(base_rows, dtype=np.float32)
-        for batch in row_batches(n):
-            rows[batch] += rng.standard_normal((len(rows[batch]), d), dtype=np.float32) @ mix.T
+        for batch in row_batches(len(rows)):
+            rows[batch] += rng.standard_normal((len(rows[batch]), len(mix)), dtype=np.float32) @ mix.T
         sides.append(rows)
     return sides[0], sides[1]
