@@ -247,8 +247,9 @@ class ExclusiveFeatures:
     null_candidates: tuple[int, ...]
     """Those of each null."""
     null_high: float
-    """95th percentile of the number in a further null, given these: negative binomial, which follows from a Poisson number
-    with Jeffreys' prior of its rate. NaN without a null."""
+    """95th percentile of the number in a further null, given these: the larger of the negative binomial's, which follows
+    from a Poisson number with Jeffreys' prior of its rate, and, from two nulls on, Student's t, which also covers that
+    training varies by more than Poisson. NaN without a null."""
     latents: tuple[int, ...]
     """Exclusive latents whose statistic is also beyond that of null latents (Benjamini-Hochberg at 5%, empirical
     p-values), if there are more candidates than `null_high`; else none."""
@@ -268,7 +269,7 @@ def exclusive_features(table: pd.DataFrame, nulls: Sequence[pd.DataFrame]) -> Ex
         table: by `census`.
         nulls: by `census`, of null dictionaries of the same size.
     """
-    from scipy.stats import false_discovery_control, nbinom
+    from scipy.stats import false_discovery_control, nbinom, t
 
     def candidates(one: pd.DataFrame) -> int:
         return int(one["kind"].isin(["base_only", "adapted_only"]).sum())
@@ -276,7 +277,10 @@ def exclusive_features(table: pd.DataFrame, nulls: Sequence[pd.DataFrame]) -> Ex
     number, counts = candidates(table), tuple(map(candidates, nulls))
     if not nulls:
         return ExclusiveFeatures(number, (), float("nan"), (), 0)
-    high = float(nbinom.ppf(0.95, sum(counts) + 0.5, len(nulls) / (len(nulls) + 1)))
+    n = len(nulls)
+    high = float(nbinom.ppf(0.95, sum(counts) + 0.5, n / (n + 1)))
+    if n > 1:
+        high = max(high, float(np.mean(counts) + t.ppf(0.95, n - 1) * np.std(counts, ddof=1) * np.sqrt(1 + 1 / n)))
     live = table[table["p_exclusive"].notna() & (table["kind"] != "dead")]
     null = np.sort(np.concatenate([_statistics(one[one["kind"] != "dead"]) for one in nulls]))
     below = np.searchsorted(null, _statistics(live), side="right")

@@ -14,6 +14,7 @@ from layerprobe.stages.crosscoder import Crosscoder
 from layerprobe.stages.crossing import Crossing
 from layerprobe.stages.depth import Depth
 from layerprobe.stages.encode import Encode
+from layerprobe.stages.exclusive import CensusNull, Exclusive
 from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.frozen_blocks import FrozenBlocks
 from layerprobe.stages.geometry import Geometry
@@ -57,6 +58,8 @@ REGISTRY: tuple[type[Stage], ...] = (
     Aligned,
     Match,
     Latents,
+    CensusNull,
+    Exclusive,
     SentenceLatents,
     Exhibit,
     Crossing,

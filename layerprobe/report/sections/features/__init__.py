@@ -17,6 +17,7 @@ SECTION = Section(
         "sae_densities",
         "matching",
         "census",
+        "exclusive",
         "aligned_transfer",
         "difference_pca",
     ),

@@ -17,7 +17,8 @@ from layerprobe.report.theme import COLOURS, PLAIN, error_bars, label_layers, me
 BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = COLOURS
 KINDS = {"task": VERMILLION, "both": ORANGE, "general": BLUE, "unexplained": "#9AA0A6"}
 """Kinds of latents from the bottom of a bar up, so that the first two add up to the task share."""
-CENSUS = {"shared": BLUE, "shifted": SKY, "rotated": PINK, "base_only": GREEN, "adapted_only": VERMILLION}
+CENSUS = {"shared": BLUE, "amplified": SKY, "shifted": "#9AA0A6", "rotated": PINK}
+CENSUS |= {"base_only": GREEN, "adapted_only": VERMILLION}
 """Kinds of the joint dictionary's latents."""
 MARKER = "#A855F7"
 """Colour of markers on bars: visible on the bars' colours, on a light and on a dark page."""

@@ -15,7 +15,7 @@ from layerprobe.report.sections.features.figures import control_shares, method_r
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     """At most two paragraphs about the main method.
 
-    The joint census is not among them: it has no null other than "none at all on equal rows".
+    The joint census is not among them: its nulls are trained in some studies only.
     """
     method = queries.main_method(queries.changed(tables, record), record)
     if method is None:
@@ -199,7 +199,7 @@ def _recovered(row: Any, quantity: str) -> str | None:
 
 
 def exclusive_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
-    """How many latents of the joint dictionary at the last layer are exclusive to one side."""
+    """How many latents of the joint dictionary at the last layer are exclusive to one side, compared with nulls."""
     rows = method_rows(tables, record, "census", method)
     if rows is None:
         return None
@@ -208,14 +208,33 @@ def exclusive_sentence(tables: Tables, record: RunRecord, method: str) -> str | 
     if rows.empty:
         return None
     start = f"Of {len(rows)} live latents of a joint dictionary at layer {layer}"
-    exclusive = {side: rows[rows.kind == f"{side}_only"] for side in ("base", "adapted")}
-    if not any(map(len, exclusive.values())):
-        return f"{start}, none is exclusive to one side."
-    parts = [
-        f"{len(part)} are {side}-only ({_percent(max(part.energy_share.sum(), 0.0))} of the reconstructed variance)"
-        for side, part in exclusive.items()
-    ]
-    return f"{start}, {' and '.join(parts)}."
+    candidates = int(rows.kind.isin(["base_only", "adapted_only"]).sum())
+    if not candidates:
+        return f"{start}, none is shown to be exclusive to one side."
+    nulls = method_rows(tables, record, "exclusive", method)
+    nulls = None if nulls is None else nulls[nulls.layer == layer]
+    look = f"{start}, {candidates} look exclusive to one side"
+    if nulls is None or nulls.empty:
+        return (
+            f"{look}; no null was trained (sae.census_nulls), and latents that fit the noise of one side look the same, so "
+            "that it is not known whether any is a feature of one side alone."
+        )
+    words = {"noise": "sides that differ by noise alone", "seeds": "two training seeds"}
+    compared = " and ".join(
+        f"{row.null_mean:.1f} in joint dictionaries of {words[str(row.null)]} ({row.nulls:.0f} trained; 95th percentile "
+        f"{row.null_high:.0f})"
+        for row in nulls.itertuples()
+    )
+    first: Any = nulls.iloc[0]
+    if first.base_only + first.adapted_only:
+        return (
+            f"{look}, compared with {compared}: {int(first.base_only)} of base and {int(first.adapted_only)} of the adapted "
+            "model are exclusive at a false-discovery rate of 5%."
+        )
+    return (
+        f"{look}, compared with {compared}: none is shown to be a feature of one side alone (with so many null "
+        f"dictionaries, fewer than {int(nulls.fewest.max())} cannot be)."
+    )
 
 
 def _variance(row: Any) -> str:
