@@ -16,6 +16,7 @@ from layerprobe.stages.capture import Capture, CaptureSae
 from layerprobe.stages.crosscoder import Crosscoder
 from layerprobe.stages.crossing import Crossing
 from layerprobe.stages.encode import Encode
+from layerprobe.stages.exclusive import Exclusive
 from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match, null_matching
@@ -236,3 +237,20 @@ def test_alignment_is_fitted_on_training_tokens_and_starts_from_the_transfer(ben
     assert components.coefficients.sum() == 1 and components.joint.nunique() == 1
     unchanged = [one for one in Aligned.tasks(bench.resolved.shape) if one.method == HEAD]
     assert not unchanged
+
+
+def test_exclusive_latents_are_compared_with_noise_and_with_training_seeds(make_bench):
+    own = make_bench(sae={"layers": [2], "k": 4, "rows": 300, "controls": [], "census_nulls": 1})
+    tasks = [one for one in Exclusive.tasks(own.resolved.shape) if one.method == FULL]
+    assert [one.seed for one in tasks] == [0, 1] and not [
+        one for one in Exclusive.tasks(own.resolved.shape) if one.method == HEAD
+    ]
+    table = own.build(tasks[0]).table("exclusive").set_index("null")
+    assert list(table.index) == ["noise", "seeds"] and (table.nulls == 1).all()
+    assert (table.found <= table.candidates).all() and (table.base_only + table.adapted_only <= table.found).all()
+    # The second model of one null, and the first model of the other side, are those of the pair.
+    pair = tasks[0].nulls["seeds"][0]
+    assert (pair.seed, pair.other_seed) == (0, 1) and tasks[1].nulls["seeds"] == (pair,)
+    assert pair.parents()["adapted"] == Capture(FULL, 1) and pair.parents()["base"] == Capture(FULL, 0)
+    noise = pd.read_parquet(own.get(tasks[0].nulls["noise"][0]).folder / "census.parquet")
+    assert len(noise) >= table.live.iloc[0] and "nu_statistic" in noise
