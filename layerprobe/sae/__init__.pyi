@@ -35,6 +35,10 @@ from ._properties import Properties as Properties
 from ._properties import token_properties as token_properties
 from ._shares import crossing as crossing
 from ._shares import latent_shares as latent_shares
+from ._stability import PartialDictionary as PartialDictionary
+from ._stability import of_equal_energy as of_equal_energy
+from ._stability import stable_latents as stable_latents
+from ._stability import subspace_overlap as subspace_overlap
 from ._task_loss import task_loss as task_loss
 from ._training import train as train
 from ._training import untrained as untrained

@@ -30,6 +30,7 @@ from layerprobe.stages.seeds import Seeds
 from layerprobe.stages.sentence_latents import SentenceLatents
 from layerprobe.stages.sentences import Sentences
 from layerprobe.stages.similarity import Similarity
+from layerprobe.stages.stability import Stability
 from layerprobe.stages.steps import Steps
 from layerprobe.stages.transfer import Transfer
 from layerprobe.stages.weights import Weights
@@ -56,6 +57,7 @@ REGISTRY: tuple[type[Stage], ...] = (
     Associations,
     Transfer,
     Aligned,
+    Stability,
     Match,
     Latents,
     CensusNull,

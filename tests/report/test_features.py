@@ -16,6 +16,7 @@ from layerprobe.report.sections.features.sentences import (
     crossing_sentence,
     difference_sentence,
     exclusive_sentence,
+    stability_sentence,
     transfer_sentence,
 )
 
@@ -175,6 +176,23 @@ def exclusive(found=(0, 3), kinds=("noise", "seeds"), method="full"):
     row = {"method": method, "seed": 0, "nulls": 5, "live": 12, "candidates": 4, "null_mean": 0.4, "null_high": 2}
     row |= {"base_only": found[0], "adapted_only": found[1], "found": sum(found), "fewest": 4}
     return pd.DataFrame([{**row, "layer": layer, "null": kind} for layer in (1, 2) for kind in kinds])
+
+
+def stability(method="full"):
+    rows = [
+        {"method": method, "seed": 0, "layer": layer, "ablated": name, "latents": latents, "of": of, "n": 66, "why": ""}
+        | {"energy_share": 0.2 * (latents > 0), "task_loss": 0.5, "loss_recovered": value}
+        | {"loss_recovered_low": value - 0.05, "loss_recovered_high": value + 0.05}
+        for layer in (1, 2)
+        for name, latents, of, value in (("none", 0, 0, 0.9), ("stable", 30, 70, 0.6), ("unstable", 40, 40, 0.85))
+    ]
+    return pd.DataFrame(rows)
+
+
+def subspaces(overlap=0.7, method="full"):
+    row = {"method": method, "seed": 0, "latents": 40, "latents_second": 42, "dimensions": 12, "overlap": overlap}
+    row |= {"null_mean": 0.5, "null_high": 0.55, "draws": 19}
+    return pd.DataFrame([{**row, "layer": layer} for layer in (1, 2)])
 
 
 def crossing(verdict="crosses", **more):
@@ -433,6 +451,19 @@ def test_components_are_drawn_with_the_joint_dictionary_at_its_number_of_coeffic
 def test_exclusive_latents_are_claimed_beyond_their_nulls_only(tables, words):
     text = exclusive_sentence(*everything(**tables), "full")
     assert re.search(words, text) and text.startswith("Of 12 live latents of a joint dictionary at layer 2")
+
+
+def test_stable_and_unstable_latents_are_compared_at_equal_energy_and_subspaces_with_their_null():
+    text = stability_sentence(*everything(stability=stability(), subspace_overlap=subspaces()), "full")
+    assert "At layer 2, 70 of 110 live latents of the adapted model's dictionary have a partner" in text
+    assert (
+        "recovers 0.90 (95% interval 0.85 to 0.95) of the task loss; 0.60 (95% interval 0.55 to 0.65) without 30"
+        in text
+    )
+    assert "0.85 (95% interval 0.80 to 0.90) without 40 unstable ones of about equal energy (20% of all)" in text
+    assert "overlap by 0.70, more than directions drawn from the rows' covariance do (mean 0.50, at most 0.55" in text
+    assert "no more than directions" in stability_sentence(*everything(subspace_overlap=subspaces(0.54)), "full")
+    assert stability_sentence(*everything(), "full") is None
 
 
 def test_a_census_without_exclusive_latents_has_none():

@@ -22,6 +22,7 @@ from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match, null_matching
 from layerprobe.stages.sae import Sae
 from layerprobe.stages.sentence_latents import SentenceLatents
+from layerprobe.stages.stability import Stability
 from layerprobe.stages.steps import Steps
 from layerprobe.stages.transfer import Transfer
 
@@ -254,3 +255,24 @@ def test_exclusive_latents_are_compared_with_noise_and_with_training_seeds(make_
     assert pair.parents()["adapted"] == Capture(FULL, 1) and pair.parents()["base"] == Capture(FULL, 0)
     noise = pd.read_parquet(own.get(tasks[0].nulls["noise"][0]).folder / "census.parquet")
     assert len(noise) >= table.live.iloc[0] and "nu_statistic" in noise
+
+
+def test_ablating_nothing_is_the_transfer_and_groups_have_equal_energy(bench):
+    (task,) = [one for one in Stability.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    built = bench.build(task)
+    overlap = built.table("subspace_overlap").iloc[0]
+    assert 0 <= overlap.overlap <= 1 and overlap.null_mean <= overlap.null_high
+    matching = sae.match(
+        *(bench.dictionary(one.dictionary) for one in task.encodes), *(codes(bench, one) for one in task.encodes)
+    )
+    unstable = matching.table.live & ~(matching.table.cosine >= 0.7)
+    assert overlap.latents == unstable.sum()
+    table = built.table("stability").set_index("ablated")
+    (transfer,) = [one for one in Transfer.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    whole = (
+        bench.get(transfer)
+        .table("sae")
+        .query("kind == 'trained' and trained_on == 'adapted' and evaluated_on == 'adapted'")
+    )
+    assert table.task_loss["none"] == pytest.approx(whole.task_loss.item(), abs=1e-6)
+    assert table.of["stable"] + table.of["unstable"] == matching.table.live.sum()

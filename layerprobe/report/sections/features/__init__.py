@@ -20,6 +20,8 @@ SECTION = Section(
         "exclusive",
         "aligned_transfer",
         "difference_pca",
+        "stability",
+        "subspace_overlap",
     ),
     figures={
         "task_mass": figures.task_mass,

@@ -10,7 +10,12 @@ from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.features.figures import KINDS, control_shares, method_rows
-from layerprobe.report.sections.features.sentences import crossing_sentence, difference_sentence, exclusive_sentence
+from layerprobe.report.sections.features.sentences import (
+    crossing_sentence,
+    difference_sentence,
+    exclusive_sentence,
+    stability_sentence,
+)
 
 
 def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
@@ -35,6 +40,7 @@ def panel(tables: Tables, record: RunRecord, method: str) -> dict[str, Any]:
         "method": method,
         "crossing": crossing_sentence(tables, method),
         "exclusive": exclusive_sentence(tables, record, method),
+        "stability": stability_sentence(tables, record, method),
         "difference": difference_sentence(tables, record, method),
         "control": None if control is None else control.method.iloc[0],
         "quality": quality,

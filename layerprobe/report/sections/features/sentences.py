@@ -198,6 +198,36 @@ def _recovered(row: Any, quantity: str) -> str | None:
     return f"{value:.2f} ({interval})"
 
 
+def stability_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
+    """What the adapted dictionary's stable and unstable latents at the last layer are worth, and their subspaces."""
+    parts, rows = [], method_rows(tables, record, "stability", method)
+    if rows is not None:
+        layer = int(rows.layer.max())
+        at: Any = rows[rows.layer == layer].set_index("ablated").loc
+        stable, unstable = int(at["stable"].of), int(at["unstable"].of)
+        parts.append(
+            f"At layer {layer}, {stable} of {stable + unstable} live latents of the adapted model's dictionary have a partner "
+            "in the second dictionary seed (cosine at least 0.7)."
+        )
+        lost = {name: _recovered(at[name], "loss") for name in ("none", "stable", "unstable")}
+        if all(lost.values()):
+            parts.append(
+                f"Its reconstruction recovers {lost['none']} of the task loss; {lost['stable']} without "
+                f"{int(at['stable'].latents)} stable latents, and {lost['unstable']} without {int(at['unstable'].latents)} "
+                f"unstable ones of about equal energy ({_percent(at['unstable'].energy_share)} of all)."
+            )
+    overlaps = method_rows(tables, record, "subspace_overlap", method)
+    if overlaps is not None:
+        row: Any = overlaps.sort_values("layer").iloc[-1]
+        beyond = row.overlap > row.null_high
+        parts.append(
+            f"The subspaces of both seeds' latents without a partner at layer {int(row.layer)} ({int(row.dimensions)} "
+            f"dimensions) overlap by {row.overlap:.2f}, {'more than' if beyond else 'no more than'} directions drawn from the "
+            f"rows' covariance do (mean {row.null_mean:.2f}, at most {row.null_high:.2f} in {int(row.draws)} draws)."
+        )
+    return " ".join(parts) or None
+
+
 def exclusive_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
     """How many latents of the joint dictionary at the last layer are exclusive to one side, compared with nulls."""
     rows = method_rows(tables, record, "census", method)
