@@ -160,6 +160,20 @@ def head_parameter_names(model: nn.Module, encoder: Encoder) -> frozenset[str]:
     )
 
 
+def head_row(model: nn.Module, encoder: Encoder) -> str:
+    """Which row of an example the head reads of layer L: that of the pretrained `pooler`, the `mean`, or the first (`cls`).
+
+    A pooler reads the first token too.
+    """
+    pooling = getattr(model, "pooling", "model")
+    if pooling != "model":
+        return str(pooling)
+    if encoder.pooler == "pretrained":
+        return "pooler"
+    key = FAMILIES[encoder.family].head_pooling
+    return str(getattr(model.config, key)) if key else "cls"
+
+
 def same_body(one: nn.Module, other: nn.Module, encoder: Encoder) -> bool:
     """Whether two classifiers have equal weights everywhere below the head, and so equal layers."""
     head = head_parameter_names(one, encoder)

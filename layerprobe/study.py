@@ -156,6 +156,9 @@ class SaeSection(_Section):
     cosine of .8 with their start, or with a frozen random encoder, each on both sides; trained from a second seed."""
     crosscoder: StrictBool = True
     """Whether to train a crosscoder on base and adapted rows, which separates shared from exclusive features."""
+    census_nulls: Annotated[StrictInt, Field(ge=0)] = 0
+    """Crosscoders without exclusive features to train per layer, with which exclusive latents are compared. With 0 their
+    number is reported without a conclusion; with n, at least 20 / n of them can be shown."""
 
 
 class InternalsSection(_Section):

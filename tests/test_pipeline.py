@@ -31,6 +31,8 @@ SAE_STAGES = {
     "sentence-latents",
     "exhibit",
     "crossing",
+    "aligned",
+    "stability",
 }
 
 
@@ -94,6 +96,8 @@ def test_every_table_of_the_contract_is_there(first):
         "latent_shares": "method seed layer side dictionary share_task share_permuted mass_task live",
         "matching": "method seed layer start on mean null_mean lost_share null_lost_share",
         "census": "method seed layer latent delta nu_error nu_reconstruction cosine energy_share kind",
+        "aligned_transfer": "method seed layer kind alignment explained_variance gap_share gap_share_low home why",
+        "difference_pca": "method seed layer components explained_variance joint excess excess_low coefficients",
         "crossing": "method quantity layer after layers verdict note",
         "crossing_layers": "method quantity layer difference low high dictionary_error",
         "transitions": "method seed layer matches kind_base kind_adapted latents rate null_rate excess low high",

@@ -35,7 +35,7 @@ def result(tiny_bert, tiny_csv, home, tmp_path_factory):
             "adaptation": {"methods": ["head", "full"], "learning_rate": 1e-3, "epochs": 1, "checkpoints": 1},
             "activations": {"examples": 30},
             "similarity": {"measures": ["cka", "mean_cca"], "shuffles": 3},  # 40 examples are too few for CCA
-            "sae": {"layers": [2], "k": 4, "rows": 300},
+            "sae": {"layers": [2], "k": 4, "rows": 300, "census_nulls": 1},
         }
     )
     return run(study, out=folder / "out", home=home, progress=False)

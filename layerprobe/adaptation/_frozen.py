@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.adaptation.methods import Method, cached_layers
 from layerprobe.data import Examples
-from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
+from layerprobe.encoder import Encoder, collate, head_row, length_sorted_batches, tokenize
 from layerprobe.errors import StorageError
 from layerprobe.families import FAMILIES
 from layerprobe.files import write_json
@@ -100,7 +100,7 @@ def compute_frozen(
     folder.mkdir(parents=True, exist_ok=True)
     model: Any = encoder.classifier(("0", "1"), seed=0, pooling=config.pooling)
     model.to(config.device)
-    row = _head_row(model, encoder)
+    row = head_row(model, encoder)
     encodings = tokenize(encoder, examples, config.max_length)
     tokens = [len(encoding["input_ids"]) for encoding in encodings]
     counts = {layer: len(tokens) if layer == last else sum(tokens) for layer in sorted(layers)}
@@ -156,17 +156,6 @@ def cache_bytes(methods: Collection[Method], encoder: Encoder, *, tokens: int, e
     layers = cached_layers(methods, encoder.n_layers)
     rows = sum(examples if layer == encoder.n_layers else tokens for layer in layers)
     return 4 * rows * encoder.width
-
-
-def _head_row(model: Any, encoder: Encoder) -> str:
-    """Which row of an example the head reads: the pretrained pooler's, the mean of the tokens, or the first token."""
-    pooling = getattr(model, "pooling", "model")
-    if pooling != "model":
-        return str(pooling)
-    if encoder.pooler == "pretrained":
-        return "pooler"
-    key = FAMILIES[encoder.family].head_pooling
-    return str(getattr(model.config, key)) if key else "cls"
 
 
 def _head_rows(body: Any, last: Tensor, mask: Tensor, row: str) -> Tensor:

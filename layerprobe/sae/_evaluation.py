@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Int, Num
 
-from layerprobe.errors import MeasureError
+from layerprobe.errors import ArgumentError, MeasureError
 from layerprobe.progress import track
 from layerprobe.sae._dictionary import Dictionary, float64_device, row_batches
-from layerprobe.stats import assign_folds, jackknife
+from layerprobe.stats import Estimate, assign_folds, jackknife
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +49,8 @@ class SaeQuality:
     """Histogram of firing frequencies: `low` and `high` (log10 of the share of rows, low < frequency <= high, in half
     decades; the first bin extends down to 0) and `latents` (count). The first row, with both ends -inf, counts dead
     latents."""
+    left_out: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    """Explained variance without each fold of examples, for paired differences."""
 
 
 def evaluate(
@@ -85,7 +87,8 @@ def evaluate(
             raise MeasureError("Explained variance is undefined: the rows do not vary. Give rows of several examples.")
         return float(1 - errors / n / variance)
 
-    estimate = jackknife(explained_variance, n_folds, len(examples), high=1.0)
+    value, left_out = explained_variance(None), tuple(explained_variance(fold) for fold in range(n_folds))
+    estimate = jackknife(lambda fold: value if fold is None else left_out[fold], n_folds, len(examples), high=1.0)
     norms, products = sums[:, 3:].sum(0)
     firing = np.diff(codes.indptr)
     return SaeQuality(
@@ -98,7 +101,36 @@ def evaluate(
         examples=len(examples),
         reconstruction_bias=float(norms / products) if products else float("nan"),
         densities=density_table(firing, len(rows)),
+        left_out=left_out,
     )
+
+
+def ev_difference(one: SaeQuality, other: SaeQuality) -> Estimate:
+    """Explained variance of one dictionary less that of another on the same rows, with a paired 95% interval.
+
+    The delete-group jackknife leaves out the same examples of both, so that what both find hard cancels. The interval is
+    over examples, for these two dictionaries.
+
+    Args:
+        one: by `evaluate`.
+        other: by `evaluate` on the same rows and groups; or, for the gap between two sides, on rows of the same tokens.
+
+    Raises:
+        ArgumentError: if the numbers of rows or examples differ.
+    """
+    if (one.n, one.examples) != (other.n, other.examples):
+        raise ArgumentError(
+            f"{{one}} was evaluated on {one.n} rows of {one.examples} examples and {{other}} on {other.n} of "
+            f"{other.examples}; evaluate both on the same tokens.",
+            *("one", "other"),
+        )
+
+    def difference(fold: int | None) -> float:
+        if fold is None:
+            return one.explained_variance - other.explained_variance
+        return one.left_out[fold] - other.left_out[fold]
+
+    return jackknife(difference, len(one.left_out), one.examples)
 
 
 def check_codes(codes: Any, n: int, d_sae: int) -> None:

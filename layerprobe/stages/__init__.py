@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from layerprobe.stage import Stage
 from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.aligned import Aligned
 from layerprobe.stages.associations import Associations
 from layerprobe.stages.basis_controls import BasisControls, BasisExcess
 from layerprobe.stages.capture import Capture, CaptureSae, CaptureTrain
@@ -15,6 +16,7 @@ from layerprobe.stages.crossing import Crossing
 from layerprobe.stages.depth import Depth
 from layerprobe.stages.drift_controls import DriftControls
 from layerprobe.stages.encode import Encode
+from layerprobe.stages.exclusive import CensusNull, Exclusive
 from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.frozen_blocks import FrozenBlocks
 from layerprobe.stages.geometry import Geometry
@@ -32,6 +34,7 @@ from layerprobe.stages.seeds import Seeds
 from layerprobe.stages.sentence_latents import SentenceLatents
 from layerprobe.stages.sentences import Sentences
 from layerprobe.stages.similarity import Similarity
+from layerprobe.stages.stability import Stability
 from layerprobe.stages.steps import Steps
 from layerprobe.stages.transfer import Transfer
 from layerprobe.stages.transitions import Transitions
@@ -59,9 +62,13 @@ REGISTRY: tuple[type[Stage], ...] = (
     Crosscoder,
     Associations,
     Transfer,
+    Aligned,
+    Stability,
     Match,
     Latents,
     Transitions,
+    CensusNull,
+    Exclusive,
     SentenceLatents,
     Exhibit,
     Crossing,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from layerprobe.context import Context
 from layerprobe.stage import Json, LayerStage, ResolvedStudy, Stage
@@ -38,10 +38,21 @@ class Crosscoder(LayerStage):
         base, adapted = (store.tokens(self.number) for store in paired_rows(parents))
         if parents["base"].meta.content[str(self.layer)] == parents["adapted"].meta.content[str(self.layer)]:
             return
-        settings, (n, width) = context.study.sae, base.shape
-        d_sae = sae.default_width(n, width, settings.expansion)
-        config = sae.CrosscoderConfig(d_sae=d_sae, k=settings.k or sae.default_k(width, d_sae), seed=context.seed)
+        config = crosscoder_config(context, base.shape, context.seed)
         sae.crosscoder.train(base, adapted, config, device=context.device).save(folder / "crosscoder")
 
     def size(self, study: ResolvedStudy) -> int:
         return 2 * study.dictionary_bytes
+
+
+def crosscoder_config(context: Context, shape: tuple[int, ...], seed: int) -> Any:
+    """Sizes and seed of a joint dictionary.
+
+    Args:
+        shape: of one side's rows.
+    """
+    from layerprobe import sae
+
+    settings, (n, width) = context.study.sae, shape
+    d_sae = sae.default_width(n, width, settings.expansion)
+    return sae.CrosscoderConfig(d_sae=d_sae, k=settings.k or sae.default_k(width, d_sae), seed=seed)

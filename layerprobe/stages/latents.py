@@ -61,13 +61,19 @@ CENSUS = TableSpec(
         "layer",
         latent="number of the latent",
         delta="relative decoder norm: 0 for base alone, 1/2 for both sides equally, 1 for adapted alone",
+        delta_centred="the same after the adapted side is rescaled by the median ratio of norms over activations, which assumes "
+        "that most of these are of shared latents",
         nu_error="latent scaling on the residuals: how much of the latent the weaker side's errors contain, 1 for as much as "
         "the stronger side's",
+        nu_error_low="lower end of its 95% interval over examples",
+        nu_error_high="upper end of its 95% interval over examples",
+        nu_statistic="t statistic of nu_error less .1",
+        p_exclusive="p-value of: the weaker side contains at least a tenth of it",
         nu_reconstruction="latent scaling on the reconstructions, likewise",
         cosine="cosine of the latent's two decoder directions, -1 to 1",
         firing_rate="share of tokens on which it is active",
         energy_share="its share of the reconstructed variance of both sides",
-        kind="`shared`, `shifted`, `rotated`, `base_only`, `adapted_only` or `dead`",
+        kind="`shared`, `amplified`, `shifted`, `rotated`, `base_only`, `adapted_only` or `dead`",
         ev_base="explained variance of the joint dictionary on base rows",
         ev_adapted="explained variance of the joint dictionary on adapted rows",
         d_sae="number of latents",
@@ -157,7 +163,7 @@ class Latents(LayerStage):
     crosscoder: bool = True
 
     name: ClassVar = "latents"
-    version: ClassVar = 3
+    version: ClassVar = 4
     tables: ClassVar = (MATCHING, CENSUS, LATENTS, LATENT_SHARES)
     accelerator: ClassVar = True
     first_guess: ClassVar = 5.0
@@ -222,7 +228,7 @@ class Latents(LayerStage):
                 fields = {key: value for key, value in vars(compared).items() if key not in ("lost", "kept", "new")}
                 rows.append({**self.named, "start": start, **fields})
         save(folder, "matching", pd.DataFrame(rows))
-        census = self._census(context, parents, tokens, folder)
+        census = self._census(context, parents, tokens, base.groups("token"), folder)
         _, matching, null = pairs[0]
         compared = sae.compare_to_null(matching, null, seed=context.seed)
         tables = []
@@ -245,7 +251,12 @@ class Latents(LayerStage):
         save(folder, "latent_shares", pd.concat(shares, ignore_index=True))
 
     def _census(
-        self, context: Context, parents: Mapping[str, Artifact], tokens: Mapping[str, Any], folder: Path
+        self,
+        context: Context,
+        parents: Mapping[str, Artifact],
+        tokens: Mapping[str, Any],
+        groups: Any,
+        folder: Path,
     ) -> Any:
         """The joint dictionary and the census of its latents, which is written; None without a joint dictionary."""
         from layerprobe import sae
@@ -254,7 +265,7 @@ class Latents(LayerStage):
             return None
         joint = sae.Crosscoder.load(parents["crosscoder"].folder / "crosscoder", device=context.device)
         codes = joint.encode(tokens["base"], tokens["adapted"])
-        census = sae.census(joint, tokens["base"], tokens["adapted"], codes)
+        census = sae.census(joint, tokens["base"], tokens["adapted"], codes, groups)
         variance = joint.explained_variance(tokens["base"], tokens["adapted"], codes)
         quality = {"ev_base": variance[0], "ev_adapted": variance[1], "d_sae": joint.d_sae, "k": joint.k}
         save(folder, "census", census.assign(**self.named, **quality))

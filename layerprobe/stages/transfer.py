@@ -40,6 +40,14 @@ SAE = TableSpec(
         explained_variance="share of the rows' variance that is reconstructed: at most 1, 0 for predicting the mean",
         ev_low="lower end of its 95% interval over examples",
         ev_high="upper end of its 95% interval over examples",
+        base_excess="explained variance of the base's trained dictionary on the same rows less that of this one",
+        base_excess_low="lower end of its paired 95% interval over examples, for these dictionaries",
+        base_excess_high="upper end of its paired 95% interval over examples, for these dictionaries",
+        ev_head_rows="explained variance of the rows that the classifier's head reads; missing below the last layer, and "
+        "where the head reads all tokens",
+        ev_head_low="lower end of its 95% interval over examples",
+        ev_head_high="upper end of its 95% interval over examples",
+        head_rows="number of these rows: the first token of each example",
         l0="active latents per token, on average",
         dead_share="share of latents that are active on no test token",
         reconstruction_bias="size of the reconstruction relative to the rows; below 1 where it is too small",
@@ -129,12 +137,12 @@ class Transfer(LayerStage):
 
     @property
     def encodes(self) -> tuple[Encode, ...]:
-        """Trained dictionaries are read on both sides, controls on their own."""
+        """Each dictionary is read on both sides, except the adapted model's controls on base rows."""
         return tuple(
             Encode(dictionary, capture)
             for dictionary in self.dictionaries
             for side, capture in self.captures.items()
-            if dictionary.variant == "trained" or side == dictionary.side
+            if dictionary.side == "base" or dictionary.variant == "trained" or side == "adapted"
         )
 
     def parents(self) -> Mapping[str, Stage]:
@@ -151,13 +159,19 @@ class Transfer(LayerStage):
         return {**self.named, "controls": sorted(self.controls), "examples": study.study.internals.examples}
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import numpy as np
         import pandas as pd
 
         from layerprobe import sae
+        from layerprobe.encoder import head_row
 
         stores = dict(zip(("base", "adapted"), paired_rows(parents), strict=True))
         tokens = {side: store.tokens(self.number) for side, store in stores.items()}
         groups = stores["base"].groups("token")
+        first = np.flatnonzero(stores["base"].rows["token_index"] == 0)
+        # Below the last layer, attention mixes all tokens into the first one.
+        reads_first = self.number == context.encoder.n_layers and len(first) >= 4
+        reads_first = reads_first and head_row(context.base_model(), context.encoder) != "mean"
         loaded = {task.role: dictionary_of(parents[task.role], context.device) for task in self.dictionaries}
         # Equal artifacts, as of a layer that adaptation did not change, are measured once.
         by_key = {parents[role].key: dictionary for role, dictionary in loaded.items()}
@@ -165,8 +179,12 @@ class Transfer(LayerStage):
         @cache
         def evaluated(encode_key: str, role: str) -> Any:
             encode = next(one for one in self.encodes if one.role == role)
-            rows = tokens[encode.capture.side]
-            return sae.evaluate(loaded[encode.dictionary.role], rows, codes_of(parents, encode), groups)
+            rows, codes = tokens[encode.capture.side], codes_of(parents, encode)
+            dictionary = loaded[encode.dictionary.role]
+            whole = sae.evaluate(dictionary, rows, codes, groups)
+            if not reads_first:
+                return whole, None
+            return whole, sae.evaluate(dictionary, rows[first], codes.tocsr()[first].tocsc(), groups[first])
 
         @cache
         def losses(side: str) -> pd.DataFrame:
@@ -183,14 +201,19 @@ class Transfer(LayerStage):
             )
             return table.set_index("variant")
 
+        def measured(encode: Encode) -> Any:
+            # One evaluation for all encodings with equal codes: the first that has this artifact.
+            shared = next(one for one in self.encodes if parents[one.role].key == parents[encode.role].key)
+            return evaluated(parents[encode.role].key, shared.role)
+
         settings = context.study.sae
+        base = {side: Encode(Sae(layer=self.layer), capture) for side, capture in self.captures.items()}
         quality, densities, logs = [], [], []
         for encode in self.encodes:
             task, on = encode.dictionary, encode.capture.side
             dictionary, source = loaded[task.role], parents[task.role]
-            # One evaluation for all encodings with equal codes: the first that has this artifact.
-            first = next(one for one in self.encodes if parents[one.role].key == parents[encode.role].key)
-            result = evaluated(parents[encode.role].key, first.role)
+            result, head = measured(encode)
+            excess = sae.ev_difference(measured(base[on])[0], result)
             named: dict[str, Any] = {**self.named, "trained_on": task.side, "kind": task.variant}
             row: dict[str, Any] = {
                 **named,
@@ -202,7 +225,13 @@ class Transfer(LayerStage):
                 "texts": context.resolved.sae_source,
                 "evaluated_on": on,
                 **_quality_columns(result),
+                "base_excess": excess.value,
+                "base_excess_low": excess.low,
+                "base_excess_high": excess.high,
             }
+            if head is not None:
+                row |= {"ev_head_rows": head.explained_variance, "head_rows": head.n}
+                row |= {"ev_head_low": head.ev_low, "ev_head_high": head.ev_high}
             if task.role in TASK_LOSS and f"{on} classifier" in parents:
                 row |= _task_columns(losses(on), source.key)
             quality.append(row)

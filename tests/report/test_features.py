@@ -11,7 +11,14 @@ from test_report import EVIL, page, similarity
 from layerprobe.report import figure_function
 from layerprobe.report.sections.features import SECTION, figures
 from layerprobe.report.sections.features.context import context
-from layerprobe.report.sections.features.sentences import crossing_sentence, exclusive_sentence
+from layerprobe.report.sections.features.sentences import (
+    against_controls,
+    crossing_sentence,
+    difference_sentence,
+    exclusive_sentence,
+    stability_sentence,
+    transfer_sentence,
+)
 
 KINDS = ("task", "both", "general", "unexplained")
 COUNTS = {
@@ -52,7 +59,7 @@ def shares(method="full", seed=0, dictionary="first", counts=COUNTS, add=0):
     return pd.DataFrame(rows)
 
 
-def quality(method="full", base_on_adapted=0.4, recovered=0.7):
+def quality(method="full", base_on_adapted=0.4, recovered=0.7, frozen=0.2, reach=0.05):
     rows = []
     values = {
         ("base", "base"): 0.8,
@@ -62,8 +69,12 @@ def quality(method="full", base_on_adapted=0.4, recovered=0.7):
     }
     for layer in (1, 2):
         for (source, target), value in values.items():
-            for kind in ("trained", "untrained"):
-                ev = value if kind == "trained" else 0.0
+            for kind in ("trained", "untrained", "frozen-decoder"):
+                if kind != "trained" and (source, target) == ("adapted", "base"):
+                    continue
+                ev = {"trained": value, "untrained": 0.0, "frozen-decoder": frozen}[kind]
+                excess = values["base", target] - ev
+                at_head = target == "adapted" and layer == 2
                 rows.append(
                     {
                         "method": method,
@@ -75,7 +86,17 @@ def quality(method="full", base_on_adapted=0.4, recovered=0.7):
                         "explained_variance": ev,
                         "ev_low": ev - 0.02,
                         "ev_high": ev + 0.02,
+                        "base_excess": excess,
+                        "base_excess_low": excess - reach,
+                        "base_excess_high": excess + reach,
+                        "ev_head_rows": 0.25 if at_head else np.nan,
+                        "ev_head_low": 0.2 if at_head else np.nan,
+                        "ev_head_high": 0.3 if at_head else np.nan,
+                        "head_rows": 30.0 if at_head else np.nan,
                         "rows": 999,
+                        "accuracy_recovered": 0.95 if target == "adapted" else np.nan,
+                        "accuracy_recovered_low": 0.9 if target == "adapted" else np.nan,
+                        "accuracy_recovered_high": 1.0 if target == "adapted" else np.nan,
                         "loss_recovered": recovered if target == "adapted" else np.nan,
                         "loss_recovered_low": recovered - 0.1 if target == "adapted" else np.nan,
                         "loss_recovered_high": recovered + 0.1 if target == "adapted" else np.nan,
@@ -126,6 +147,54 @@ def matching(method="full"):
     return pd.DataFrame(rows)
 
 
+def aligned(method="full", share=0.65, reach=0.1):
+    rows = []
+    for layer in (1, 2):
+        for kind, lift in (("trained", 0.0), ("frozen-decoder", -0.2)):
+            for i, alignment in enumerate(("none", "mean", "scale", "rotation", "ridge")):
+                closed = share * i / 3
+                ends = {"gap_share_low": closed - reach, "gap_share_high": closed + reach}
+                value = 0.4 + 0.5 * closed + lift
+                row = {"method": method, "seed": 0, "layer": layer, "n": 77, "kind": kind, "alignment": alignment}
+                rows.append({**row, "explained_variance": value, "ev_low": value - 0.01, "ev_high": value + 0.01})
+                rows[-1] |= {"gap_share": closed, **ends, "why": "", "home": 0.9}
+    return pd.DataFrame(rows)
+
+
+def difference(method="full", excess=0.2, reach=0.1):
+    rows = [
+        {"method": method, "seed": 0, "layer": layer, "n": 77, "components": m, "explained_variance": 0.5 + m / 40}
+        | {"coefficients": m == 8, "joint": 0.5, "joint_low": 0.4, "joint_high": 0.6, "l0": 8.3, "d_sae": 128}
+        | {"excess": excess, "excess_low": excess - reach, "excess_high": excess + reach}
+        for layer in (1, 2)
+        for m in (1, 4, 8, 16)
+    ]
+    return pd.DataFrame(rows).assign(ev_low=0.4, ev_high=1.0)
+
+
+def exclusive(found=(0, 3), kinds=("noise", "seeds"), method="full"):
+    row = {"method": method, "seed": 0, "nulls": 5, "live": 12, "candidates": 4, "null_mean": 0.4, "null_high": 2}
+    row |= {"base_only": found[0], "adapted_only": found[1], "found": sum(found), "fewest": 4}
+    return pd.DataFrame([{**row, "layer": layer, "null": kind} for layer in (1, 2) for kind in kinds])
+
+
+def stability(method="full"):
+    rows = [
+        {"method": method, "seed": 0, "layer": layer, "ablated": name, "latents": latents, "of": of, "n": 66, "why": ""}
+        | {"energy_share": 0.2 * (latents > 0), "task_loss": 0.5, "loss_recovered": value}
+        | {"loss_recovered_low": value - 0.05, "loss_recovered_high": value + 0.05}
+        for layer in (1, 2)
+        for name, latents, of, value in (("none", 0, 0, 0.9), ("stable", 30, 70, 0.6), ("unstable", 40, 40, 0.85))
+    ]
+    return pd.DataFrame(rows)
+
+
+def subspaces(overlap=0.7, method="full"):
+    row = {"method": method, "seed": 0, "latents": 40, "latents_second": 42, "dimensions": 12, "overlap": overlap}
+    row |= {"null_mean": 0.5, "null_high": 0.55, "draws": 19}
+    return pd.DataFrame([{**row, "layer": layer} for layer in (1, 2)])
+
+
 def crossing(verdict="onset", **more):
     row = {"method": "full", "quantity": "label_effect", "layer": 2, "after": 1, "after_high": 0.004, "layers": "1, 2"}
     return pd.DataFrame([{**row, "dictionaries": 2, "runs": 1, "verdict": verdict, "note": "", **more}])
@@ -153,6 +222,8 @@ def everything(**more):
         "census": census(),
         "crossing": crossing(),
         "crossing_layers": crossing_layers(),
+        "aligned_transfer": aligned(),
+        "difference_pca": difference(),
     }
     return complete(tables | more, record())
 
@@ -210,23 +281,45 @@ def test_mass_has_base_once_and_each_method_that_changed_a_layer():
     }
 
 
-def test_transfer_shows_all_four_pairs_and_cuts_what_would_flatten_them():
-    traces = named(figure("transfer", everything(sae=quality(base_on_adapted=-15.0))))
-    assert {"base's dictionary on base", "base's dictionary on adapted", "adapted's dictionary on adapted"} <= set(
-        traces
-    )
-    assert list(traces["control: untrained, on base"].y) == [0, 0]
-    far = traces["base's dictionary on adapted"]
+def test_transfer_shows_the_dictionaries_on_the_rows_of_each_side():
+    shown = {(trace.name, trace.xaxis): trace for trace in figure("transfer", everything()).data}
+    values = {key: trace.y[0] for key, trace in shown.items() if trace.type == "scatter"}
+    assert values == {
+        ("base's dictionary", "x"): 0.8,
+        ("adapted's dictionary", "x"): 0.5,
+        ("base's dictionary", "x2"): 0.4,
+        ("adapted's dictionary", "x2"): 0.9,
+    }
+    assert np.allclose(shown["base's dictionary", "x2"].error_y.array, 0.02)
+    # The band runs from the untrained to the frozen dictionary, on the rows of either side.
+    for axis in ("x", "x2"):
+        band = shown["controls: directions not learned", axis]
+        assert list(band.x) == ["layer 1", "layer 2"] and list(band.base) == [0, 0] and np.allclose(band.y, 0.2)
+        assert "frozen-decoder, base: 0.200" in band.customdata[0] and "untrained, base: 0.000" in band.customdata[0]
+    alone = everything(sae=quality().query("kind in ('trained', 'untrained')"))
+    (band,) = [trace for trace in figure("transfer", alone).data if trace.type == "bar" and trace.xaxis == "x"]
+    assert list(band.y) == [0, 0] and band.marker.line.width > 0  # one control is a line
+    without = everything(sae=quality().query("kind == 'trained'"))
+    assert {trace.type for trace in figure("transfer", without).data} == {"scatter"}
+
+
+def test_transfer_cuts_values_that_would_flatten_the_others():
+    shown = figure("transfer", everything(sae=quality(base_on_adapted=-15.0)))
+    (far,) = [trace for trace in shown.data if (trace.name, trace.xaxis) == ("base's dictionary", "x2")]
     assert list(far.y) == [figures.SHOWN[0]] * 2 and list(far.text) == ["-15.0"] * 2  # written out at the edge
     assert list(far.customdata[0]) == pytest.approx([-15.0, -15.02, -14.98])
     assert np.isnan(far.error_y.array).all()  # its interval is beyond the edge too
-    near = traces["base's dictionary on base"]
-    assert list(near.text) == ["", ""] and np.allclose(near.error_y.array, 0.02)
-    lost = figure("transfer", everything(), quantity="loss_recovered")
-    assert "base's dictionary on base" not in named(lost)  # undefined values have no point
-    assert list(named(lost)["base's dictionary on adapted"].y) == [0.7] * 2
-    assert np.allclose(named(lost)["base's dictionary on adapted"].error_y.arrayminus, 0.1)
-    assert lost.layout.yaxis.range == (-0.1, 1.06)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "reach"), [("loss_recovered", 0.7, 0.1), ("accuracy_recovered", 0.95, 0.05)]
+)
+def test_recovered_shares_are_drawn_where_they_are_defined(quantity, value, reach):
+    lost = figure("transfer", everything(), quantity=quantity)
+    assert {trace.xaxis for trace in lost.data if len(trace.y)} == {"x2"}  # undefined values on base rows have no point
+    assert list(named(lost)["base's dictionary"].y) == [value] * 2
+    assert np.allclose(named(lost)["base's dictionary"].error_y.arrayminus, reach)
+    assert lost.layout.yaxis.range == pytest.approx((-0.1, 1.06))
 
 
 def test_matches_are_drawn_with_their_null():
@@ -259,21 +352,124 @@ def test_the_answer_reports_shift_and_transfer_with_their_nulls():
         "explains 0.80 (95% interval 0.78 to 0.82) of the base's variance and 0.40 (95% interval 0.38 to 0.42)"
         in transfer
     )
-    assert "compared with 0.90 by the adapted model's" in transfer
-    assert "0.70 of the adapted classifier's task loss is recovered (95% interval 0.60 to 0.80)" in transfer
+    assert (
+        "compared with 0.90 by the adapted model's dictionary, and 0.00 by an untrained one and 0.20 by one with frozen "
+        "random directions: the base's dictionary explains more than either" in transfer
+    )
+    assert (
+        "recovers 0.70 (95% interval 0.60 to 0.80) of the task loss and 0.95 (95% interval 0.90 to 1.00) of the accuracy"
+        in transfer
+    )
+    assert (
+        "reads only the first token of each example there (3.0% of the rows), of whose variance the base's dictionary "
+        "explains 0.25 (95% interval 0.20 to 0.30)" in transfer
+    )
     assert "joint" not in shift + transfer  # the census has no null
     unbounded = quality().assign(loss_recovered_low=np.nan, loss_recovered_high=np.nan)
+    assert "(no interval: this cost may be 0)" in SECTION.sentences(*everything(sae=unbounded))[1].text
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        ({"frozen": 0.5}, "directions that were never learned explain more than the base's dictionary does"),
+        ({"frozen": 0.38}, "that the base's dictionary explains more than these controls is not shown"),
+        ({"frozen": 0.3, "reach": 0.2}, "more than these controls is not shown"),
+        ({"frozen": 0.3}, "explains more than either"),
+    ],
+)
+def test_the_base_dictionary_is_compared_with_its_controls_on_adapted_rows(study, words):
+    assert words in transfer_sentence(*everything(sae=quality(**study)), "full")
+
+
+def test_the_comparison_with_controls_follows_the_paired_intervals():
+    def verdict(*intervals):
+        return against_controls(pd.DataFrame(intervals, columns=["base_excess_low", "base_excess_high"]))
+
+    assert verdict((0.1, 0.2), (0.01, 0.3)) == "more"
+    assert verdict((0.1, 0.2), (-0.01, 0.3)) == "undecided"
+    assert verdict((0.1, 0.2), (-0.3, -0.01)) == "less"
+    assert verdict() == "undecided"
+    older = quality().drop(columns=["base_excess", "base_excess_low", "base_excess_high", "ev_head_rows"])
+    assert "no control was read on the adapted model's rows." in transfer_sentence(*everything(sae=older), "full")
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (aligned(), r"fitted on other examples, close 65% \(95% interval 55% to 75%\) of the gap"),
+        (aligned(reach=0.7), r"close any of this gap is not shown \(65% \(95% interval -5% to 135%\)\)"),
+        (aligned().assign(gap_share=np.nan, gap_share_low=np.nan), "more than either, for these dictionaries[.] With"),
+    ],
+)
+def test_the_gap_is_split_where_there_is_one(table, words):
+    assert re.search(words, transfer_sentence(*everything(aligned_transfer=table), "full"))
+
+
+def test_alignments_end_at_the_adapted_dictionary():
+    traces = named(figure("aligned", everything()))
+    assert set(traces) == {"layer 1", "layer 1, frozen-decoder", "layer 2", "layer 2, frozen-decoder"}
+    assert list(traces["layer 2"].x) == list(figures.ALIGNMENTS.values())
+    assert traces["layer 2"].y[0] == 0.4 and traces["layer 2"].y[-1] == 0.9
+    assert list(traces["layer 2"].error_y.array) == pytest.approx([0.01] * 5 + [0])
+    assert list(traces["layer 2, frozen-decoder"].y) == pytest.approx([y - 0.2 for y in traces["layer 2"].y[:-1]])
+
+
+@pytest.mark.parametrize(
+    ("excess", "words"),
+    [(0.2, "the components explain more"), (-0.2, "the joint dictionary explains more"), (0.05, "neither is shown")],
+)
+def test_the_joint_dictionary_is_compared_with_components_of_the_difference(excess, words):
+    text = difference_sentence(*everything(difference_pca=difference(excess=excess)), "full")
+    assert words in text and "at layer 2, the joint dictionary explains 0.50 (95% interval 0.40 to 0.60)" in text
+    assert "8.3 active latents per token, and 8 principal components of the difference 0.70" in text
+
+
+def test_components_are_drawn_with_the_joint_dictionary_at_its_number_of_coefficients():
+    traces = named(figure("difference_pca", everything()))
+    assert list(traces["layer 1: components"].x) == [1, 4, 8, 16]
+    assert list(traces["layer 1: joint dictionary"].x) == [8.3] and list(traces["layer 1: joint dictionary"].y) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        (
+            {},
+            "4 look exclusive to one side; no null was trained .* not known whether any is a feature of one side alone",
+        ),
+        (
+            {"exclusive": exclusive()},
+            r"compared with 0.4 in joint dictionaries of sides that differ by noise alone \(5 trained; 95th percentile 2\) "
+            "and 0.4 in joint dictionaries of two training seeds .*: 0 of base and 3 of the adapted model are exclusive",
+        ),
+        (
+            {"exclusive": exclusive(found=(0, 0), kinds=("noise",))},
+            "none is shown to be a feature of one side alone .with so many null dictionaries, fewer than 4 cannot be",
+        ),
+    ],
+)
+def test_exclusive_latents_are_claimed_beyond_their_nulls_only(tables, words):
+    text = exclusive_sentence(*everything(**tables), "full")
+    assert re.search(words, text) and text.startswith("Of 12 live latents of a joint dictionary at layer 2")
+
+
+def test_stable_and_unstable_latents_are_compared_at_equal_energy_and_subspaces_with_their_null():
+    text = stability_sentence(*everything(stability=stability(), subspace_overlap=subspaces()), "full")
+    assert "At layer 2, 70 of 110 live latents of the adapted model's dictionary have a partner" in text
     assert (
-        "(no interval: the cost of ablating the layer may be 0)"
-        in SECTION.sentences(*everything(sae=unbounded))[1].text
+        "recovers 0.90 (95% interval 0.85 to 0.95) of the task loss; 0.60 (95% interval 0.55 to 0.65) without 30"
+        in text
     )
-    census = exclusive_sentence(*everything(), "full")
-    assert "Of 12 live latents" in census and "1 are base-only (6.0%" in census and "3 are adapted-only (24%" in census
+    assert "0.85 (95% interval 0.80 to 0.90) without 40 unstable ones of about equal energy (20% of all)" in text
+    assert "overlap by 0.70, more than directions drawn from the rows' covariance do (mean 0.50, at most 0.55" in text
+    assert "no more than directions" in stability_sentence(*everything(subspace_overlap=subspaces(0.54)), "full")
+    assert stability_sentence(*everything(), "full") is None
 
 
 def test_a_census_without_exclusive_latents_has_none():
     study = everything(census=census().query("kind in ('shared', 'dead')"))
-    expected = "Of 6 live latents of a joint dictionary at layer 2, none is exclusive to one side."
+    expected = "Of 6 live latents of a joint dictionary at layer 2, none is shown to be exclusive to one side."
     assert exclusive_sentence(*study, "full") == expected
 
 
@@ -326,13 +522,12 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
     assert not context(*everything())["unchanged"]  # the crossing of head is not known
     html = section(page(tmp_path, tables, about))
     assert "Both sides have the same number of latents of each kind" in html
-    assert "Explained variance of 999 held-out rows" in html and "66 test examples" in html
+    assert "Explained variance of 999 held-out rows of each side" in html and "66 test examples" in html
     assert "77 test examples, at least 100 judged latents per bar, only one training seed" in html
     assert "0.50 at layer 1, 0.50 at layer 2" in html and panel["undefined"][0] in html
     shown = set(re.findall(r'data-figure="([^"]+)"', html))
-    assert shown == {"task_mass", "latent_kinds", "crossing", "transfer", "matching", "census"} | {
-        name for name in shown if re.fullmatch(r"transfer-\d+", name)
-    }
+    every = {"task_mass", "latent_kinds", "crossing", "transfer", "matching", "census", "aligned", "difference_pca"}
+    assert shown == every | {name for name in shown if re.fullmatch(r"transfer-\d+", name)}
     assert "shuffled-labels: no joint dictionary was trained" in html
 
 
@@ -343,6 +538,8 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
         ("sae", {"transfer"}),
         ("matching", {"matching"}),
         ("census", {"census"}),
+        ("aligned_transfer", {"aligned"}),
+        ("difference_pca", {"difference_pca"}),
         ("crossing", set()),
         ("crossing_layers", {"crossing"}),
     ],
@@ -350,7 +547,8 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
 def test_a_missing_table_leaves_out_its_figures_only(name, gone, tmp_path):
     study = without(name)
     drawn = {name for name in SECTION.figures if figure(name, study) is not None}
-    assert drawn == {"task_mass", "latent_kinds", "crossing", "transfer", "matching", "census"} - gone
+    every = {"task_mass", "latent_kinds", "crossing", "transfer", "matching", "census", "aligned", "difference_pca"}
+    assert drawn == every - gone
     assert SECTION.sentences(*study) and context(*study)["panels"]
     html = section(page(tmp_path, *study))
     if name == "sae":

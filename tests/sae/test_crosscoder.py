@@ -6,17 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from layerprobe import sae
 from layerprobe.errors import ArgumentError, MeasureError, StorageError
 from layerprobe.sae import Crosscoder, CrosscoderConfig, crosscoder
 from layerprobe.sae._sparse import Weights
 from layerprobe.sae.crosscoder import AUXILIARY, loss
+from layerprobe.stats import assign_folds
 
 pytestmark = pytest.mark.numerical
 
 KINDS = np.array(["shared"] * 16 + ["base_only"] * 4 + ["adapted_only"] * 4 + ["rotated"] * 4)
-COLUMNS = ["latent", "delta", "nu_error", "nu_reconstruction", "cosine", "firing_rate", "energy_share", "kind"]
+MEASURED = ["delta", "delta_centred", "nu_error", "nu_reconstruction", "cosine", "firing_rate", "energy_share"]
+TESTED = ["nu_error_low", "nu_error_high", "nu_statistic", "p_exclusive"]
 
 
 def planted(n=12_000, d=32, rate=0.08, seed=0):
@@ -81,8 +84,8 @@ def test_planted_features_are_found_and_named(trained, table, sides):
     assert (named == KINDS)[~unrotated].sum() >= 3
     exclusive = table["latent"][table["kind"].isin(["base_only", "adapted_only"])]
     assert len(set(exclusive) - set(latents[16:24])) <= 1
-    assert list(table.columns) == COLUMNS
-    assert set(table["kind"]) <= {"shared", "shifted", "rotated", "base_only", "adapted_only", "dead"}
+    assert set(table.columns) == {"latent", *MEASURED, *TESTED, "kind"}
+    assert set(table["kind"]) <= {"shared", "amplified", "shifted", "rotated", "base_only", "adapted_only", "dead"}
     assert (variance(trained, base, adapted) > 0.9).all()
 
 
@@ -129,17 +132,20 @@ def test_a_rotated_side_has_rotated_latents_and_none_of_its_own(sides):
     assert not set(table["kind"]) & {"base_only", "adapted_only"}
 
 
-def slow_census(joint, base, adapted):
-    """The issue's formulas written out latent by latent, over dense reconstructions in float64."""
+def slow_census(joint, base, adapted, median=None):
+    """The definitions written out latent by latent, over dense reconstructions in float64."""
     f = dense(joint, base, adapted).astype(np.float64)
     sides = [(x.astype(np.float64) - m) / s for x, m, s in zip((base, adapted), joint.means, joint.scales, strict=True)]
     parts = [f @ joint.decoder[:, s].astype(np.float64) for s in (0, 1)]
     whole = np.concatenate(parts, axis=1)
+    sizes = np.linalg.norm(joint.decoder.astype(np.float64), axis=2)
+    # One number for the whole table, also where rows are left out.
+    median = np.median((sizes[:, 1] / sizes[:, 0])[(f > 0).any(0)]) if median is None else median
     rows = []
     for j in range(joint.d_sae):
         d_base, d_adapted = joint.decoder[j].astype(np.float64)
         lengths = np.linalg.norm(d_base), np.linalg.norm(d_adapted)
-        dominant = int(lengths[1] > lengths[0])
+        dominant = int(lengths[1] / median > lengths[0])
         d = (d_base, d_adapted)[dominant]
         nu = []
         for target in ("error", "reconstruction"):
@@ -148,13 +154,15 @@ def slow_census(joint, base, adapted):
                 y = parts[s]
                 if target == "error":
                     y = sides[s] - (parts[s] + joint.decoder_bias[s]) + np.outer(f[:, j], (d_base, d_adapted)[s])
-                betas.append((f[:, j] * (y @ d)).sum() / (f[:, j] ** 2).sum() / (d @ d))
+                beta = (f[:, j] * (y @ d)).sum() / (f[:, j] ** 2).sum() / (d @ d)
+                betas.append(beta / (1, median)[s])
             nu.append(betas[1 - dominant] / betas[dominant] if betas[dominant] > 0 else np.nan)
         part = np.outer(f[:, j], np.concatenate([d_base, d_adapted]))
         share = ((part - part.mean(0)) * (whole - whole.mean(0))).sum() / ((whole - whole.mean(0)) ** 2).sum()
-        delta = 0.5 * (1 + (lengths[1] - lengths[0]) / max(lengths))
+        shorter = lengths[0], lengths[1] / median
+        deltas = [0.5 * (1 + (one[1] - one[0]) / max(one)) for one in (lengths, shorter)]
         cosine = d_base @ d_adapted / lengths[0] / lengths[1]
-        rows.append([delta, *nu, cosine, (f[:, j] > 0).mean(), share])
+        rows.append([*deltas, *nu, cosine, (f[:, j] > 0).mean(), share])
     return np.array(rows)
 
 
@@ -167,8 +175,34 @@ def test_census_follows_its_definition(sides):
     assert live.sum() > 10
     with np.errstate(all="ignore"):
         expected = slow_census(joint, base[3000:9000], adapted[3000:9000])
-    np.testing.assert_allclose(table[COLUMNS[1:-1]].to_numpy()[live], expected[live], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(table[MEASURED].to_numpy()[live], expected[live], rtol=1e-5, atol=1e-6)
     assert table["energy_share"].sum() == pytest.approx(1)
+
+
+def test_intervals_of_latent_scaling_leave_out_whole_examples(sides):
+    """Twin: the definitions on the rows that each fold leaves, then Student's t."""
+    base, adapted, _ = sides
+    joint, rows = train(base[:3000], adapted[:3000], steps=40, k=3, d_sae=24), slice(3000, 5000)
+    groups = np.arange(2000) // 5
+    table = sae.census(joint, base[rows], adapted[rows], joint.encode(base[rows], adapted[rows]), groups)
+    live = table["kind"] != "dead"
+    sizes = np.linalg.norm(joint.decoder.astype(np.float64), axis=2)
+    median = np.median((sizes[:, 1] / sizes[:, 0])[live])
+    folds = assign_folds(400, 20, seed=0)[groups]
+    with np.errstate(all="ignore"):
+        left_out = np.stack(
+            [
+                slow_census(joint, base[rows][folds != one], adapted[rows][folds != one], median)[:, 2]
+                for one in range(20)
+            ]
+        )
+    error = np.sqrt(19 / 20 * ((left_out - left_out.mean(0)) ** 2).sum(0))
+    statistic = (table["nu_error"] - 0.1) / error
+    np.testing.assert_allclose(table["nu_statistic"][live], statistic[live], rtol=1e-4)
+    np.testing.assert_allclose(table["p_exclusive"][live], stats.t.cdf(statistic, 19)[live], rtol=1e-3, atol=1e-12)
+    np.testing.assert_allclose((table["nu_error_high"] - table["nu_error"])[live], 2.093 * error[live], rtol=1e-3)
+    apart = sae.census(joint, base[rows], adapted[rows], joint.encode(base[rows], adapted[rows]))
+    assert not np.allclose(apart["nu_error_high"][live], table["nu_error_high"][live])
 
 
 def hand_made(decoder, k=1.0):
@@ -183,17 +217,22 @@ def hand_made(decoder, k=1.0):
 
 def test_latent_scaling_overrules_norms_and_knows_its_sides():
     """Latent 0 is base's alone though its norms are uneven only by .7; 1 seems base's by norms, but adapted has it."""
-    eye = np.eye(6)
-    none = np.zeros(6)
-    base = np.abs(np.random.default_rng(0).standard_normal((400, 6))).astype(np.float32)
-    base[:, 4:] = 0
-    adapted = base * np.float32([0, 1, 1, 0, 0, 0]) + base[:, [3]] * np.float32([0, 0, 0, 0, 1, 0])
-    decoder = [[eye[0], 0.7 * eye[5]], [eye[1], none + 1e-3 * eye[1]], [eye[2], eye[2]], [eye[3], eye[4]]]
+    eye = np.eye(9)
+    base = np.abs(np.random.default_rng(0).standard_normal((400, 9))).astype(np.float32)
+    base[:, 4:6] = 0
+    adapted = base * np.float32([0, 1, 1, 0, 0, 0, 1, 0.25, 1])
+    adapted[:, 4] = base[:, 3]
+    decoder = [[eye[i], eye[i]] for i in range(9)]
+    decoder[0], decoder[1], decoder[3] = [eye[0], 0.7 * eye[5]], [eye[1], 1e-3 * eye[1]], [eye[3], eye[4]]
+    decoder[7] = [eye[7], 0.25 * eye[7]]
+    kinds = ["base_only", "shifted", "shared", "rotated", "dead", "dead", "shared", "amplified", "shared"]
+    live, expected = [0, 1, 2, 3, 6, 7, 8], {"nu_error": [0, 1, 1, 0, 1, 0.25, 1]}
+    expected |= {"nu_reconstruction": [0, 1e-3, 1, 0, 1, 0.25, 1], "delta": [0.35, 0.0005, 0.5, 0.5, 0.5, 0.125, 0.5]}
     table = census(hand_made(decoder), base, adapted)
-    assert list(table["kind"]) == ["base_only", "shifted", "shared", "rotated"]
-    np.testing.assert_allclose(table["nu_error"], [0, 1, 1, 0], atol=1e-6)
-    np.testing.assert_allclose(table["nu_reconstruction"], [0, 1e-3, 1, 0], atol=1e-6)
-    np.testing.assert_allclose(table["delta"], [0.35, 0.0005, 0.5, 0.5], atol=1e-6)
+    assert list(table["kind"]) == kinds
+    for column, values in expected.items():
+        np.testing.assert_allclose(table[column][live], values, atol=1e-6)
+    np.testing.assert_allclose(table["delta_centred"], table["delta"], atol=1e-6)  # the median latent is shared
     swapped = census(
         replace(
             hand_made(np.array(decoder)[:, ::-1]),
@@ -202,8 +241,21 @@ def test_latent_scaling_overrules_norms_and_knows_its_sides():
         adapted,
         base,
     )
-    assert list(swapped["kind"]) == ["adapted_only", "shifted", "shared", "rotated"]
-    np.testing.assert_allclose(swapped["delta"], [0.65, 0.9995, 0.5, 0.5], atol=1e-6)
+    assert list(swapped["kind"]) == ["adapted_only", *kinds[1:]]
+    np.testing.assert_allclose(swapped["delta"][live], 1 - np.array(expected["delta"]), atol=1e-6)
+
+
+def test_a_side_that_is_weaker_as_a_whole_is_recentred():
+    """All but one latent write half as much on adapted: those are the shared ones, and the other is amplified."""
+    eye = np.eye(7)
+    base = np.abs(np.random.default_rng(0).standard_normal((400, 7))).astype(np.float32)
+    adapted = base * np.float32([0.5] * 6 + [3])
+    decoder = [[eye[i], (3 if i == 6 else 0.5) * eye[i]] for i in range(7)]
+    table = census(hand_made(decoder), base, adapted)
+    assert list(table["kind"]) == ["shared"] * 6 + ["amplified"]
+    np.testing.assert_allclose(table["delta"], [0.25] * 6 + [5 / 6], atol=1e-6)
+    np.testing.assert_allclose(table["delta_centred"], [0.5] * 6 + [11 / 12], atol=1e-6)
+    np.testing.assert_allclose(table["nu_error"], [1] * 6 + [1 / 6], atol=1e-6)
 
 
 def test_silent_latents_are_dead_and_undefined():

@@ -8,7 +8,7 @@ from sklearn.metrics import r2_score
 from sparse_rows import encoded, planted, quality, stand_in
 
 from layerprobe import sae
-from layerprobe.errors import MeasureError
+from layerprobe.errors import ArgumentError, MeasureError
 from layerprobe.sae import SaeConfig, _dictionary
 from layerprobe.sae._evaluation import density_table
 
@@ -116,6 +116,47 @@ def test_intervals_move_whole_examples(trained, rows):
     once = measured(trained, held, groups=np.arange(200))
     often = measured(trained, np.repeat(held, 10, axis=0), groups=np.repeat(np.arange(200), 10))
     assert often.ev_high - often.ev_low == pytest.approx(once.ev_high - once.ev_low, rel=1e-6)
+
+
+def test_paired_differences_cancel_what_all_dictionaries_find_hard(rows):
+    """The interval of a difference is a jackknife of differences; twins of one error pattern have one of no width."""
+    held, groups = rows[3000:], np.arange(1000) // 4
+    noise = np.random.default_rng(0).standard_normal(held.shape).astype(np.float32)
+    results = []
+    for scale in (0.1, 0.2):
+        dictionary, codes = given(np.ones((1000, 2), np.float32), held + scale * noise)
+        results.append(measured(dictionary, held, codes, groups))
+    one, other = results
+    gap = sae.ev_difference(one, other)
+    assert gap.value == pytest.approx(one.explained_variance - other.explained_variance)
+    # The errors are four times as large in every fold, so that all variation is that of one dictionary, three times.
+    width = one.ev_high - one.explained_variance
+    assert gap.high - gap.value == pytest.approx(3 * width, rel=1e-3)
+    assert gap.low > 0
+    same = sae.ev_difference(one, one)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    with pytest.raises(ArgumentError, match="1000 rows of 250 examples and other on 999"):
+        dictionary, codes = given(np.ones((999, 2), np.float32), held[1:])
+        sae.ev_difference(one, measured(dictionary, held[1:], codes, groups[1:]))
+
+
+def test_paired_intervals_cover_the_true_difference():
+    """Errors of examples vary; 95% intervals of the difference cover its expectation in 90 to 99% of 200 draws."""
+    from layerprobe.sae._evaluation import SaeQuality
+
+    covered = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        hard = rng.gamma(2.0, 1.0, 60)  # of each example, for both dictionaries
+        errors = np.stack([hard * rng.gamma(20, 1 / 20, 60) * scale for scale in (0.2, 0.25)])
+        folds = np.arange(60) % 20
+        kept = [np.ones(60, bool), *(folds != fold for fold in range(20))]
+        values = [[1 - side[keep].mean() / 10 for keep in kept] for side in errors]
+        plain = {"ev_low": 0, "ev_high": 1, "l0": 1, "dead_share": 0, "n": 60, "examples": 60}
+        plain |= {"reconstruction_bias": 1, "densities": None}
+        gap = sae.ev_difference(*(SaeQuality(v[0], **plain, left_out=tuple(v[1:])) for v in values))
+        covered += gap.low <= 2 * 0.05 / 10 <= gap.high
+    assert 180 <= covered <= 198
 
 
 @pytest.mark.parametrize("normalisation", ["none", "layer_norm", "constant_norm_rescale"])

@@ -12,16 +12,19 @@ from layerprobe import sae
 from layerprobe.sae import Crosscoder as JointDictionary
 from layerprobe.sae import load_codes
 from layerprobe.stages import associations as stored
+from layerprobe.stages.aligned import Aligned
 from layerprobe.stages.associations import Associations
 from layerprobe.stages.capture import Capture, CaptureSae
 from layerprobe.stages.crosscoder import Crosscoder
 from layerprobe.stages.crossing import Crossing
 from layerprobe.stages.encode import Encode
+from layerprobe.stages.exclusive import Exclusive
 from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match, null_matching
 from layerprobe.stages.sae import Sae, steps_of
 from layerprobe.stages.sentence_latents import SentenceLatents
+from layerprobe.stages.stability import Stability
 from layerprobe.stages.steps import Steps
 from layerprobe.stages.transfer import Transfer
 from layerprobe.stages.transitions import Transitions
@@ -152,10 +155,26 @@ def test_transfer_evaluates_each_dictionary_on_each_side(bench):
     rebuilt = bench.dictionary(BASE).decode(dense, torch.from_numpy(rows).float()).double().numpy()
     expected = 1 - np.square(rows - rebuilt).sum() / np.square(rows - rows.mean(0)).sum()
     assert table.explained_variance["base", "trained", "base"] == pytest.approx(expected, abs=1e-6)
-    # Trained dictionaries on both sides, controls on the side that they belong to.
-    assert set(table.loc[("base", "trained")].index) == {"base", "adapted"}
-    assert set(table.loc[("base", "untrained")].index) == {"base"}
+    # The base's dictionaries on both sides, controls among them; controls of the adapted model on their own.
+    assert table.base_excess["base", "trained", "adapted"] == 0
+    for kind in ("trained", "other-order", "second-seed", "frozen-decoder", "untrained"):
+        assert set(table.loc[("base", kind)].index) == {"base", "adapted"}
+    assert set(table.loc[("adapted", "trained")].index) == {"base", "adapted"}
+    assert set(table.loc[("adapted", "untrained")].index) == {"adapted"}
+    assert set(table.index[table.task_loss.notna()]) >= {
+        ("base", "untrained", "adapted"),
+        ("base", "trained", "adapted"),
+    }
+    control = table.loc[("base", "frozen-decoder", "adapted")]
+    trained = table.explained_variance["base", "trained", "adapted"]
+    assert control.base_excess == pytest.approx(trained - control.explained_variance)
+    assert control.base_excess_low < control.base_excess < control.base_excess_high
     assert table.explained_variance["base", "trained", "base"] > table.explained_variance["base", "untrained", "base"]
+    first = np.flatnonzero(bench.rows(Capture.of_base()).rows.token_index == 0)
+    errors, part = np.square(rows[first] - rebuilt[first]).sum(), rows[first]
+    head = table.loc[("base", "trained", "base")]
+    assert head.ev_head_rows == pytest.approx(1 - errors / np.square(part - part.mean(0)).sum(), abs=1e-6)
+    assert head.head_rows == len(first) == head.examples
     keys = ["trained_on", "kind", "evaluated_on"]
     assert (built.table("sae_densities").groupby(keys).latents.sum() == table.d_sae.iloc[0]).all()
     assert table.loss_recovered.notna().any() or table.why.str.len().max() > 0
@@ -271,3 +290,68 @@ def test_steps_begin_at_the_base_and_end_at_the_adapted_model(bench):
         assert table.explained_variance[0, side] == pytest.approx(at_ends["base", side])
         assert table.explained_variance[last, side] == pytest.approx(at_ends["adapted", side])
     assert table.accuracy[0].isna().all() and table.accuracy[last].between(0, 1).all()
+
+
+def test_alignment_is_fitted_on_training_tokens_and_starts_from_the_transfer(bench):
+    (task,) = [one for one in Aligned.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    built = bench.build(task)
+    table = built.table("aligned_transfer").set_index(["kind", "alignment"])
+    (transfer,) = [one for one in Transfer.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    read = bench.get(transfer).table("sae").query("evaluated_on == 'adapted'").set_index(["trained_on", "kind"])
+    for kind in ("trained", "untrained", "frozen-decoder"):
+        found = table.explained_variance[kind, "none"]
+        assert found == pytest.approx(read.explained_variance["base", kind], abs=1e-5)
+    assert table.home.to_numpy() == pytest.approx(read.explained_variance["adapted", "trained"], abs=1e-6)
+    rows, adapted = (
+        np.asarray(bench.rows(one).tokens(2), dtype=np.float64) for one in (CaptureSae.of_base(), CaptureSae(FULL, 0))
+    )
+    means = rows.mean(0), adapted.mean(0)
+    test = np.asarray(bench.rows(Capture(FULL, 0)).tokens(2), dtype=np.float64)
+    moved = torch.from_numpy(test - means[1] + means[0]).float()
+    rebuilt = bench.dictionary(BASE).sae(moved).detach().double().numpy() - means[0] + means[1]
+    expected = 1 - np.square(test - rebuilt).sum() / np.square(test - test.mean(0)).sum()
+    assert table.explained_variance["trained", "mean"] == pytest.approx(expected, abs=1e-4)
+    components = built.table("difference_pca")
+    assert components.explained_variance.is_monotonic_increasing
+    assert components.explained_variance.iloc[-1] == pytest.approx(1, abs=1e-6)
+    assert components.coefficients.sum() == 1 and components.joint.nunique() == 1
+    unchanged = [one for one in Aligned.tasks(bench.resolved.shape) if one.method == HEAD]
+    assert not unchanged
+
+
+def test_exclusive_latents_are_compared_with_noise_and_with_training_seeds(make_bench):
+    own = make_bench(sae={"layers": [2], "k": 4, "rows": 300, "controls": [], "census_nulls": 1})
+    tasks = [one for one in Exclusive.tasks(own.resolved.shape) if one.method == FULL]
+    assert [one.seed for one in tasks] == [0, 1] and not [
+        one for one in Exclusive.tasks(own.resolved.shape) if one.method == HEAD
+    ]
+    table = own.build(tasks[0]).table("exclusive").set_index("null")
+    assert list(table.index) == ["noise", "seeds"] and (table.nulls == 1).all()
+    assert (table.found <= table.candidates).all() and (table.base_only + table.adapted_only <= table.found).all()
+    # The second model of one null, and the first model of the other side, are those of the pair.
+    pair = tasks[0].nulls["seeds"][0]
+    assert (pair.seed, pair.other_seed) == (0, 1) and tasks[1].nulls["seeds"] == (pair,)
+    assert pair.parents()["adapted"] == Capture(FULL, 1) and pair.parents()["base"] == Capture(FULL, 0)
+    noise = pd.read_parquet(own.get(tasks[0].nulls["noise"][0]).folder / "census.parquet")
+    assert len(noise) >= table.live.iloc[0] and "nu_statistic" in noise
+
+
+def test_ablating_nothing_is_the_transfer_and_groups_have_equal_energy(bench):
+    (task,) = [one for one in Stability.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    built = bench.build(task)
+    overlap = built.table("subspace_overlap").iloc[0]
+    assert 0 <= overlap.overlap <= 1 and overlap.null_mean <= overlap.null_high
+    matching = sae.match(
+        *(bench.dictionary(one.dictionary) for one in task.encodes), *(codes(bench, one) for one in task.encodes)
+    )
+    unstable = matching.table.live & ~(matching.table.cosine >= 0.7)
+    assert overlap.latents == unstable.sum()
+    table = built.table("stability").set_index("ablated")
+    (transfer,) = [one for one in Transfer.tasks(bench.resolved.shape) if one.method == FULL and one.seed == 0]
+    whole = (
+        bench.get(transfer)
+        .table("sae")
+        .query("kind == 'trained' and trained_on == 'adapted' and evaluated_on == 'adapted'")
+    )
+    assert table.task_loss["none"] == pytest.approx(whole.task_loss.item(), abs=1e-6)
+    assert table.of["stable"] + table.of["unstable"] == matching.table.live.sum()

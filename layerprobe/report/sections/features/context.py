@@ -10,7 +10,12 @@ from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.features.figures import KINDS, control_shares, method_rows
-from layerprobe.report.sections.features.sentences import crossing_sentence, exclusive_sentence
+from layerprobe.report.sections.features.sentences import (
+    crossing_sentence,
+    difference_sentence,
+    exclusive_sentence,
+    stability_sentence,
+)
 
 
 def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
@@ -35,8 +40,11 @@ def panel(tables: Tables, record: RunRecord, method: str) -> dict[str, Any]:
         "method": method,
         "crossing": crossing_sentence(tables, method),
         "exclusive": exclusive_sentence(tables, record, method),
+        "stability": stability_sentence(tables, record, method),
+        "difference": difference_sentence(tables, record, method),
         "control": None if control is None else control.method.iloc[0],
         "quality": quality,
+        "head_layer": None if quality is None else _head_layer(quality),
         "undefined": [] if quality is None else _undefined(quality),
         "different_starts": matching is not None and (matching.start == "different starts").any(),
         "live": live,
@@ -50,6 +58,12 @@ def _same_kinds(shares: pd.DataFrame | None, method: str) -> bool:
         return False
     rows = shares[shares.method == method].groupby(["seed", "layer", "dictionary"])[list(KINDS)].nunique()
     return bool(len(rows)) and bool((rows == 1).all(axis=None))
+
+
+def _head_layer(quality: pd.DataFrame) -> int | None:
+    """The layer of which the head reads the first token alone; None if there is none here."""
+    read = quality[quality.ev_head_rows.notna()] if "ev_head_rows" in quality else quality.iloc[:0]
+    return None if read.empty else int(read.layer.max())
 
 
 def _undefined(quality: pd.DataFrame) -> list[str]:

@@ -17,24 +17,24 @@ from layerprobe.report.theme import COLOURS, PLAIN, error_bars, label_layers, me
 BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = COLOURS
 KINDS = {"task": VERMILLION, "both": ORANGE, "general": BLUE, "unexplained": "#9AA0A6"}
 """Kinds of latents from the bottom of a bar up, so that the first two add up to the task share."""
-CENSUS = {"shared": BLUE, "shifted": SKY, "rotated": PINK, "base_only": GREEN, "adapted_only": VERMILLION}
+CENSUS = {"shared": BLUE, "amplified": SKY, "shifted": "#9AA0A6", "rotated": PINK}
+CENSUS |= {"base_only": GREEN, "adapted_only": VERMILLION}
 """Kinds of the joint dictionary's latents."""
 MARKER = "#A855F7"
 """Colour of markers on bars: visible on the bars' colours, on a light and on a dark page."""
 TRANSFERS = (
-    ("base", "base", "trained", "base's dictionary on base", BLUE, "circle"),
-    ("base", "adapted", "trained", "base's dictionary on adapted", VERMILLION, "circle"),
-    ("adapted", "adapted", "trained", "adapted's dictionary on adapted", GREEN, "square"),
-    ("adapted", "base", "trained", "adapted's dictionary on base", PINK, "square"),
-    ("base", "base", "second-seed", "second seed: base's on base", BLUE, "circle-open"),
-    ("adapted", "adapted", "second-seed", "second seed: adapted's on adapted", GREEN, "square-open"),
-    ("base", "base", "frozen-decoder", "control: frozen decoder, on base", SKY, "diamond-open"),
-    ("base", "base", "untrained", "control: untrained, on base", PLAIN, "x-thin-open"),
+    ("base", "trained", "base's dictionary", BLUE, "circle"),
+    ("adapted", "trained", "adapted's dictionary", VERMILLION, "square"),
+    ("base", "second-seed", "second seed: base's", BLUE, "circle-open"),
+    ("adapted", "second-seed", "second seed: adapted's", VERMILLION, "square-open"),
 )
-"""Side of the dictionary, side of the rows, variant of the dictionary, name, colour, symbol."""
+"""Side of the dictionary, variant of the dictionary, name, colour, symbol."""
+CONTROLS = ("untrained", "frozen-decoder")
+"""Dictionaries whose directions were not learned."""
 QUANTITIES = {
     "explained_variance": ("ev", "explained variance of test rows<br>lower on adapted = more changed"),
     "loss_recovered": ("loss_recovered", "task loss recovered<br>lower = less of the task kept"),
+    "accuracy_recovered": ("accuracy_recovered", "accuracy recovered<br>lower = less of the task kept"),
 }
 """Quantity -> prefix of the columns of its interval, title of the axis."""
 SHOWN = (-0.5, 1.3)
@@ -165,27 +165,108 @@ def crossing(tables: Tables, record: RunRecord, *, method: str | None = None) ->
 def transfer(
     tables: Tables, record: RunRecord, *, method: str | None = None, quantity: str = "explained_variance"
 ) -> go.Figure | None:
-    """How well the dictionary of each side reconstructs each side, compared with controls, in one of `QUANTITIES`."""
+    """How well dictionaries reconstruct the rows of each side, over the band of the controls, in one of `QUANTITIES`."""
     rows = method_rows(tables, record, "sae", method)
     if rows is None or quantity not in rows:
         return None
-    (prefix, title), figure, ends = QUANTITIES[quantity], go.Figure(), [0.0, 1.0]
+    prefix, title = QUANTITIES[quantity]
     columns = [quantity, f"{prefix}_low", f"{prefix}_high"]
-    for trained_on, evaluated_on, kind, name, colour, symbol in TRANSFERS:
-        pair = (rows.trained_on == trained_on) & (rows.evaluated_on == evaluated_on) & (rows.kind == kind)
-        part = rows[pair & rows[quantity].notna()].sort_values("layer")
-        value, low, high = (part[column] for column in columns)
-        inside = value.between(*SHOWN)
-        # The interval of a value beyond the edge is beyond it too.
-        drawn = part.assign(y=value.clip(*SHOWN), y_low=low.where(inside), y_high=high.where(inside))
-        ends += [end for end in drawn[["y", "y_low", "y_high"]].to_numpy().ravel() if end == end]
-        text = value.map("{:.1f}".format).where(~inside, "")
-        hover = "%{customdata[0]:.3f} (%{customdata[1]:.3f} to %{customdata[2]:.3f})<extra>" + name + "</extra>"
-        written = {"text": text, "customdata": part[columns], "hovertemplate": hover}
-        _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, **written)
+    if not {*columns} <= {*rows.columns}:
+        return None
+    rows = rows[rows[quantity].notna()]
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("base rows", "adapted rows"), shared_yaxes=True)
+    ends = [0.0, 1.0]
+    for col, side in enumerate(("base", "adapted"), start=1):
+        on = rows[rows.evaluated_on == side].sort_values("layer")
+        ends += _add_control_band(figure, on[on.kind.isin(CONTROLS)], quantity, col=col)
+        for trained_on, kind, name, colour, symbol in TRANSFERS:
+            part = on[(on.trained_on == trained_on) & (on.kind == kind)]
+            value, low, high = (part[column] for column in columns)
+            inside = value.between(*SHOWN)
+            # The interval of a value beyond the edge is beyond it too.
+            drawn = part.assign(y=value.clip(*SHOWN), y_low=low.where(inside), y_high=high.where(inside))
+            ends += [end for end in drawn[["y", "y_low", "y_high"]].to_numpy().ravel() if end == end]
+            hover = f"{name} on {side} rows: %{{customdata[0]:.3f}} (%{{customdata[1]:.3f}} to %{{customdata[2]:.3f}})"
+            written: dict[str, Any] = {
+                "text": value.map("{:.1f}".format).where(~inside, ""),
+                "customdata": part[columns],
+            }
+            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": col == 2}
+            _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, row=1, col=col, **written)
     shown = [max(SHOWN[0], min(ends)) - 0.1, min(SHOWN[1], max(ends)) + 0.06]
-    figure.update_yaxes(title=title, range=shown, zeroline=True)
+    figure.update_yaxes(range=shown, zeroline=True).update_yaxes(title=title, col=1)
     return styled(figure, height=420) if figure.data else None
+
+
+def _add_control_band(figure: go.Figure, controls: pd.DataFrame, quantity: str, *, col: int) -> list[float]:
+    """Add a bar from the lowest to the highest control of each layer; returns its ends."""
+    if controls.empty:
+        return []
+    layers = controls.groupby("layer")[quantity]
+    low, high = (ends.clip(*SHOWN) for ends in (layers.min(), layers.max()))
+    each = controls.apply(lambda row: f"{row.kind}, {row.trained_on}: {row[quantity]:.3f}", axis=1)
+    listed = each.groupby(controls.layer).agg("<br>".join)
+    # The outline keeps a band of no height, of one control, visible.
+    style = {"marker": {"color": "rgba(128,128,128,.3)", "line": {"color": PLAIN, "width": 1}}, "width": 0.8}
+    legend = {"legendgroup": "controls", "showlegend": col == 2, "name": "controls: directions not learned"}
+    hover = {"customdata": listed, "hovertemplate": "controls<br>%{customdata}<extra></extra>"}
+    figure.add_bar(x=_layer_names(low.index), base=low, y=high - low, row=1, col=col, **style, **legend, **hover)
+    return [*low, *high]
+
+
+ALIGNMENTS = {
+    "none": "none",
+    "mean": "shift",
+    "scale": "shift, scale",
+    "rotation": "shift, rotation",
+    "ridge": "any affine map",
+    "home": "adapted's<br>dictionary",
+}
+"""Value of the column `alignment` -> name on the axis; `home` is the dictionary that needs none."""
+
+
+def aligned(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Explained variance of adapted rows by the base's dictionary and its controls after each alignment, by layer."""
+    rows = method_rows(tables, record, "aligned_transfer", method)
+    if rows is None:
+        return None
+    figure, place = go.Figure(), {name: i for i, name in enumerate(ALIGNMENTS)}
+    for i, layer in enumerate(sorted(rows.layer.unique())):
+        colour = COLOURS[i % len(COLOURS)]
+        for kind, part in rows[rows.layer == layer].groupby("kind", sort=False):
+            part, trained = part.sort_values("alignment", key=lambda names: names.map(place)), kind == "trained"
+            name = f"layer {layer}" if trained else f"layer {layer}, {kind}"
+            value = [*part.explained_variance, *([part.home.iloc[0]] if trained else [])]
+            low, high = (pd.Series([*part[end], *value[len(part) :]]) for end in ("ev_low", "ev_high"))
+            bars = error_bars(pd.Series(value), low, high, colour) if trained else None
+            line = {"color": colour, "dash": "solid" if trained else "dot", "width": 2 if trained else 1}
+            hover = {"customdata": value, "hovertemplate": f"{name}: %{{customdata:.3f}}<extra></extra>"}
+            # Without alignment, a shift alone may lead to values that would flatten all others.
+            x, y = list(ALIGNMENTS.values())[: len(value)], pd.Series(value).clip(*SHOWN)
+            curve = {"mode": "lines+markers", "line": line, "error_y": bars, "showlegend": trained, **hover}
+            figure.add_scatter(x=x, y=y, name=name, **curve)
+    figure.update_xaxes(title="alignment of adapted rows to base rows")
+    figure.update_yaxes(title="explained variance of adapted rows")
+    return styled(figure, height=360)
+
+
+def difference_pca(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
+    """Variance of adapted - base by number of principal components, and by the joint dictionary at its coefficients."""
+    rows = method_rows(tables, record, "difference_pca", method)
+    if rows is None:
+        return None
+    figure = go.Figure()
+    for i, (layer, part) in enumerate(rows.sort_values("components").groupby("layer")):
+        colour, equal = COLOURS[i % len(COLOURS)], part[part.coefficients]
+        bars = error_bars(part.explained_variance, part.ev_low, part.ev_high, colour)
+        name, line = f"layer {layer}: components", {"color": colour}
+        figure.add_scatter(x=part.components, y=part.explained_variance, name=name, line=line, error_y=bars)
+        bars = error_bars(equal.joint, equal.joint_low, equal.joint_high, colour)
+        marker, name = {"symbol": "diamond-open", "size": 11, "color": colour}, f"layer {layer}: joint dictionary"
+        figure.add_scatter(x=equal.l0, y=equal.joint, name=name, mode="markers", marker=marker, error_y=bars)
+    figure.update_xaxes(title="coefficients per token", type="log")
+    figure.update_yaxes(title="explained variance of adapted - base")
+    return styled(figure, height=340)
 
 
 def matching(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+import pandas as pd
 
 from layerprobe.record import Finding, RunRecord
 from layerprobe.report import queries
@@ -13,7 +15,7 @@ from layerprobe.report.sections.features.figures import control_shares, method_r
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     """At most two paragraphs about the main method.
 
-    The joint census is not among them: it has no null other than "none at all on equal rows".
+    The joint census is not among them: its nulls are trained in some studies only.
     """
     method = queries.main_method(queries.changed(tables, record), record)
     if method is None:
@@ -128,34 +130,155 @@ def _difference(row: Any) -> str:
 
 
 def transfer_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
-    """How much of the adapted model's last layer the base's dictionary explains, and how much of the task it keeps."""
+    """How much of the adapted model's last layer the base's dictionary and its controls explain, and what the task keeps."""
     rows = method_rows(tables, record, "sae", method)
     if rows is None:
         return None
     layer = int(rows.layer.max())
-    rows = rows[(rows.layer == layer) & (rows.kind == "trained")].set_index(["trained_on", "evaluated_on"])
-    at: Any = rows.loc
+    rows = rows[rows.layer == layer]
+    at: Any = rows[rows.kind == "trained"].set_index(["trained_on", "evaluated_on"]).loc
     other = at["base", "adapted"]
     text = (
         f"At layer {layer}, the base's dictionary explains {_variance(at['base', 'base'])} of the base's variance and "
         f"{_variance(other)} of the adapted model's, compared with {at['adapted', 'adapted'].explained_variance:.2f} by "
         "the adapted model's dictionary"
     )
-    recovered = other.get("loss_recovered")
-    if recovered is not None and recovered == recovered:
-        low, high = other.loss_recovered_low, other.loss_recovered_high
-        bounded = low == low and high == high
-        unbounded = "no interval: the cost of ablating the layer may be 0"
-        interval = f"95% interval {low:.2f} to {high:.2f}" if bounded else unbounded
-        text += (
-            f"; with the base's reconstruction in place of that layer, {recovered:.2f} of the adapted classifier's task "
-            f"loss is recovered ({interval})"
+    text += control_clause(controls_on(rows, "adapted")) + gap_clause(tables, record, method, layer)
+    loss, accuracy = (_recovered(other, quantity) for quantity in ("loss", "accuracy"))
+    if loss or accuracy:
+        parts = " and ".join(
+            part for part in (loss and f"{loss} of the task loss", accuracy and f"{accuracy} of the accuracy") if part
         )
-    return text + "."
+        text += (
+            f" With the base's reconstruction in place of that layer, the adapted classifier recovers {parts} that "
+            "replacing the layer by its mean costs."
+        )
+    head = other.get("ev_head_rows")
+    if head is not None and head == head:
+        text += (
+            f" Its head reads only the first token of each example there ({_percent(other.head_rows / other['rows'])} of the "
+            f"rows), of whose variance the base's dictionary explains {head:.2f} (95% interval {other.ev_head_low:.2f} to "
+            f"{other.ev_head_high:.2f})."
+        )
+    return text
+
+
+CONTROL_WORDS = {"untrained": "an untrained one", "frozen-decoder": "one with frozen random directions"}
+"""Dictionaries whose directions were not learned, in words."""
+
+
+def controls_on(rows: pd.DataFrame, side: str) -> pd.DataFrame:
+    """The rows of the table `sae` for the base's controls that were read on a side."""
+    return rows[rows.kind.isin(list(CONTROL_WORDS)) & (rows.trained_on == "base") & (rows.evaluated_on == side)]
+
+
+def against_controls(controls: pd.DataFrame) -> Literal["more", "less", "undecided"]:
+    """Whether the base's dictionary explains more than every control, less than one of them, or neither can be shown.
+
+    By the paired 95% intervals over examples. "More" needs all of them (an intersection-union test at 2.5%); "less" one
+    that lies below 0, with a false-positive rate of at most 2.5% per control.
+
+    Args:
+        controls: rows with `base_excess_low` and `base_excess_high`.
+    """
+    if len(controls) and (controls.base_excess_low > 0).all():
+        return "more"
+    return "less" if (controls.base_excess_high < 0).any() else "undecided"
+
+
+def control_clause(controls: pd.DataFrame) -> str:
+    """The rest of the sentence on explained variance: what controls explain of the same rows, and the verdict."""
+    if controls.empty or "base_excess_low" not in controls:
+        return "; no control was read on the adapted model's rows."
+    by_kind = controls.set_index("kind").explained_variance
+    values = " and ".join(f"{by_kind[kind]:.2f} by {words}" for kind, words in CONTROL_WORDS.items() if kind in by_kind)
+    verdict = against_controls(controls)
+    if verdict == "more":
+        says = "more than either" if len(controls) > 1 else "more than this control"
+        return f", and {values}: the base's dictionary explains {says}, for these dictionaries."
+    if verdict == "less":
+        return f", and {values}: directions that were never learned explain more than the base's dictionary does."
+    return f", and {values}: that the base's dictionary explains more than these controls is not shown."
+
+
+def gap_clause(tables: Tables, record: RunRecord, method: str, layer: int) -> str:
+    """A sentence on the share of the gap of two dictionaries that a shift and a rotation close; empty without a gap."""
+    rows = method_rows(tables, record, "aligned_transfer", method)
+    if rows is None:
+        return ""
+    rows = rows[(rows.layer == layer) & (rows.kind == "trained") & (rows.alignment == "rotation")]
+    if rows.empty or rows.gap_share.isna().all():
+        return ""
+    row: Any = rows.iloc[0]
+    share = f"{_percent(row.gap_share)} (95% interval {_percent(row.gap_share_low)} to {_percent(row.gap_share_high)})"
+    if not row.gap_share_low > 0:
+        return f" That a shift and a rotation of the rows close any of this gap is not shown ({share})."
+    return f" A shift and a rotation of the rows, fitted on other examples, close {share} of the gap of these dictionaries."
+
+
+def difference_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
+    """What the joint dictionary of the last layer explains of adapted - base, compared with as many principal components."""
+    rows = method_rows(tables, record, "difference_pca", method)
+    rows = None if rows is None else rows[rows.coefficients]
+    if rows is None or rows.empty:
+        return None
+    row: Any = rows.sort_values("layer").iloc[-1]
+    verdict = "neither is shown to explain more"
+    if row.excess_low > 0:
+        verdict = "the components explain more"
+    elif row.excess_high < 0:
+        verdict = "the joint dictionary explains more"
+    return (
+        f"Of the variance of the difference adapted - base at layer {int(row.layer)}, the joint dictionary explains "
+        f"{row.joint:.2f} (95% interval {row.joint_low:.2f} to {row.joint_high:.2f}) with {row.l0:.1f} active latents per "
+        f"token, and {int(row.components)} principal components of the difference {row.explained_variance:.2f} (95% "
+        f"interval {row.ev_low:.2f} to {row.ev_high:.2f}): {verdict}."
+    )
+
+
+def _recovered(row: Any, quantity: str) -> str | None:
+    """A recovered share with its interval; None where it is undefined or was not measured."""
+    value = row.get(f"{quantity}_recovered")
+    if value is None or value != value:
+        return None
+    low, high = row.get(f"{quantity}_recovered_low"), row.get(f"{quantity}_recovered_high")
+    bounded = low == low and high == high
+    interval = f"95% interval {low:.2f} to {high:.2f}" if bounded else "no interval: this cost may be 0"
+    return f"{value:.2f} ({interval})"
+
+
+def stability_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
+    """What the adapted dictionary's stable and unstable latents at the last layer are worth, and their subspaces."""
+    parts, rows = [], method_rows(tables, record, "stability", method)
+    if rows is not None:
+        layer = int(rows.layer.max())
+        at: Any = rows[rows.layer == layer].set_index("ablated").loc
+        stable, unstable = int(at["stable"].of), int(at["unstable"].of)
+        parts.append(
+            f"At layer {layer}, {stable} of {stable + unstable} live latents of the adapted model's dictionary have a partner "
+            "in the second dictionary seed (cosine at least 0.7)."
+        )
+        lost = {name: _recovered(at[name], "loss") for name in ("none", "stable", "unstable")}
+        if all(lost.values()):
+            parts.append(
+                f"Its reconstruction recovers {lost['none']} of the task loss; {lost['stable']} without "
+                f"{int(at['stable'].latents)} stable latents, and {lost['unstable']} without {int(at['unstable'].latents)} "
+                f"unstable ones of about equal energy ({_percent(at['unstable'].energy_share)} of all)."
+            )
+    overlaps = method_rows(tables, record, "subspace_overlap", method)
+    if overlaps is not None:
+        row: Any = overlaps.sort_values("layer").iloc[-1]
+        beyond = row.overlap > row.null_high
+        parts.append(
+            f"The subspaces of both seeds' latents without a partner at layer {int(row.layer)} ({int(row.dimensions)} "
+            f"dimensions) overlap by {row.overlap:.2f}, {'more than' if beyond else 'no more than'} directions drawn from the "
+            f"rows' covariance do (mean {row.null_mean:.2f}, at most {row.null_high:.2f} in {int(row.draws)} draws)."
+        )
+    return " ".join(parts) or None
 
 
 def exclusive_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
-    """How many latents of the joint dictionary at the last layer are exclusive to one side."""
+    """How many latents of the joint dictionary at the last layer are exclusive to one side, compared with nulls."""
     rows = method_rows(tables, record, "census", method)
     if rows is None:
         return None
@@ -164,14 +287,33 @@ def exclusive_sentence(tables: Tables, record: RunRecord, method: str) -> str | 
     if rows.empty:
         return None
     start = f"Of {len(rows)} live latents of a joint dictionary at layer {layer}"
-    exclusive = {side: rows[rows.kind == f"{side}_only"] for side in ("base", "adapted")}
-    if not any(map(len, exclusive.values())):
-        return f"{start}, none is exclusive to one side."
-    parts = [
-        f"{len(part)} are {side}-only ({_percent(max(part.energy_share.sum(), 0.0))} of the reconstructed variance)"
-        for side, part in exclusive.items()
-    ]
-    return f"{start}, {' and '.join(parts)}."
+    candidates = int(rows.kind.isin(["base_only", "adapted_only"]).sum())
+    if not candidates:
+        return f"{start}, none is shown to be exclusive to one side."
+    nulls = method_rows(tables, record, "exclusive", method)
+    nulls = None if nulls is None else nulls[nulls.layer == layer]
+    look = f"{start}, {candidates} look exclusive to one side"
+    if nulls is None or nulls.empty:
+        return (
+            f"{look}; no null was trained (sae.census_nulls), and latents that fit the noise of one side look the same, so "
+            "that it is not known whether any is a feature of one side alone."
+        )
+    words = {"noise": "sides that differ by noise alone", "seeds": "two training seeds"}
+    compared = " and ".join(
+        f"{row.null_mean:.1f} in joint dictionaries of {words[str(row.null)]} ({row.nulls:.0f} trained; 95th percentile "
+        f"{row.null_high:.0f})"
+        for row in nulls.itertuples()
+    )
+    first: Any = nulls.iloc[0]
+    if first.base_only + first.adapted_only:
+        return (
+            f"{look}, compared with {compared}: {int(first.base_only)} of base and {int(first.adapted_only)} of the adapted "
+            "model are exclusive at a false-discovery rate of 5%."
+        )
+    return (
+        f"{look}, compared with {compared}: none is shown to be a feature of one side alone (with so many null "
+        f"dictionaries, fewer than {int(nulls.fewest.max())} cannot be)."
+    )
 
 
 def _variance(row: Any) -> str:
