@@ -62,6 +62,7 @@ def extra(tmp_path_factory, study_path, home, first):
         f"data.ood=[{{name='other', source='{outside}'}}]",
         "sae.layers=[2]",
         "sae.controls=[]",
+        "sae.census_nulls=1",
         "similarity.units=['token']",
         "internals.parts=[]",
     )
@@ -284,7 +285,7 @@ DAMAGES = (
     lambda folder: (folder / "meta.json").write_text("[1, 2]"),
     put_a_file_in_its_place,
 )
-EXTRA = ("outside", "seeds", "steps")
+EXTRA = ("outside", "seeds", "steps", "census-null", "exclusive")
 
 
 @pytest.mark.parametrize("number", range(len(REGISTRY)), ids=[stage.name for stage in REGISTRY])

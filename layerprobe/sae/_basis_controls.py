@@ -53,7 +53,7 @@ class SideRows:
 def basis_controls(
     rows: SideRows,
     dictionaries: Mapping[Name, Dictionary],
-    controls: Mapping[Name, Dictionary],
+    controls: Mapping[Name, Dictionary] | None,
     label_directions: Float[np.ndarray, "removed d"],
     *,
     k: int,
@@ -68,7 +68,7 @@ def basis_controls(
     Args:
         rows: of one layer of one side.
         dictionaries: trained on this side, by name and seed.
-        controls: other dictionaries with as many latents, by name and seed.
+        controls: other dictionaries with as many latents, by name and seed; None for no control at all.
         label_directions: what is removed, the same for both sides, by `between_label_directions`.
         k: active latents per row of untrained dictionaries.
         seed: of the bases. Bases with one seed have the same directions on both sides, if these do not depend on rows.
@@ -92,6 +92,8 @@ def basis_controls(
         for projected, (training, held_out) in enumerate(_codes(dictionary, sample, test, projection)):
             counts.setdefault(bool(projected), np.diff(training.indptr))
             read(name, bool(projected), held_out)
+    if controls is None:
+        return readings
     latents = len(counts[False])
     for name, basis, own in _bases(sample, latents, k, seed, controls):
         training, held_out = (bases.scores(basis, part, projection) for part in (sample, test))

@@ -30,7 +30,7 @@ class Crossing:
     """Lower end of the simultaneous interval; equals the difference where both sides are equal, and is NaN where the
     difference is or where no variance between dictionaries is known."""
     high: Float[np.ndarray, " layers"]
-    text_error: Float[np.ndarray, " layers"]
+    example_error: Float[np.ndarray, " layers"]
     """Standard error of the mean over test examples, by the jackknife."""
     dictionary_error: Float[np.ndarray, " layers"]
     """Standard error over dictionary seeds; NaN with one."""
@@ -46,7 +46,7 @@ class Crossing:
     @cached_property
     def equal(self) -> Bool[np.ndarray, " layers"]:
         """Whether both sides are equal in every run, as in a layer that adaptation did not change."""
-        return (self.difference == 0) & (self.text_error == 0) & ~(self.dictionary_error > 0) & ~(self.run_error > 0)
+        return (self.difference == 0) & (self.example_error == 0) & ~(self.dictionary_error > 0) & ~(self.run_error > 0)
 
     @property
     def verdict(self) -> Literal["onset", "none", "flat", "conditional", "undefined"]:
@@ -117,11 +117,11 @@ def crossing(
     runs, dictionaries, folds = *differences.shape[:2], left_out.shape[3]
     mean = differences.mean((0, 1))
     without = left_out.mean((0, 1))
-    text = (folds - 1) / folds * ((without - without.mean(-1, keepdims=True)) ** 2).sum(-1)
-    varying = ~np.isnan(mean) & (np.any(differences != 0, (0, 1)) | (text > 0))
+    by_example = (folds - 1) / folds * ((without - without.mean(-1, keepdims=True)) ** 2).sum(-1)
+    varying = ~np.isnan(mean) & (np.any(differences != 0, (0, 1)) | (by_example > 0))
     missing = np.full(len(layers), np.nan)
     by_dictionary = by_run = missing
-    parts = [(text, folds - 1)]
+    parts = [(by_example, folds - 1)]
     if dictionaries > 1:
         own = np.where(varying, differences.mean(0).var(0, ddof=1), 0.0)
         pooled = own[varying].mean() if varying.any() else 0.0
@@ -142,7 +142,7 @@ def crossing(
         difference=mean,
         low=low,
         high=high,
-        text_error=np.sqrt(text),
+        example_error=np.sqrt(by_example),
         dictionary_error=np.sqrt(by_dictionary),
         run_error=np.sqrt(by_run),
         degrees=degrees,

@@ -77,10 +77,10 @@ def excess(
     bases share cancel; and for the seeds of the dictionaries, of the control's bases and of training the variance
     between them of what they contribute, divided by their number. Since two or three seeds estimate a variance poorly,
     one variance is estimated for all changed layers together. The interval reaches as far as the root of the sum of the
-    squared parts, each multiplied by the quantile of Student's t with its own degrees of freedom (Cochran and Cox 1957,
-    section 4.14, in quadrature): in simulation it errs at most as often as stated, where one t with Welch's approximate
-    degrees of freedom errs twice as often with two seeds. A control with one basis is taken as fixed
-    or, if it is a trained one, as varying between seeds as much as the dictionaries do.
+    squared parts, each multiplied by the quantile of Student's t with its own degrees of freedom: in simulation it errs
+    at most as often as stated, where a single t with Welch's approximate degrees of freedom errs up to twice as often
+    with two seeds. A control with one basis is taken as fixed or, if it is a trained one, as varying between seeds as
+    much as the dictionaries do.
 
     Args:
         dictionary: `LabelEffect.value` followed by its `replicates`, of base and adapted (in this order) at each layer,

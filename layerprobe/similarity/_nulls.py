@@ -77,7 +77,8 @@ def shuffled(
             for z in checked(base[layer], adapted[layer], caller)
         )
         pair = PairedRows(x, y, seed=seed)
-        for name, values in _values(pair, partners, selected).items():
+        unmoved = np.arange(examples)  # the same rows as they are
+        for name, values in _values(pair, [unmoved, *partners], selected).items():
             found[name][layer] = values[0], values[1:]
     tables = [_summary(measure, found[measure.name], examples) for measure in selected if found[measure.name]]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
@@ -109,10 +110,9 @@ def _summary(measure: Measure, layers: Mapping[int, tuple[float, list[float]]], 
 def _values(
     pair: PairedRows, partners: Sequence[Int[np.ndarray, " examples"]], measures: Sequence[Measure]
 ) -> dict[str, list[float]]:
-    """Values of each measure that is defined: of the rows as they are, then one per shuffle."""
+    """Values of each measure that is defined, one per shuffle."""
     values: dict[str, list[float]] = {measure.name: [] for measure in measures}
-    unmoved = np.arange(pair.n_examples)
-    for partner in (unmoved, *partners):
+    for partner in partners:
         shuffle = _ShuffledRows(pair, partner)
         for measure in measures:
             if measure.name in values:

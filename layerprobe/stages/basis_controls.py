@@ -27,7 +27,8 @@ BASIS = (
 BASIS_CONTROLS = TableSpec(
     "basis_controls",
     "How strongly the latents of dictionaries and of other bases are associated with labels: one row per method, seed, "
-    "layer, basis, seed of the basis, side, and with or without the between-label mean directions.",
+    "layer, basis, seed of the basis, side, and with or without the between-label mean directions; of unchanged layers "
+    "dictionaries alone.",
     columns(
         "method",
         "seed",
@@ -153,31 +154,32 @@ class BasisControls(LayerStage):
             for unit in ("mean", "cls")
         ]
         removed = sae.bases.between_label_directions(*groups)
+        unchanged = self._unchanged(parents)
         rows, effects = [], []
         readings: list[sae.Reading] = []
         for side in SIDES:
-            if side == "adapted" and self._unchanged(parents):
-                own = [one for one in readings if one.basis == "trained"]
-                readings = readings + [replace(one, basis=BASE_DICTIONARY) for one in own]
-            else:
-                loaded = {
-                    name: {key: dictionary_of(parents[task.role], context.device) for key, task in tasks.items()}
-                    for name, tasks in (("own", self.dictionaries(side)), ("other", self.trained_controls(side)))
-                }
-                first = next(iter(loaded["own"].values()))
+            if side == "base" or not unchanged:
+                own, others = (
+                    {key: dictionary_of(parents[task.role], context.device) for key, task in tasks.items()}
+                    for tasks in (self.dictionaries(side), {} if unchanged else self.trained_controls(side))
+                )
+                first = next(iter(own.values()))
+                side_rows = sae.SideRows(
+                    rows_of(parents[f"{side} rows"]).tokens(self.number),
+                    stores[side].tokens(self.number),
+                    example,
+                    labels,
+                )
                 readings = sae.basis_controls(
-                    sae.SideRows(
-                        rows_of(parents[f"{side} rows"]).tokens(self.number),
-                        stores[side].tokens(self.number),
-                        example,
-                        labels,
-                    ),
-                    loaded["own"],
-                    loaded["other"],
+                    side_rows,
+                    own,
+                    None if unchanged else others,
                     removed,
                     k=context.study.sae.k or sae.default_k(first.d_in, first.d_sae),
                     seed=context.seed,
                 )
+            else:
+                readings = readings + [replace(one, basis=BASE_DICTIONARY) for one in readings]
             for one in readings:
                 key = {
                     "side": side,
@@ -300,22 +302,34 @@ class _Effects:
     @property
     def bases(self) -> list[str]:
         """Controls that were read on both sides."""
-        names = dict.fromkeys(next(iter(self.frames.values())).basis)
-        return [name for name in names if name not in ("trained", BASE_DICTIONARY)]
+        from layerprobe import sae
+
+        names = dict.fromkeys(name for frame in self.frames.values() for name in frame.basis)
+        found = [name for name in names if name not in ("trained", BASE_DICTIONARY)]
+        return found or list(sae.UNTRAINED_BASES)
 
     def of(self, basis: str, *, adapted_only: bool = False) -> Any:
-        """Training seeds x seeds of the basis x layers x sides x estimates."""
+        """Training seeds x seeds of the basis x layers x sides x estimates.
+
+        Unchanged layers, of which no control was read, have zeros, which give them no rise.
+        """
         import numpy as np
 
-        def one(frame: Any, side: str) -> Any:
-            rows = frame[(frame.basis == basis) & (frame.side == side) & (frame.projected == self.projected)]
-            return rows.sort_values(["basis_seed", "estimate"]).value.to_numpy().reshape(rows.basis_seed.nunique(), -1)
-
         sides = SIDES[1:] if adapted_only else SIDES
+        read = {key: self._read(frame, basis, sides) for key, frame in self.frames.items()}
+        like = self._read(next(iter(self.frames.values())), "trained", sides)
+        shape = (max(1, *(len(part) for part in read.values())), *like.shape[1:])
         values = [
-            [[one(self.frames[seed, layer], side) for side in sides] for layer in self.layers] for seed in self.seeds
+            [part if len(part := read[seed, layer]) else np.zeros(shape) for layer in self.layers]
+            for seed in self.seeds
         ]
-        return np.moveaxis(np.array(values), 3, 1)
+        return np.moveaxis(np.array(values), 2, 1)
+
+    def _read(self, frame: Any, basis: str, sides: tuple[str, ...]) -> Any:
+        """Seeds of the basis x sides x estimates."""
+        rows = frame[(frame.basis == basis) & (frame.projected == self.projected) & frame.side.isin(sides)]
+        rows = rows.assign(order=rows.side.map(SIDES.index)).sort_values(["basis_seed", "order", "estimate"])
+        return rows.value.to_numpy().reshape(rows.basis_seed.nunique(), len(sides), -1 if len(rows) else 0)
 
 
 def _excess_rows(excess: Any, dictionary: Any, other: Any, layers: list[int]) -> Any:

@@ -52,7 +52,7 @@ CROSSING_LAYERS = TableSpec(
         high="upper end of this interval",
         lowest="smallest difference over pairs of a dictionary seed and a training run",
         highest="largest difference over these pairs",
-        text_error="standard error over test examples; missing for quantities without an interval",
+        example_error="standard error over test examples; missing for quantities without an interval",
         dictionary_error="standard error over dictionary seeds; missing with one",
         run_error="standard error over training runs; missing with one",
         degrees="degrees of freedom of the three together",
@@ -151,7 +151,7 @@ def _compared(tasks: list[Latents], parents: Mapping[str, Artifact], quantity: s
             "high": found.high,
             "lowest": pairs.min(0),
             "highest": pairs.max(0),
-            "text_error": found.text_error,
+            "example_error": found.example_error,
             "dictionary_error": found.dictionary_error,
             "run_error": found.run_error,
             "degrees": found.degrees,
@@ -159,7 +159,7 @@ def _compared(tasks: list[Latents], parents: Mapping[str, Artifact], quantity: s
     )
     verdict: str = found.verdict
     if described:
-        rows[["low", "high", "text_error", "degrees"]] = np.nan
+        rows[["low", "high", "example_error", "degrees"]] = np.nan
         verdict = verdict if verdict in ("flat", "undefined") else "description"
     onset, after = (None, None) if described else (found.onset, found.after)
     return {

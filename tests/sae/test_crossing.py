@@ -88,7 +88,7 @@ def test_the_interval_is_that_of_the_three_variances():
         reach = t.ppf((1 + 0.95 ** (1 / 4)) / 2, degrees) * np.sqrt(total)
         assert result.high[i] - result.difference[i] == pytest.approx(reach)
         assert result.difference[i] - result.low[i] == pytest.approx(reach)
-        assert result.text_error[i] ** 2 == pytest.approx(texts)
+        assert result.example_error[i] ** 2 == pytest.approx(texts)
         assert result.difference[i] == pytest.approx(differences[..., i].mean())
 
 

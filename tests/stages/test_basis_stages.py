@@ -70,10 +70,13 @@ def test_an_unchanged_layer_has_no_excess(bench):
     head = bench.build(controls(HEAD))
     table = head.table("basis_controls").set_index(KEYS)
     same = table.xs("base", level="side")
+    assert set(same.index.get_level_values("basis")) == {"trained"}  # controls are not needed
     assert table.xs("adapted", level="side").label_effect[same.index].equals(same.label_effect)
-    built = bench.build(BasisExcess((controls(HEAD),)))
-    assert (built.table("basis_excess")[["excess", "excess_low", "excess_high"]] == 0).all(axis=None)
-    assert built.table("task_specific").verdict.tolist() == ["unchanged"]
+    built = bench.build(BasisExcess((controls(HEAD), controls(FULL))))
+    excess = built.table("basis_excess").set_index("method")[["excess", "excess_low", "excess_high"]]
+    assert (excess.loc["head"] == 0).all(axis=None) and (excess.loc["full"] != 0).any(axis=None)
+    verdicts = built.table("task_specific").set_index("method").verdict
+    assert verdicts["head"] == "unchanged" != verdicts["full"]
 
 
 def test_the_excess_is_a_difference_of_differences(bench, full):

@@ -244,7 +244,7 @@ def test_crossing_compares_label_effects_over_seeds_of_both_kinds(bench):
     ]
     assert row.difference == pytest.approx(np.mean(expected)) and row.low < row.difference < row.high
     assert (row.lowest, row.highest) == pytest.approx((min(expected), max(expected)))
-    assert row.dictionary_error > 0 and row.run_error > 0 and row.text_error > 0
+    assert row.dictionary_error > 0 and row.run_error > 0 and row.example_error > 0
 
 
 def test_transitions_count_matched_latents_and_there_are_none_in_an_unchanged_layer(bench):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -43,17 +45,16 @@ def basis_effects(tables: Tables, record: RunRecord, *, method: str | None = Non
     if rows is None:
         return None
     columns = ["label_effect", "label_effect_low", "label_effect_high"]
-    means = rows.groupby(["projected", "basis", "side", "layer"])[columns].mean().reset_index()
+    means: Any = rows.groupby(["projected", "basis", "side", "layer"])[columns].mean()
     figure, layers = _panels(), sorted(rows.layer.unique())
     shown = [name for name in BASES if name in set(rows.basis)]
     for number, basis in enumerate(shown):
         name, colour, symbol = BASES[basis]
         for column, projected in enumerate(PANELS, start=1):
-            of_basis = means[(means.projected == projected) & (means.basis == basis)].set_index("layer")
             sides = {
-                side: of_basis.loc[of_basis.side == side, columns].reindex(layers)
+                side: means.loc[projected, basis, side].reindex(layers)
                 for side in ("base", "adapted")
-                if (of_basis.side == side).any()
+                if (projected, basis, side) in means.index.droplevel("layer")
             }
             x = _places(len(layers), number, len(shown))
             if len(sides) == 2:

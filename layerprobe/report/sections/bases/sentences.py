@@ -67,8 +67,9 @@ def _least(rows: pd.DataFrame, *, only_least: bool = False) -> str:
     """The excess over the control that it exceeds least, at the layer where the rise exceeds all controls most."""
     if rows.excess_low.notna().sum() == 0:
         return "by an undefined amount"
-    closest = rows.loc[rows.dropna(subset="excess_low").groupby("layer").excess_low.idxmin()]
-    row: Any = closest.sort_values("excess_low").iloc[0 if only_least else -1]
+    at: Any = rows.loc
+    closest = at[rows.dropna(subset="excess_low").groupby("layer").excess_low.idxmin()]
+    row: Any = closest.loc[closest.excess_low.idxmin() if only_least else closest.excess_low.idxmax()]
     excess = (
         f"{row.excess:.3f} (95% interval {row.excess_low:.3f} to {row.excess_high:.3f}, simultaneous over layers) more than "
         f"in {NAMES.get(row.control, row.control)} at layer {row.layer}"

@@ -51,6 +51,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         "captions": CAPTIONS,
         "other_caption": OTHER_CAPTION,
         "nulls": queries.having(tables, "similarity_nulls") is not None,
+        "controls": queries.controls(record),
         "panels": [
             {
                 "method": method,

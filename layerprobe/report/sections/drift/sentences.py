@@ -66,7 +66,9 @@ def control_sentence(tables: Tables, record: RunRecord, method: str) -> str | No
                 f" The first layer at which the drift of {method} is shown to exceed that of {whose} is {first}{scope}."
             )
     if not trained:
-        text += " No model was trained on shuffled labels, so how much drift any training causes is not known."
+        text += (
+            f" No model was trained like {method} on shuffled labels, so how much drift any labels cause is not known."
+        )
     elif undecided := [control.name for control in trained if not control.decides]:
         text += f" Whether it exceeds {', '.join(undecided)} beyond chance in training is undecided with one seed."
     return text
