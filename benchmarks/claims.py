@@ -162,7 +162,7 @@ def transition(rng: np.random.Generator) -> bool:
         row = table[(table["kind_base"] == "general") & (table["kind_adapted"] == "task or both")].iloc[0]
         return bool(row["all_low"] > 0)
 
-    return any([layer() for _ in range(LAYERS)])
+    return any(layer() for _ in range(LAYERS))
 
 
 def exclusive(rng: np.random.Generator) -> bool:
