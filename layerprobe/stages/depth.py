@@ -23,8 +23,9 @@ COSTS = ("flops", "seconds", "trainable_parameters", "drift")
 """Costs that quality is compared with, as far as they were measured."""
 ASSUMED_DISAGREEMENT = 0.12
 """Share of examples on which exactly one of `head` and `full` is right, as measured on 2,000 tweets."""
-ASSUMED_SEED_SD = 0.005
-"""Standard deviation over seeds of the difference in accuracy between two methods: an assumption for plans, half a point."""
+ASSUMED_SEED_SD = 0.01
+"""Standard deviation over seeds of the difference in accuracy between two methods: an assumption for plans, one point. It
+differs widely between data sets: two seeds of `full` on 2,000 tweets reached .765 and .726 on 2,000 others."""
 LABELS = {
     "reference:logistic-mean": "logistic regression on the mean over tokens of the frozen model",
     "reference:logistic-cls": "logistic regression on the first token of the frozen model",

@@ -197,7 +197,8 @@ def subspaces(overlap=0.7, method="full"):
 
 def crossing(verdict="onset", **more):
     row = {"method": "full", "quantity": "label_effect", "layer": 2, "after": 1, "after_high": 0.004, "layers": "1, 2"}
-    return pd.DataFrame([{**row, "dictionaries": 2, "runs": 1, "verdict": verdict, "note": "", **more}])
+    table = pd.DataFrame([{**row, "dictionaries": 2, "runs": 1, "verdict": verdict, "note": "", **more}])
+    return table.astype({"layer": "Int64", "after": "Int64"})
 
 
 def crossing_layers(method="full", differences=(0.001, 0.031)):
@@ -347,7 +348,7 @@ def test_the_answer_reports_shift_and_transfer_with_their_nulls():
     assert "50% (95% interval 48% to 53%) of 100 in the adapted model's" in shift
     assert "with labels permuted, at most 1.0% in 95% of draws" in shift
     assert "a second dictionary seed gives 14% and 52%" in shift and "under the control shuffled-labels, 50%" in shift
-    assert "first shown to be larger in adapted than in base at layer 2, by +0.031 (+0.028 to +0.034)" in shift
+    assert "first shown to be larger in adapted than in base at layer 2, by +0.0310 (+0.0280 to +0.0340)" in shift
     assert (
         "explains 0.80 (95% interval 0.78 to 0.82) of the base's variance and 0.40 (95% interval 0.38 to 0.42)"
         in transfer
@@ -479,12 +480,12 @@ def test_a_census_without_exclusive_latents_has_none():
         (crossing("flat"), "base and adapted have the same latents"),
         (
             crossing("none"),
-            r"At no layer .* difference is \+0.031 \(\+0.028 to \+0.034\) at layer 2 \(95% .* layers 1, 2; 2 dic",
+            r"At no layer .* difference is \+0.0310 \(\+0.0280 to \+0.0340\) at layer 2 \(95% .* layers 1, 2; 2 dic",
         ),
         (crossing("undefined"), "too few latents"),
         (
             crossing(),
-            "2 dictionary seeds, 1 training run.* between layers 1 and 2, but for at most 0.004 that layer 1 may",
+            "2 dictionary seeds, 1 training run.* between layers 1 and 2, but for at most 0.0040 that layer 1 may",
         ),
         (crossing(after=None, layers="2", runs=3), "dictionaries at layer 2; .*3 training runs.* at layer 2 or below"),
         (crossing(after_high=-0.001), "between layers 1 and 2[.]$"),

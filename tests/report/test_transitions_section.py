@@ -91,6 +91,14 @@ def test_an_excess_over_the_null_is_claimed_with_its_null_and_interval():
     )
 
 
+def test_where_few_matches_are_close_that_is_said_in_place_of_their_rate():
+    table = rows(n=200)
+    few = table.assign(latents=table.latents.where(table.matches == "all", 4))
+    for part, words in ((few, "Of these latents, 4 have a match"), (table[table.matches == "all"], "none has a match")):
+        text = transition_sentence(*study(part), "full")
+        assert words in text and text.endswith("so a match here may be another feature.") and "Among" not in text
+
+
 @pytest.mark.parametrize(
     "table",
     [

@@ -194,6 +194,19 @@ def test_with_three_seeds_the_crossed_test_keeps_its_level():
         assert bench.seed_level(1000, 3, sd, studies, seed=4)["crossed"] <= 0.05
 
 
+def test_frozen_models_may_be_ordered_by_validation_but_not_by_test_examples():
+    """Seven models that all lose the margin: the first one passes in 5% of studies, or far more if the test chose it."""
+    studies, n = 5000, 2000
+    shares = bench.exchangeable(0.01, 0.12)
+    validation, test = (bench.tallies(shares, n, studies, seed) for seed in (1, 2))
+    p = noninferiority_p(test, 0.01)
+    rates = []
+    for counts in (validation, test):
+        order = np.argsort(counts[..., 0] - counts[..., 2], axis=1, kind="stable")  # fewest lost, most won
+        rates.append((in_sequence(np.take_along_axis(p, order, axis=1)) <= 0.05).any(axis=1).mean())
+    assert rates[0] <= most(0.05, studies) and rates[1] > 0.15
+
+
 def test_power_is_what_the_number_of_examples_was_chosen_for():
     """With the number of examples that `required_examples` names, the first depth passes in 80% of studies without a gap."""
     from layerprobe.sufficiency import required_examples

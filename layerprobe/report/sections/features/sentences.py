@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+import pandas as pd
+
 from layerprobe.record import Finding, RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
@@ -99,7 +101,7 @@ def crossing_sentence(tables: Tables, method: str) -> str | None:
         largest: Any = at.loc[at.difference.idxmax()]
         return (
             f"The mean label effect of latents in adapted less that in base is largest at layer {largest.name} "
-            f"({largest.difference:+.3f}; dictionaries at {where}). With one dictionary seed, how much it varies between "
+            f"({largest.difference:+.4f}; dictionaries at {where}). With one dictionary seed, how much it varies between "
             "dictionaries is unknown, so no layer is named at which it begins."
         )
     seeds = f"{int(row.dictionaries)} dictionary seeds, {int(row.runs)} training run{'s' if row.runs > 1 else ''}"
@@ -115,18 +117,18 @@ def crossing_sentence(tables: Tables, method: str) -> str | None:
         f"The mean label effect of latents is first shown to be larger in adapted than in base at layer {layer}, by "
         f"{_difference(at.loc[layer])} ({basis}), so the increase began "
     )
-    if row.after != row.after or row.after is None:
+    if pd.isna(row.after):
         return f"{text}at layer {layer} or below."
     if row.after_high > 0:
         return (
-            f"{text}between layers {int(row.after)} and {layer}, but for at most {row.after_high:.3f} that layer "
+            f"{text}between layers {int(row.after)} and {layer}, but for at most {row.after_high:.4f} that layer "
             f"{int(row.after)} may already have."
         )
     return f"{text}between layers {int(row.after)} and {layer}."
 
 
 def _difference(row: Any) -> str:
-    return f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+    return f"{row.difference:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
 
 
 def transfer_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:

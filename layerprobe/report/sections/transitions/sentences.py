@@ -8,6 +8,9 @@ from layerprobe.record import Finding, RunRecord
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.transitions.figures import LABEL, methods_in, rows_of
 
+FEWEST = 30
+"""Close matches below which their rates are not given."""
+
 
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     """One sentence about the main method."""
@@ -45,13 +48,17 @@ def transition_sentence(tables: Tables, record: RunRecord, method: str) -> str |
         )
     text = f"Under {method}, {latents} became associated with a label, {chance}"
     close = _to_label(tables, record, method, "close")
-    near = None if close is None else close[close.layer == layer]
-    if near is not None and len(near):
-        text += (
-            f" Among those whose match is as close as 95% of matches in base, {_rates(near)} of {_count(near)} did, "
+    near = at.iloc[:0] if close is None else close[close.layer == layer]
+    if len(near) and near.latents.min() >= FEWEST:
+        return (
+            f"{text} Among those whose match is as close as 95% of matches in base, {_rates(near)} of {_count(near)} did, "
             f"compared with {near.null_rate.mean():.0%}."
         )
-    return text
+    few = int(near.latents.max()) if len(near) else "none"
+    return (
+        f"{text} Of these latents, {few} {'has' if few in (1, 'none') else 'have'} a match as close as 95% of matches in "
+        "base, so a match here may be another feature."
+    )
 
 
 def _to_label(tables: Tables, record: RunRecord, method: str, matches: str) -> Any:
