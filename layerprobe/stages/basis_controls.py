@@ -19,28 +19,25 @@ EFFECTS = "effects.parquet"
 """Label effects of one layer with their jackknife replicates: estimate 0 is of all examples, the others without a fold."""
 BASE_DICTIONARY = "base dictionary"
 BASIS = (
-    "`trained` (the side's dictionary), `untrained` (random TopK dictionaries), `random directions`, `neurons`, `principal "
-    "components`, a trained control (`frozen-decoder`, `soft-frozen-decoder`, `frozen-encoder`), or `base dictionary` (on "
-    "adapted rows)"
+    "`trained` dictionary, `untrained` dictionary, `random directions`, `neurons`, `principal components`, a trained control "
+    "named as in `sae.controls`, or `base dictionary` (on adapted rows)"
 )
 
 BASIS_CONTROLS = TableSpec(
     "basis_controls",
     "How strongly the latents of dictionaries and of other bases are associated with labels: one row per method, seed, "
     "layer, basis, seed of the basis, side, and with or without the between-label mean directions; of unchanged layers "
-    "dictionaries alone.",
+    "dictionaries alone. All have as many latents as the dictionary, with its densities on training rows.",
     columns(
         "method",
         "seed",
         "layer",
         "side",
-        basis=BASIS
-        + ". All have as many latents as the dictionary, and all but `trained` its densities on training rows",
+        basis=BASIS,
         basis_seed="seed of the basis; of dictionaries, 0 for the first and 1 for the second",
         projected="whether the directions between the labels' means, on training examples of both sides, were removed",
-        label_effect="mean over the judged latents of the squared label effect: the between-label share of the variance of "
-        "an example's activation (ranks of the max over tokens), among examples of similar length, less its expectation "
-        "under permuted labels",
+        label_effect="mean over judged latents of the between-label share of the variance of activation ranks, among "
+        "examples of similar length, less its expectation under permuted labels",
         label_effect_low="lower end of its 95% interval over examples, for this basis",
         label_effect_high="upper end of its 95% interval over examples, for this basis",
         share_task="share of judged latents that are associated with a label (description; depends on the number of "
@@ -79,10 +76,9 @@ TASK_SPECIFIC = TableSpec(
     "What may be said of the features of each method: one row per method.",
     columns(
         "method",
-        verdict="`task-specific` (in some layer the projected label effect of the dictionaries rises more than that of "
-        "every control), `beyond untrained bases` (the same, without trained controls), `not distinguishable` (from a "
-        "layer-wide label shift), `unchanged` or `undefined`",
-        layers="layers where it rises more than every control, separated by commas",
+        verdict="`task-specific`, `beyond untrained bases` (trained controls are missing), `not distinguishable` from a "
+        "layer-wide label shift, `unchanged` or `undefined`",
+        layers="layers where the projected label effect of dictionaries rises more than that of every control, separated by commas",
         dictionary_layers="layers with dictionaries, separated by commas",
         controls="controls that were measured, separated by commas",
         missing="controls of the list that were not measured, separated by commas",

@@ -361,6 +361,7 @@ def test_the_answer_reports_shift_and_transfer_with_their_nulls():
         "recovers 0.70 (95% interval 0.60 to 0.80) of the task loss and 0.95 (95% interval 0.90 to 1.00) of the accuracy"
         in transfer
     )
+    assert "Controls recover up to 0.70 of the loss and 0.95 of the accuracy." in transfer
     assert (
         "reads only the first token of each example there (3.0% of the rows), of whose variance the base's dictionary "
         "explains 0.25 (95% interval 0.20 to 0.30)" in transfer

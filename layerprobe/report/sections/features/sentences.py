@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-import pandas as pd
-
 from layerprobe.record import Finding, RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
@@ -155,6 +153,7 @@ def transfer_sentence(tables: Tables, record: RunRecord, method: str) -> str | N
             f" With the base's reconstruction in place of that layer, the adapted classifier recovers {parts} that "
             "replacing the layer by its mean costs."
         )
+        text += control_recovery(controls_on(rows, "adapted"))
     head = other.get("ev_head_rows")
     if head is not None and head == head:
         text += (
@@ -201,6 +200,14 @@ def control_clause(controls: pd.DataFrame) -> str:
     if verdict == "less":
         return f", and {values}: directions that were never learned explain more than the base's dictionary does."
     return f", and {values}: that the base's dictionary explains more than these controls is not shown."
+
+
+def control_recovery(controls: pd.DataFrame) -> str:
+    """A sentence on the largest shares that a control recovers; empty where none was measured."""
+    names = [name for name in ("loss", "accuracy") if f"{name}_recovered" in controls]
+    best = {name: controls[f"{name}_recovered"].max() for name in names}
+    parts = [f"{value:.2f} of the {name}" for name, value in best.items() if value == value]
+    return f" Controls recover up to {' and '.join(parts)}." if parts else ""
 
 
 def gap_clause(tables: Tables, record: RunRecord, method: str, layer: int) -> str:
