@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
-from layerprobe.files import checksum, is_disk_full, write_json
+from layerprobe.files import checksum, digest, is_disk_full, write_json
 from layerprobe.study import slug
 
 if TYPE_CHECKING:
     import pandas as pd
 
 META = "meta.json"
-SCHEMA = 2
+SCHEMA = 3
 
 
 def home() -> Path:
@@ -90,8 +90,8 @@ class Draft:
 class ArtifactStore:
     """Finished folders under one root, as `<stage>/<slug>-<key>/`.
 
-    A folder is written under a hidden name and renamed when complete, with `meta.json` (sha256 and size of every file)
-    written last; a killed run leaves nothing that looks finished. A lock for each key lets two runs share the work.
+    A folder is written under a hidden name and renamed when complete, with `meta.json` (sha256 and size of every file, and
+    a checksum of its own) written last; a killed run leaves nothing that looks finished. A lock for each key lets two runs share the work.
     `find` checks `meta.json` and sizes; `verify` compares every byte, once per artifact and process.
     """
 
@@ -178,7 +178,7 @@ class ArtifactStore:
                         dict(draft.content),
                         _file_metas(partial, draft.checksums),
                     )
-                    write_json(partial / META, asdict(meta))
+                    write_json(partial / META, {**asdict(meta), "checksum": digest(asdict(meta))})
                     partial.rename(target)
                 except BaseException as error:
                     if not (resumable and isinstance(error, KeyboardInterrupt)):
@@ -238,12 +238,16 @@ def _mismatch(artifact: Artifact) -> str | None:
 def _read_meta(folder: Path, key: str) -> tuple[ArtifactMeta | None, str]:
     """The metadata of a folder whose files are there in full size, or None and what is wrong."""
     try:
-        meta = ArtifactMeta(**json.loads((folder / META).read_text(encoding="utf-8")))
+        content = json.loads((folder / META).read_text(encoding="utf-8"))
+        expected = content.pop("checksum")
+        meta = ArtifactMeta(**content)
         sizes = {name: int(about["bytes"]) for name, about in meta.files.items() if about["sha256"]}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None, "its meta.json is missing or unreadable"
     if meta.key != key:
         return None, "it belongs to another key"
+    if digest(content) != expected:
+        return None, "its meta.json does not match its checksum"
     for name, size in sizes.items():
         try:
             actual = (folder / name).stat().st_size

@@ -28,6 +28,8 @@ SAE_STAGES = {
     "transfer",
     "latents",
     "transitions",
+    "basis-controls",
+    "basis-excess",
     "sentence-latents",
     "exhibit",
     "crossing",
@@ -115,7 +117,7 @@ def test_every_table_of_the_contract_is_there(first):
     assert record.study.resolved["sae"]["k"] == 4
     assert all(task.key and task.seconds >= 0 for task in record.tasks)
     assert record.provenance.packages and record.provenance.device == "cpu"
-    assert 2 <= len(record.findings) <= 9
+    assert 2 <= len(record.findings) <= 10
     assert (first.folder / "index.html").stat().st_size > 1_000_000
     with pytest.raises(KeyError, match="no table 'nothing'"):
         first.table("nothing")
@@ -270,7 +272,8 @@ def flip_a_byte(folder):
 
 def truncate(folder):
     path = largest_file(folder)
-    path.write_bytes(path.read_bytes()[:-1])
+    content = path.read_bytes()
+    path.write_bytes(content[: -max(1, len(content) // 100)])  # more than the new line that ends a JSON file
 
 
 def put_a_file_in_its_place(folder):

@@ -103,6 +103,10 @@ SEEN_BY_FIND = {
     "missing": (lambda folder: (folder / FILE).unlink(), f"{FILE} is missing"),
     "no meta.json": (lambda folder: (folder / "meta.json").unlink(), "meta.json is missing"),
     "other key": (damage_meta(lambda meta: json.dumps({**meta, "key": "other"})), "another key"),
+    "another title": (
+        damage_meta(lambda meta: json.dumps({**meta, "title": "A nane: 1"})),
+        "does not match its checksum",
+    ),
     "files as a list": (damage_meta(lambda meta: json.dumps({**meta, "files": [FILE]})), "unreadable"),
     "a file": (replace_by_file, "unreadable"),
     "a broken link": (replace_by_broken_link, "unreadable"),

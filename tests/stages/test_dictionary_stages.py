@@ -18,7 +18,7 @@ from layerprobe.stages.capture import Capture, CaptureSae
 from layerprobe.stages.crosscoder import Crosscoder
 from layerprobe.stages.crossing import Crossing
 from layerprobe.stages.encode import Encode
-from layerprobe.stages.exclusive import Exclusive
+from layerprobe.stages.exclusive import CensusNull, Exclusive
 from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match, null_matching
@@ -332,6 +332,7 @@ def test_exclusive_latents_are_compared_with_noise_and_with_training_seeds(make_
     pair = tasks[0].nulls["seeds"][0]
     assert (pair.seed, pair.other_seed) == (0, 1) and tasks[1].nulls["seeds"] == (pair,)
     assert pair.parents()["adapted"] == Capture(FULL, 1) and pair.parents()["base"] == Capture(FULL, 0)
+    assert tasks[0].nulls["noise"] == (CensusNull(FULL, 0, 2, draw=0),)
     noise = pd.read_parquet(own.get(tasks[0].nulls["noise"][0]).folder / "census.parquet")
     assert len(noise) >= table.live.iloc[0] and "nu_statistic" in noise
 
