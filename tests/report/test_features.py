@@ -16,6 +16,7 @@ from layerprobe.report.sections.features.sentences import (
     crossing_sentence,
     difference_sentence,
     exclusive_sentence,
+    shift_sentence,
     stability_sentence,
     transfer_sentence,
 )
@@ -604,3 +605,24 @@ def test_transfer_along_training_and_densities_are_drawn_from_their_tables():
     assert list(line.x) == [0, 5] and list(line.y) == [0.9, 0.5]
     density = named(figure("latent_densities", study))["base, layer 1"]
     assert list(density.x) == [-1.75, -0.75] and list(density.y) == [7, 2]  # inactive ones have no place on the axis
+
+
+def test_several_training_seeds_are_named_with_their_mean_and_range():
+    tables, about = everything(
+        latent_shares=pd.concat([shares(), shares(seed=1, add=10)]),
+        sae=pd.concat([quality(), quality(base_on_adapted=0.6).assign(seed=1)]),
+    )
+    first, second = (
+        row.share_task for row in tables["latent_shares"].query("layer == 2 and side == 'adapted'").itertuples()
+    )
+    shift = shift_sentence(tables, about, "full")
+    mean = f"{100 * (first + second) / 2:.0f}%"
+    assert (
+        f"training seed 0; over 2 training seeds the mean is {mean}, the range {100 * first:.0f}% to {100 * second:.0f}%"
+        in shift
+    )
+    transfer = transfer_sentence(tables, about, "full")
+    assert "over 2 training seeds the mean is 0.50, the range 0.40 to 0.60 by the base's dictionary" in transfer
+    single = everything()
+    assert "training seeds the mean" not in shift_sentence(*single, "full")
+    assert "training seeds the mean" not in transfer_sentence(*single, "full")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pandas as pd
@@ -46,6 +47,11 @@ def shift_sentence(tables: Tables, record: RunRecord, method: str) -> str | None
         f"{int(base.live)} in the base's dictionary, {_share(adapted)} of {int(adapted.live)} in the adapted model's"
     )
     notes = []
+    every = tables["latent_shares"].query(
+        "method == @method and dictionary == 'first' and side == 'adapted' and layer == @layer"
+    )
+    if seeds := over_seeds(every, "share_task", _percent):
+        notes.append(f"these are of training seed {rows.seed.iloc[0]}; {seeds}")
     high = max(base.share_permuted_high, adapted.share_permuted_high)
     if high == high:
         notes.append(f"with labels permuted, at most {_percent(high)} in 95% of draws")
@@ -143,6 +149,10 @@ def transfer_sentence(tables: Tables, record: RunRecord, method: str) -> str | N
         f"{_variance(other)} of the adapted model's, compared with {at['adapted', 'adapted'].explained_variance:.2f} by "
         "the adapted model's dictionary"
     )
+    every = tables["sae"].query("method == @method and layer == @layer and kind == 'trained'")
+    crossed = every[(every.trained_on == "base") & (every.evaluated_on == "adapted")]
+    if seeds := over_seeds(crossed, "explained_variance", "{:.2f}".format):
+        text += f" (adapted models of training seed {rows.seed.iloc[0]}; {seeds} by the base's dictionary)"
     text += control_clause(controls_on(rows, "adapted")) + gap_clause(tables, record, method, layer)
     loss, accuracy = (_recovered(other, quantity) for quantity in ("loss", "accuracy"))
     if loss or accuracy:
@@ -322,6 +332,17 @@ def exclusive_sentence(tables: Tables, record: RunRecord, method: str) -> str | 
     return (
         f"{look}, compared with {compared}: none is shown to be a feature of one side alone (with so many null "
         f"dictionaries, fewer than {int(nulls.fewest.max())} cannot be)."
+    )
+
+
+def over_seeds(rows: pd.DataFrame, column: str, words: Callable[[float], str]) -> str:
+    """Mean and range of a number over training seeds, in words; empty for one seed."""
+    values = rows.groupby("seed")[column].mean()
+    if len(values) < 2:
+        return ""
+    return (
+        f"over {len(values)} training seeds the mean is {words(values.mean())}, the range {words(values.min())} to "
+        f"{words(values.max())}"
     )
 
 
