@@ -169,7 +169,7 @@ def test_the_tables_follow_from_the_test_examples(parents, tmp_path):
     assert conclusion["order"] == ["reference:logistic-mean", "head", "reference:logistic-cls"]
     assert conclusion["left_out"] == {"shuffled-labels": "it is a control that learns no task"}
     assert conclusion["sentence"].startswith(
-        "logistic regression on the mean over tokens of the frozen model is the smallest depth shown to be sufficient"
+        "Logistic regression on the mean over tokens of the frozen model is the smallest depth shown to be sufficient"
     )
     assert (
         conclusion["conditional_on_seeds"] is True and conclusion["df"] is None and len(json.dumps(conclusion)) < 2500

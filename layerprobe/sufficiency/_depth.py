@@ -80,11 +80,11 @@ class Sufficiency:
         sentences = [
             f"No depth below {reference} was shown to be sufficient ({self._facts()})"
             if self.smallest is None
-            else _passed(labels.get(self.smallest, self.smallest), rows[self.smallest], reference, self._facts())
+            else _passed(_opening(self.smallest, labels), rows[self.smallest], reference, self._facts())
         ]
         if failed is not None:
             which = "next" if self.smallest else "first"
-            sentences.append(_failed(f"{labels.get(failed, failed)}, the {which} one tested,", rows[failed]))
+            sentences.append(_failed(f"{_opening(failed, labels)}, the {which} one tested,", rows[failed]))
         if self.conditional_on_seeds:
             trained = "model" if self.seeds == 1 else f"{self.seeds} models"
             sentences.append(
@@ -104,6 +104,12 @@ class Sufficiency:
         if self.df is None:
             return f"critical value {self.critical_value:.2f}, of the normal distribution"
         return f"critical value {self.critical_value:.2f}, of t with {self.df} degrees of freedom"
+
+
+def _opening(method: str, labels: Mapping[str, str]) -> str:
+    """A method at the opening of a sentence: words with a capital, names as they are."""
+    words = labels.get(method)
+    return method if words is None else words[0].upper() + words[1:]
 
 
 def smallest_sufficient_depth(

@@ -161,7 +161,7 @@ def test_methods_of_equal_depth_are_tested_in_the_given_order():
     assert (passed.smallest, passed.undecided, passed.needed) == ("head", None, None)
     assert outcomes(passed)["linear"] == "undecided" and "linear, the next one tested, is undecided" in passed.sentence
     words = passed.in_words({"head": "the head alone", "full": "full fine-tuning"})
-    assert "the head alone is the smallest depth" in words and "from that of full fine-tuning by" in words
+    assert "The head alone is the smallest depth" in words and "from that of full fine-tuning by" in words
 
 
 def test_the_order_of_frozen_models_follows_from_validation_alone():
