@@ -151,7 +151,7 @@ class Depth(Stage):
     """The compared methods, reference included, with their seeds."""
 
     name: ClassVar = "depth"
-    version: ClassVar = 3
+    version: ClassVar = 4
     tables: ClassVar = (DIFFERENCES, SEED_DIFFERENCES, SUFFICIENCY, PARETO)
 
     @property

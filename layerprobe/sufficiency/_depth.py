@@ -254,14 +254,14 @@ def _passed(method: str, row: pd.Series, reference: str, facts: str) -> str:
 def _failed(method: str, row: pd.Series) -> str:
     needed = _needed(row)
     if row["outcome"] == "inferior":
-        bounds = f"{row['difference']:+.4f}, and at least {-row['upper']:.4f} lower (simultaneous over all methods)"
+        bounds = f"difference {row['difference']:+.4f}, and at least {-row['upper']:.4f} lower (simultaneous over all methods)"
         return f"{method} is inferior: {bounds}"
     if row["outcome"] == "undecidable":
         return (
-            f"{method} is undecidable with these seeds ({row['difference']:+.4f}): the error over seeds alone is "
+            f"{method} is undecidable with these seeds (difference {row['difference']:+.4f}): the error over seeds alone is "
             f"{row['seed_error']:.4f}, more than the margin, and only more seeds could reduce it"
         )
-    method += f" is undecided ({row['difference']:+.4f}):"
+    method += f" is undecided (difference {row['difference']:+.4f}):"
     if needed is None:
         return f"{method} the difference is so close to the margin that more test examples alone may not be enough"
     unit = 10 ** max(0, len(str(needed)) - 2)  # two significant digits, rounded up

@@ -49,7 +49,9 @@ def test_each_outcome_and_its_sentence():
         "top:2 is the smallest depth shown to be sufficient: its accuracy differs from that of full by +0.0000"
         in result.sentence
     )
-    assert "top:1, the next one tested, is undecided (-0.0088): about 420,000 test examples" in result.sentence
+    assert (
+        "top:1, the next one tested, is undecided (difference -0.0088): about 420,000 test examples" in result.sentence
+    )
     assert "if the true difference is the observed one" in result.sentence
     assert result.sentence.endswith(
         "This holds for the model trained by each method: it covers other test examples, but not another training run, which "
