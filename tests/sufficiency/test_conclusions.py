@@ -88,7 +88,7 @@ def test_an_inferior_depth_ends_the_sequence():
     result = smallest_sufficient_depth(planted(4000, {"head": (800, 100), "top:1": (90, 100)}), {"head": 0, "top:1": 1})
     assert outcomes(result) == {"head": "inferior", "top:1": "sufficient"}
     assert result.undecided is None and result.needed is None
-    assert "head, the next one tested, is inferior: -0.1750, and at least 0.1" in result.sentence
+    assert "head, the next one tested, is inferior: difference -0.1750, and at least 0.1" in result.sentence
     upper = result.table.set_index("method").upper["head"]
     # Compared with the plain simultaneous interval, whose critical value for two methods lies between 1.96 and 2.24.
     error = np.sqrt((900 / 4000 - 0.175**2) / 4000)
@@ -139,7 +139,7 @@ def test_three_seeds_enter_the_test():
     assert shaky.undecided == "head" and shaky.needed is None
     # Three seeds at .009, .009 and -.021 less the noise that 6,000 examples leave: 2.92 x .01.
     assert row.seed_error == pytest.approx(t.isf(0.05, 2) * np.std([0.009, 0.009, -0.021], ddof=1) / 3**0.5, rel=0.01)
-    assert "head, the first one tested, is undecidable with these seeds (-0.0010)" in shaky.sentence
+    assert "head, the first one tested, is undecidable with these seeds (difference -0.0010)" in shaky.sentence
     assert f"the error over seeds alone is {row.seed_error:.4f}, more than the margin" in shaky.sentence
     # Of two seeds, the conclusion is about these models.
     few = smallest_sufficient_depth(pd.concat(parts[:2]), {"head": 0})
