@@ -13,14 +13,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from layerprobe import onsets, sae, similarity, sufficiency
 from layerprobe.internals import label_variance
+from layerprobe.sae import SaeQuality
 from layerprobe.similarity import Replicates, control_difference
-from layerprobe.stats import jackknife_error, simultaneous_bands
+from layerprobe.stats import Bands, jackknife_error, simultaneous_bands
 
 LAYERS, FOLDS = 13, 20
 Claim = tuple[str, str, float, Callable[[np.random.Generator], bool]]
@@ -37,6 +40,7 @@ def claims() -> Iterator[Claim]:
             lambda rng, models=models: drift_beyond_control(rng, models),
         )
     yield "equal layers", "'is largest at layer ...'", 0.05, largest
+    yield "equal layers under equal steps", "later layers change more also without larger steps", 0.05, falls
     yield "no label variance", "label variance of the adapted model has an onset", 0.05, no_label_variance
     yield "equal label variance", "label variance exceeds the base's from a layer on", 0.05, equal_label_variance
     for runs in (1, 4, 10):
@@ -55,6 +59,20 @@ def claims() -> Iterator[Claim]:
             0.05,
             lambda rng, seeds=seeds: sufficient(rng, seeds),
         )
+    yield "equal accuracy of 4 methods, 1 seed", "a method is better or worse than full", 0.05, accuracy_differs
+    yield (
+        "equal explained variance as one control",
+        "the base's dictionary explains more than its controls",
+        0.025,
+        explains_more,
+    )
+    yield (
+        "equal explained variance as two controls",
+        "a control explains more than the base's dictionary",
+        0.05,
+        explains_less,
+    )
+    yield "directions drawn from the rows", "subspaces of unstable latents overlap by more", 0.05, subspaces
     yield "nulls with as many exclusive latents", "features are exclusive to one side", 0.05, exclusive
 
 
@@ -84,13 +102,27 @@ def drift_beyond_control(rng: np.random.Generator, models: int) -> bool:
     return onsets.first_beyond(range(LAYERS), [control_difference(*sides).bands.low]) is not None
 
 
+def equal_layers(rng: np.random.Generator, layers: int) -> Bands:
+    """Bands of layers with equal similarities."""
+    rows = 0.9 + 0.05 * rng.standard_normal((200, layers))
+    errors = jackknife_error(without_folds(rows).T)
+    return simultaneous_bands(rows.mean(0), errors, FOLDS - 1, -1, 1)
+
+
+def without_folds(rows: np.ndarray) -> np.ndarray:
+    """Means of the rows without each fold: folds x columns."""
+    parts = rows.reshape(FOLDS, -1, rows.shape[1]).sum(1)
+    return (rows.sum(0) - parts) / (len(rows) * (1 - 1 / FOLDS))
+
+
 def largest(rng: np.random.Generator) -> bool:
-    """Equal similarities in all layers."""
-    rows = 0.9 + 0.05 * rng.standard_normal((200, LAYERS))
-    parts = rows.reshape(FOLDS, -1, LAYERS).sum(1)
-    errors = jackknife_error(((rows.sum(0) - parts) / (200 * (1 - 1 / FOLDS))).T)
-    bands = simultaneous_bands(rows.mean(0), errors, FOLDS - 1, -1, 1)
+    bands = equal_layers(rng, LAYERS)
     return onsets.extreme(range(LAYERS), bands.low, bands.high) is not None
+
+
+def falls(rng: np.random.Generator) -> bool:
+    bands = equal_layers(rng, 2)
+    return onsets.falls(bands.low, bands.high)
 
 
 # Label variance -------------------------------------------------------------------------------------------------------
@@ -179,6 +211,43 @@ def exclusive(rng: np.random.Generator) -> bool:
     return bool(sae.exclusive_features(census(), [census() for _ in range(5)]).latents)
 
 
+def explained(rng: np.random.Generator, excess: tuple[float, ...]) -> list[Any]:
+    """`ev_difference` of a dictionary and controls that explain `excess` less than it, from means over 200 examples."""
+    shared = rng.standard_normal(200)
+    means = [0.5, *(0.5 - one for one in excess)]
+    qualities = []
+    for mean in means:
+        rows = (mean + 0.1 * shared + 0.05 * rng.standard_normal(200))[:, None]
+        values = {"ev_low": 0.0, "ev_high": 1.0, "l0": 8.0, "dead_share": 0.0, "n": 2000, "examples": 200}
+        left_out = tuple(without_folds(rows)[:, 0])
+        qualities.append(
+            SaeQuality(
+                explained_variance=float(rows.mean()),
+                reconstruction_bias=1.0,
+                densities=pd.DataFrame(),
+                left_out=left_out,
+                **values,
+            )
+        )
+    return [sae.ev_difference(qualities[0], other) for other in qualities[1:]]
+
+
+def explains_more(rng: np.random.Generator) -> bool:
+    """One control explains as much as the dictionary, another much less."""
+    return all(one.low > 0 for one in explained(rng, (0.0, 0.3)))
+
+
+def explains_less(rng: np.random.Generator) -> bool:
+    return any(one.high < 0 for one in explained(rng, (0.0, 0.0)))
+
+
+def subspaces(rng: np.random.Generator) -> bool:
+    rows = rng.standard_normal((400, 24)) * np.linspace(2, 0.2, 24)
+    one, other = (rng.standard_normal((12, 24)) * np.linspace(2, 0.2, 24) for _ in range(2))
+    found = sae.subspace_overlap(one, other, rows, seed=int(rng.integers(2**31)))
+    return found.overlap > found.null_high
+
+
 # Accuracy -------------------------------------------------------------------------------------------------------------
 
 
@@ -186,21 +255,36 @@ def sufficient(rng: np.random.Generator, seeds: int) -> bool:
     """`head` is worse than `full` by the margin, over all training runs; 1,000 test examples."""
     n, margin, wobble = 1000, 0.01, 0.01 if seeds > 1 else 0.0
     ease = rng.standard_normal(n)
-    from scipy.stats import norm
 
     def right(accuracy: float) -> np.ndarray:
         runs = np.clip(accuracy + wobble * rng.standard_normal(seeds), 0.01, 0.99)
         threshold = np.sqrt(1 + 2.5**2) * norm.ppf(runs)
         return 2.5 * ease[:, None] + rng.standard_normal((n, seeds)) + threshold > 0
 
-    accuracies = {"full": 0.75, "head": 0.75 - margin}
+    results = predictions(right, {"full": 0.75, "head": 0.75 - margin}, n, seeds)
+    return sufficiency.smallest_sufficient_depth(results, depths={"head": 0}, margin=margin).smallest is not None
+
+
+def accuracy_differs(rng: np.random.Generator) -> bool:
+    """Four methods as accurate as `full`; 500 test examples."""
+    ease = rng.standard_normal(500)
+
+    def right(accuracy: float) -> np.ndarray:
+        return 2.5 * ease[:, None] + rng.standard_normal((500, 1)) + np.sqrt(1 + 2.5**2) * norm.ppf(accuracy) > 0
+
+    results = predictions(right, dict.fromkeys(("full", "a", "b", "c", "d"), 0.75), 500, 1)
+    table = sufficiency.differences(results)
+    return bool(((table["band_low"] > 0) | (table["band_high"] < 0)).any())
+
+
+def predictions(right: Callable[[float], np.ndarray], accuracies: dict[str, float], n: int, seeds: int) -> pd.DataFrame:
+    """Which examples each method has right: method, seed, example_id, correct."""
     index = pd.MultiIndex.from_product([range(n), range(seeds)], names=["example_id", "seed"])
     tables = [
         pd.DataFrame({"correct": right(accuracy).ravel()}, index=index).reset_index().assign(method=method)
         for method, accuracy in accuracies.items()
     ]
-    results = pd.concat(tables, ignore_index=True).astype({"example_id": str})
-    return sufficiency.smallest_sufficient_depth(results, depths={"head": 0}, margin=margin).smallest is not None
+    return pd.concat(tables, ignore_index=True).astype({"example_id": str})
 
 
 def main() -> int:
