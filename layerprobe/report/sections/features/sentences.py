@@ -54,7 +54,7 @@ def shift_sentence(tables: Tables, record: RunRecord, method: str) -> str | None
         notes.append(f"these are of training seed {rows.seed.iloc[0]}; {seeds}")
     high = max(base.share_permuted_high, adapted.share_permuted_high)
     if high == high:
-        notes.append(f"with labels permuted, at most {_percent(high)} in 95% of draws")
+        notes.append(f"with permuted labels: at most about {_percent(high)}")
     if {("second-seed", "base"), ("second-seed", "adapted")} <= set(at.index):
         second = [_percent(at.share_task["second-seed", side]) for side in ("base", "adapted")]
         notes.append(f"a second dictionary seed gives {' and '.join(second)}")
