@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from running import LIGHT, assert_equal_tables, run_study, write_study
+from running import LIGHT, assert_equal_tables, no_page, run_study, write_study
 from test_executors import TREE, execute, value
 from toy_stages import Failing, Killed, Meeting, Threads, Toy, resolved_study
 from typer.testing import CliRunner
@@ -123,13 +123,14 @@ def test_two_equal_studies_at_once_compute_nothing_twice_and_equal_the_serial_ru
     runs: dict[str, Run] = {}
 
     def study(name):
-        runs[name] = run_study(path, tmp_path / name, tmp_path / "home", *LIGHT, executor="ray")
+        runs[name] = run_study(path, tmp_path / name, tmp_path / "home", *LIGHT, page=True, executor="ray")
 
     threads = [threading.Thread(target=study, args=(name,)) for name in ("first", "second")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with no_page():  # once for both threads, since each would undo the other's patch
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     for result in runs.values():
         assert_equal_tables(serial, result)
     computed = [{task.key for task in result.record.tasks if not task.reused} for result in runs.values()]
