@@ -91,6 +91,29 @@ def simultaneous_bands(
     )
 
 
+def paired_proportions(gained: int, lost: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the difference (gained - lost) / n of two paired proportions (Bonett and Price 2012).
+
+    Wald's with one pair added to each of the two kinds of disagreement, so that it has a width where no pair disagrees.
+    """
+    from scipy.stats import norm
+
+    p, q = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    reach = float(norm.ppf((1 + confidence) / 2) * np.sqrt((p + q - (p - q) ** 2) / (n + 2)))
+    return max(-1.0, p - q - reach), min(1.0, p - q + reach)
+
+
+def satterthwaite(parts: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Degrees of freedom of sums of independent variances (Satterthwaite 1946); NaN where all are 0.
+
+    Args:
+        parts: the variances, `(parts, k)`.
+        degrees: their own degrees of freedom, `(parts,)`.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return parts.sum(0) ** 2 / (parts**2 / degrees[:, None]).sum(0)
+
+
 def bootstrap_mean(sums: np.ndarray, counts: np.ndarray, seed: int) -> Estimate:
     """Mean over rows, with the percentile interval of 2,000 bootstrap resamples of whole examples.
 

@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SHORTEST_REPORT = 0.1
 """Seconds between two reports of progress."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+MOST_LOSSES = 3
+"""Workers that may end during one task before the run ends."""
 UNGUARDED = 79
 """Exit code of a worker whose script calls `run` when it is imported."""
 Gauge = Callable[[], AbstractContextManager[Callable[[], int]]]
@@ -46,6 +49,14 @@ def picklable(error: BaseException) -> BaseException:
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
+
+
+def in_order(tasks: Sequence[Stage]) -> tuple[dict[Stage, int], TopologicalSorter[Stage]]:
+    """The place of each task, and a prepared sorter that releases tasks as soon as their parents among these are done."""
+    places = {task: place for place, task in enumerate(tasks)}
+    sorter = TopologicalSorter({task: [one for one in task.parents().values() if one in places] for task in tasks})
+    sorter.prepare()
+    return places, sorter
 
 
 def one_task() -> AbstractContextManager[Callable[[], int]]:

@@ -10,19 +10,15 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from graphlib import TopologicalSorter
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import LayerprobeError, StudyError
 from layerprobe.executors._events import Event, Finished, Settings
-from layerprobe.executors._worker import THREAD_VARIABLES, UNGUARDED, Failed, Worker, picklable
+from layerprobe.executors._worker import MOST_LOSSES, THREAD_VARIABLES, UNGUARDED, Failed, Worker, in_order, picklable
 
 if TYPE_CHECKING:
     from layerprobe.stage import ResolvedStudy, Stage
-
-MOST_LOSSES = 3
-"""Worker processes that may end during one task before the run ends."""
 
 
 class _WorkerProcess:
@@ -72,9 +68,7 @@ def execute(
             process.start()
         return process
 
-    order = {task: place for place, task in enumerate(tasks)}
-    sorter = TopologicalSorter({task: [one for one in task.parents().values() if one in order] for task in tasks})
-    sorter.prepare()
+    order, sorter = in_order(tasks)
     ready: list[Stage] = []
     losses: dict[Stage | None, int] = {}
     workers: list[_WorkerProcess] = []

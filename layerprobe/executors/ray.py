@@ -11,19 +11,16 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import LayerprobeError, StudyError
 from layerprobe.executors._events import Event, Finished, Settings
-from layerprobe.executors._worker import THREAD_VARIABLES, Failed, Worker, picklable
+from layerprobe.executors._worker import MOST_LOSSES, THREAD_VARIABLES, Failed, Worker, in_order, picklable
 
 if TYPE_CHECKING:
     from layerprobe.stage import ResolvedStudy, Stage
 
-MOST_LOSSES = 3
-"""Workers that may end during one task before the run ends."""
 POLL_SECONDS = 0.2
 """Time between two looks at the events of running tasks."""
 
@@ -53,12 +50,11 @@ def _run(
     board = ray.remote(num_cpus=0)(_Board).remote()
     compute = ray.remote(max_retries=MOST_LOSSES - 1, runtime_env=environment)(_compute)
     shared = ray.put(_Run(uuid.uuid4().hex, study, settings, threads, Path.cwd()))
-    sorter = TopologicalSorter({task: [one for one in task.parents().values() if one in set(tasks)] for task in tasks})
-    sorter.prepare()
+    order, sorter = in_order(tasks)
     running: dict[Any, Stage] = {}
     try:
         while sorter.is_active():
-            for task in sorted(sorter.get_ready(), key=tasks.index):
+            for task in sorted(sorter.get_ready(), key=order.__getitem__):
                 needs: dict[str, float] = {"num_cpus": threads, "memory": task.memory(study)}
                 if task.accelerator and study.device == "cuda":
                     needs["num_gpus"] = 1

@@ -17,6 +17,7 @@ from layerprobe.families import FAMILIES
 from layerprobe.internals._weights import POOLER, parameter_layers
 from layerprobe.layers import blocks, forward, resumed
 from layerprobe.progress import track
+from layerprobe.stats import paired_proportions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,17 +187,11 @@ def _quality(
 
 
 def _difference_interval(one: Bool[np.ndarray, " n"], other: Bool[np.ndarray, " n"]) -> tuple[float, float]:
-    """95% interval of the difference of two paired proportions (Bonett and Price 2012).
+    """95% interval of the difference of two paired proportions.
 
-    One example is added to each of the two kinds of disagreement. A bootstrap agrees where many examples disagree; where
-    few or none do, its interval is far too narrow.
+    A bootstrap agrees where many examples disagree; where few or none do, its interval is far too narrow.
     """
-    from scipy.stats import norm
-
-    n = len(one)
-    gained, lost = (int((one & ~other).sum()) + 1) / (n + 2), (int((other & ~one).sum()) + 1) / (n + 2)
-    reach = float(norm.ppf(0.975)) * np.sqrt((gained + lost - (gained - lost) ** 2) / (n + 2))
-    return max(-1.0, float(gained - lost - reach)), min(1.0, float(gained - lost + reach))
+    return paired_proportions(int((one & ~other).sum()), int((other & ~one).sum()), len(one))
 
 
 def _check(base: nn.Module, adapted: nn.Module, examples: Examples) -> None:

@@ -176,16 +176,21 @@ def unit_of(table: pd.DataFrame) -> str:
     return "token" if "token" in units else units[0]
 
 
-def drift_of(
-    similarity: pd.DataFrame, method: str, measure: str, unit: str = "token", seed: int | None = None
-) -> pd.DataFrame:
-    """One measure by layer, over all rows of one unit, for the given seed or else the first one."""
-    rows = similarity[
+def _over_all_rows(similarity: pd.DataFrame, method: str, measure: str, unit: str) -> pd.DataFrame:
+    """One measure under one method over all rows of one unit, of every seed and layer."""
+    return similarity[
         (similarity.method == method)
         & (similarity.measure == measure)
         & (similarity.unit == unit)
         & (similarity["rows"] == "all")
     ]
+
+
+def drift_of(
+    similarity: pd.DataFrame, method: str, measure: str, unit: str = "token", seed: int | None = None
+) -> pd.DataFrame:
+    """One measure by layer, over all rows of one unit, for the given seed or else the first one."""
+    rows = _over_all_rows(similarity, method, measure, unit)
     if rows.empty:
         return rows
     return rows[rows.seed == (rows.seed.min() if seed is None else seed)].sort_values("layer")
@@ -230,12 +235,7 @@ class Drift:
 
 def drift_over_seeds(similarity: pd.DataFrame, method: str, measure: str, unit: str = "token") -> Drift | None:
     """A similarity by layer over all rows of one unit and all seeds of a method; None if it was not computed."""
-    rows = similarity[
-        (similarity.method == method)
-        & (similarity.measure == measure)
-        & (similarity.unit == unit)
-        & (similarity["rows"] == "all")
-    ]
+    rows = _over_all_rows(similarity, method, measure, unit)
     if rows.empty:
         return None
     if "band_low" not in rows.columns:

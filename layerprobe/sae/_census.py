@@ -13,7 +13,7 @@ from layerprobe.errors import ArgumentError, MeasureError
 from layerprobe.sae._dictionary import row_batches
 from layerprobe.sae._evaluation import FOLDS, check_codes
 from layerprobe.sae.crosscoder import Crosscoder, paired
-from layerprobe.stats import assign_folds
+from layerprobe.stats import assign_folds, jackknife_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,11 +195,10 @@ def _scaling_sums(
 
 def _jackknife_error(sums: Float[np.ndarray, "folds d_sae 2"], dominant: Int[np.ndarray, " d_sae"]) -> np.ndarray:
     """Standard error of nu by a delete-group jackknife; NaN where a latent has activations in one fold alone."""
-    total, n = sums.sum(0), len(sums)
+    total = sums.sum(0)
     left_out = np.stack([_ratio(total - one, dominant) for one in sums])
-    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean(0)) ** 2).sum(0))
     # Equal folds, as of rows without noise, have no spread but rounding.
-    return np.maximum(error, 1e-12)
+    return np.maximum(jackknife_error(left_out.T), 1e-12)
 
 
 def _energy_shares(directions: Float[np.ndarray, "d_sae 2 d"], codes: csc_array) -> Float[np.ndarray, " d_sae"]:

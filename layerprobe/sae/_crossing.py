@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from layerprobe.errors import ArgumentError
+from layerprobe.stats import jackknife_error, satterthwaite
 
 FEWEST_DICTIONARIES = 2
 """Dictionary seeds below which the variance between dictionaries is unknown."""
@@ -117,7 +118,7 @@ def crossing(
     runs, dictionaries, folds = *differences.shape[:2], left_out.shape[3]
     mean = differences.mean((0, 1))
     without = left_out.mean((0, 1))
-    by_example = (folds - 1) / folds * ((without - without.mean(-1, keepdims=True)) ** 2).sum(-1)
+    by_example = jackknife_error(without) ** 2
     varying = ~np.isnan(mean) & (np.any(differences != 0, (0, 1)) | (by_example > 0))
     missing = np.full(len(layers), np.nan)
     by_dictionary = by_run = missing
@@ -130,8 +131,8 @@ def crossing(
     if runs > 1:
         by_run = differences.mean(1).var(0, ddof=1) / runs
         parts.append((by_run, runs - 1))
-    variance = sum(part for part, _ in parts)
-    degrees = _satterthwaite(parts)
+    variances = np.stack([part for part, _ in parts])
+    variance, degrees = variances.sum(0), satterthwaite(variances, np.array([own for _, own in parts]))
     low, high = (mean.copy(), mean.copy()) if dictionaries >= FEWEST_DICTIONARIES else (missing.copy(), missing.copy())
     if dictionaries >= FEWEST_DICTIONARIES and varying.any():
         reach = _quantile(confidence, int(varying.sum()), degrees[varying]) * np.sqrt(variance[varying])
@@ -149,14 +150,6 @@ def crossing(
         runs=runs,
         dictionaries=dictionaries,
     )
-
-
-def _satterthwaite(parts: list[tuple[Float[np.ndarray, " layers"], int]]) -> Float[np.ndarray, " layers"]:
-    """Degrees of freedom of a sum of independent variances with their own ones."""
-    total = sum(variance for variance, _ in parts)
-    spread = sum(variance**2 / degrees for variance, degrees in parts)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(total**2 / spread)
 
 
 def _quantile(confidence: float, comparisons: int, degrees: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from layerprobe.errors import ArgumentError
-from layerprobe.sae._label_effect import jackknife_error
+from layerprobe.stats import jackknife_error
 
 UNTRAINED_BASES = ("untrained", "random directions", "neurons", "principal components")
 """Controls that need no training."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from layerprobe.errors import ArgumentError
 from layerprobe.sae._labels import active_examples, check_rows, length_strata
 from layerprobe.sae._ranks import MINIMUM_ACTIVE, sparse_ranks
-from layerprobe.stats import assign_folds
+from layerprobe.stats import assign_folds, jackknife_error
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
@@ -157,10 +157,3 @@ def _without_each(parts: np.ndarray) -> np.ndarray:
     """Sums over all folds, then over all but each."""
     total = parts.sum(0)
     return np.concatenate([total[None], total - parts])
-
-
-def jackknife_error(replicates: Float[np.ndarray, "*rest folds"]) -> Any:
-    """Standard error by the delete-group jackknife, from the estimates without each fold (last axis)."""
-    folds = replicates.shape[-1]
-    deviations = replicates - replicates.mean(-1, keepdims=True)
-    return np.sqrt((folds - 1) / folds * (deviations**2).sum(-1))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerprobe.errors import ArgumentError
+from layerprobe.stats import paired_proportions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,6 @@ def transitions(
         ArgumentError: if the lengths differ, or a kind is unknown.
     """
     import pandas as pd
-    from scipy.stats import norm
 
     sides = {"base": base, "adapted": adapted, "null": null}
     arrays = {name: np.array([kind or "" for kind in side], dtype=object) for name, side in sides.items()}
@@ -69,7 +69,7 @@ def transitions(
     before, after, chance = (np.searchsorted(KINDS, array[kept].astype(str)) for array in arrays.values())
     kinds = len(KINDS)
     cells = np.bincount((before * kinds + after) * kinds + chance, minlength=kinds**3).reshape([kinds] * 3)
-    quantiles = [norm.ppf((1 + level) / 2) for level in (confidence, confidence ** (1 / layers))]
+    levels = confidence, confidence ** (1 / layers)
     targets = {kind: [i] for i, kind in enumerate(KINDS)} | {LABEL: [KINDS.index("task"), KINDS.index("both")]}
     rows = []
     for kind, pairs in zip(KINDS, cells, strict=True):
@@ -77,18 +77,11 @@ def transitions(
         for target, numbers in targets.items() if n else ():
             count, null_count = int(pairs[numbers].sum()), int(pairs[:, numbers].sum())
             both = int(pairs[np.ix_(numbers, numbers)].sum())
-            ends = [_paired_interval(count - both, null_count - both, n, z) for z in quantiles]
+            ends = [paired_proportions(count - both, null_count - both, n, level) for level in levels]
             row = [kind, target, n, count, null_count, count / n, null_count / n, (count - null_count) / n]
             rows.append([*row, *ends[0], *ends[1]])
     columns = ["kind_base", "kind_adapted", "latents", "count", "null_count", "rate", "null_rate", "excess"]
     return pd.DataFrame(rows, columns=[*columns, "low", "high", "all_low", "all_high"])
-
-
-def _paired_interval(gained: int, lost: int, n: int, z: float) -> tuple[float, float]:
-    """Interval of (gained - lost) / n by Bonett and Price (2012): Wald's with one pair added to each discordant cell."""
-    p, q = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    reach = z * np.sqrt((p + q - (p - q) ** 2) / (n + 2))
-    return max(-1.0, p - q - reach), min(1.0, p - q + reach)
 
 
 def comparable_kinds(tables: Sequence[pd.DataFrame], *, effect: float = 0.2) -> list[list[str | None]]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from layerprobe.errors import MeasureError
-from layerprobe.stats import Bands, jackknife_error, simultaneous_bands
+from layerprobe.stats import Bands, jackknife_error, satterthwaite, simultaneous_bands
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def control_difference(method: Replicates, control: Replicates) -> ControlDiffer
     examples = jackknife_error(control.left_out.mean(0) - method.left_out.mean(0)) ** 2
     parts = np.stack([examples, method.spread, control.spread])
     known = [method.left_out.shape[2] - 1, max(1, len(method.values) - 1), max(1, len(control.values) - 1)]
-    variance = parts.sum(0)
-    weighted = (parts**2 / np.array(known)[:, None]).sum(0)
-    degrees = np.where(weighted > 0, variance**2 / np.where(weighted > 0, weighted, 1), known[0])
-    errors = np.sqrt(variance)
+    degrees = satterthwaite(parts, np.array(known))
+    degrees = np.where(np.isfinite(degrees), degrees, known[0])
+    errors = np.sqrt(parts.sum(0))
     return ControlDifference(value, errors, degrees, simultaneous_bands(value, errors, degrees))

@@ -137,7 +137,9 @@ def test_the_page_shows_claims_shares_and_what_is_missing(tmp_path):
     assert re.search(r"<td>6</td><td>random directions</td><td>0.200 of 700</td><td>0.600 of 700</td>", text)
     assert "Only one training seed" in text and "the seed of the dictionaries (2)" in text
     without = page(tmp_path / "other", {"similarity": tables["similarity"]})
-    assert "no basis controls, so that a rise of label associations cannot be told from a label shift" in without
+    assert (
+        "no basis controls, so that a rise of label associations cannot be distinguished from a label shift" in without
+    )
 
 
 def test_names_from_outside_are_escaped(tmp_path):
