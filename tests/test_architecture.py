@@ -16,9 +16,7 @@ BELOW = {"errors", "files", "onsets", "progress", "stats"}
 """What every library may import."""
 MODELS = BELOW | {"data", "encoder", "families", "layers", "pooled"}
 """What libraries that run a model may import."""
-MAY_IMPORT = dict.fromkeys(LIBRARIES, MODELS) | dict.fromkeys(
-    ("similarity", "sufficiency", "metalearning", "energy"), BELOW
-)
+MAY_IMPORT = dict.fromkeys(LIBRARIES, MODELS) | dict.fromkeys(("similarity", "sufficiency", "energy"), BELOW)
 ABOVE = {
     *("cli", "context", "display", "executors", "graph", "pipeline", "record", "report", "resolve", "runs", "stage"),
     *("stages", "store", "study"),

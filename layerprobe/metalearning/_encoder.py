@@ -1,0 +1,214 @@
+"""A pretrained encoder as a learner: embeddings, blocks, and the mean over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerprobe.errors import ArgumentError
+from layerprobe.families import FAMILIES
+from layerprobe.layers import blocks
+from layerprobe.metalearning._learner import Learner, Parameters, State
+
+if TYPE_CHECKING:
+    from layerprobe.data import Examples
+    from layerprobe.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """The tokens of a batch between two blocks.
+
+    Attributes:
+        hidden: values of a layer, `(examples, tokens, width)`.
+        mask: 1 for real tokens, 0 for padding, `(examples, tokens)`.
+        calls: what each block is called with besides the hidden values.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+
+
+def encoder_learner(
+    encoder: Encoder, *, ways: int, seed: int = 0, random: bool = False, device: str = "cpu"
+) -> Learner:
+    """A learner from a pretrained encoder: its vectors are means over real tokens, as of `head:mean`.
+
+    Attention is eager, since fused attention has no second derivative. Dropout is off.
+
+    Args:
+        encoder: the pretrained encoder.
+        ways: number of classes of an episode.
+        seed: seed of the head, and of the weights if `random`.
+        random: whether all weights are random, as a baseline.
+        device: where it computes.
+
+    Raises:
+        ArgumentError: if its blocks share their weights, so that top blocks cannot be adapted alone.
+    """
+    family = FAMILIES[encoder.family]
+    if family.shared_blocks:
+        raise ArgumentError(
+            f"{{encoder}} is {encoder.name} of the family {encoder.family}, whose blocks share their weights; no block can be adapted "
+            "alone. Use a model of another family.",
+            "encoder",
+        )
+    model: Any = encoder.classifier(tuple(str(i) for i in range(ways)), seed=seed, pooling="mean")
+    body = model.base_model
+    body.set_attn_implementation("eager")
+    if random:
+        _randomise(body, seed)
+    body.to(device).requires_grad_(False)
+    stack = blocks(model)
+    norm = body.get_submodule(family.final_norm) if family.final_norm else None
+    parts = [_Embeddings(body, stack), *(_Block(block, i) for i, block in enumerate(stack))]
+    return Learner(parts, width=encoder.width, ways=ways, seed=seed, pool=_Pool(norm))
+
+
+class _Embeddings(nn.Module):
+    """From token ids to the input of the first block, with the masks and positions that the blocks are called with."""
+
+    def __init__(self, body: Any, stack: Sequence[nn.Module]) -> None:
+        super().__init__()
+        # Only the modules outside the blocks: their parameters are this part's.
+        self.outside: tuple[Any, tuple[Any, ...]] = (body, tuple(stack))  # a tuple, so that they are not submodules
+        inside = {id(module) for block in stack for module in block.modules()}
+        for name, module in body.named_modules():
+            if name and id(module) not in inside and any(True for _ in module.parameters(recurse=False)):
+                self.add_module(name.replace(".", "_"), module)
+
+    def forward(self, inputs: dict[str, Tensor]) -> TokenState:
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        first: list[Tensor] = []
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            first.append(hidden)
+            calls.append((args[1:], kwargs))
+            return hidden
+
+        body, stack = self.outside
+        for block in stack:
+            block.forward = record
+        try:
+            body(**inputs)
+        finally:
+            for block in stack:
+                del block.forward
+        return TokenState(first[0], inputs["attention_mask"], tuple(calls))
+
+
+class _Block(nn.Module):
+    """One block, from tokens to tokens."""
+
+    def __init__(self, block: nn.Module, number: int) -> None:
+        super().__init__()
+        self.block, self.number = block, number
+
+    def forward(self, state: TokenState) -> TokenState:
+        args, kwargs = state.calls[self.number]
+        output = self.block(state.hidden, *args, **kwargs)
+        return replace(state, hidden=output[0] if isinstance(output, tuple) else output)
+
+
+class _Pool(nn.Module):
+    """The mean over real tokens, after the final norm of families that have one."""
+
+    def __init__(self, norm: nn.Module | None) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, state: TokenState) -> Tensor:
+        hidden = state.hidden if self.norm is None else self.norm(state.hidden)
+        mask = state.mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+
+class TextInputs:
+    """Examples as inputs of an encoder's learner, by row; with a cached prefix, from the layer below the trained blocks.
+
+    Args:
+        encoder: the encoder that the learner was made from.
+        examples: the examples.
+        max_length: longest input in tokens; longer examples are truncated.
+        device: where the learner computes.
+    """
+
+    def __init__(self, encoder: Encoder, examples: Examples, *, max_length: int, device: str = "cpu") -> None:
+        from layerprobe.encoder import tokenize
+
+        self.encoder, self.device = encoder, device
+        self.encodings = tokenize(encoder, examples, max_length)
+        self.cached: dict[int, Tensor] = {}
+        self.level = 0
+        self._prefix: tuple[Learner, Parameters] | None = None
+
+    def __len__(self) -> int:
+        return len(self.encodings)
+
+    def state(self, rows: Sequence[int] | np.ndarray) -> State:
+        """The input of these examples: tokens, or the cached values of the frozen prefix."""
+        from layerprobe.encoder import collate
+
+        flat = np.asarray(rows).ravel()
+        inputs = {key: value.to(self.device) for key, value in collate(self.encoder, self.encodings, flat).items()}
+        if self._prefix is None:
+            return State(0, inputs)
+        learner, parameters = self._prefix
+        with torch.no_grad():
+            # The embeddings are looked up for the masks; their values are replaced by those of the cached layer.
+            embedded: TokenState = learner.apply(parameters, State(0, inputs), to=1).value
+            hidden = torch.zeros_like(embedded.hidden)
+            for i, row in enumerate(flat):
+                value = self.cached[int(row)]
+                hidden[i, : len(value)] = value
+        return State(self.level, replace(embedded, hidden=hidden))
+
+    def cache(
+        self,
+        learner: Learner,
+        parameters: Parameters,
+        *,
+        depth: int,
+        rows: Sequence[int] | np.ndarray | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        """Compute the layer below the top `depth` blocks once for these rows (all by default), so that later passes start there.
+
+        Args:
+            learner: the model.
+            parameters: its parameters; those of the prefix must not change afterwards.
+            depth: number of top blocks above the prefix, less than the number of blocks.
+            rows: the rows that will be used.
+            batch_size: examples per pass.
+        """
+        from layerprobe.encoder import length_sorted_batches
+        from layerprobe.progress import track
+
+        level = learner.n_layers + 1 - depth
+        chosen = np.arange(len(self)) if rows is None else np.unique(np.asarray(rows))
+        self._prefix, self.cached = None, {}
+        lengths = [len(self.encodings[int(row)]["input_ids"]) for row in chosen]
+        with torch.no_grad():
+            for batch in track(length_sorted_batches(lengths, batch_size), "frozen blocks"):
+                state = learner.apply(parameters, self.state(chosen[batch]), to=level)
+                for row, values, mask in zip(chosen[batch], state.value.hidden, state.value.mask, strict=True):
+                    self.cached[int(row)] = values[mask.bool()].clone()
+        self._prefix, self.level = (learner, dict(parameters)), level
+
+
+def _randomise(body: Any, seed: int) -> None:
+    """Fresh weights by the model's own initialisation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in body.modules():
+            vars(module).pop("_is_hf_initialized", None)
+            for parameter in module.parameters(recurse=False):
+                vars(parameter).pop("_is_hf_initialized", None)
+            body._init_weights(module)

@@ -1,0 +1,337 @@
+"""The outer loop: Adam on the mean meta-gradient over tasks, validated, stopped early, and resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from layerprobe.errors import ArgumentError
+from layerprobe.files import checksum, write_atomically, write_text
+from layerprobe.metalearning._inner import InnerConfig, Task, adapt, diverged, meta_gradient
+from layerprobe.metalearning._learner import HEAD, Learner
+from layerprobe.progress import report
+
+CHECKPOINT = "meta-training.safetensors"
+RATE = "rate of "
+
+
+@dataclass(frozen=True)
+class OuterConfig:
+    """The outer loop."""
+
+    depth: int | None = None
+    """Number of top blocks that it trains besides the head; None for everything."""
+    steps: int = 100
+    """Largest number of outer steps."""
+    rate: float = 1e-4
+    """Adam's rate."""
+    tasks_per_step: int = 4
+    """Episodes whose meta-gradients are averaged."""
+    validate_every: int = 10
+    """Outer steps between two validations."""
+    validation_tasks: int = 20
+    """Episodes per validation; the same every time."""
+    patience: int | None = None
+    """Validations without a lower loss after which training stops; None never stops early."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("tasks_per_step", 1), ("validate_every", 1), ("validation_tasks", 1)):
+            if getattr(self, name) < least:
+                raise ArgumentError(f"{{{name}}} is {getattr(self, name)}; it must be at least {least}.", name)
+        if not (0 < self.rate < float("inf")):
+            raise ArgumentError(f"{{rate}} is {self.rate:g}; it must be above 0 and finite.", "rate")
+        if self.depth is not None and self.depth < 0:
+            raise ArgumentError(f"{{depth}} is {self.depth}; it must be 0 or more, or None for everything.", "depth")
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """One outer step.
+
+    Attributes:
+        step: its number, from 1; 0 for the validation before the first.
+        loss: mean query loss of its tasks after the inner loop; None at step 0.
+        accuracy: mean query accuracy of its tasks; None at step 0.
+        gradient_norm: norm of the mean meta-gradient; None at step 0.
+        head_gradient_norm: norm of its part by the head; None at step 0.
+        validation_loss: mean query loss on the validation episodes, None between validations.
+        validation_accuracy: mean query accuracy on them.
+        seconds: time since the start of training, validations excluded.
+    """
+
+    step: int
+    loss: float | None
+    accuracy: float | None
+    gradient_norm: float | None
+    head_gradient_norm: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MetaTrained:
+    """The result of meta-training.
+
+    Attributes:
+        parameters: those of the step with the lowest validation loss.
+        rates: learned inner rates by part; None unless they are learned.
+        best_step: the step they are from; 0 if no step improved the validation loss.
+        log: one entry per outer step.
+    """
+
+    parameters: Mapping[str, Tensor]
+    rates: Mapping[str, Tensor] | None
+    best_step: int
+    log: tuple[OuterStep, ...]
+
+
+Tasks = Callable[[int], Task]
+"""The episode of a number, the same every time."""
+
+
+def meta_train(
+    learner: Learner,
+    tasks: Tasks,
+    validation: Tasks,
+    inner: InnerConfig,
+    outer: OuterConfig,
+    *,
+    folder: str | Path | None = None,
+) -> MetaTrained:
+    """Learn initial parameters from which the inner loop adapts well.
+
+    Args:
+        learner: the model; its current parameters are the start.
+        tasks: meta-training episodes; numbers from 0 are used once.
+        validation: meta-validation episodes.
+        inner: the inner loop.
+        outer: the outer loop.
+        folder: where the state is kept after each validation, so that an interrupted training resumes and ends with the same
+            parameters; None keeps nothing.
+
+    Raises:
+        ArgumentError: if the inner loop adapts blocks that the outer loop does not train, or diverges.
+    """
+    check_depths(inner, outer, learner.n_layers)
+    loop = _Outer(learner, inner, outer)
+    path = None if folder is None else Path(folder) / CHECKPOINT
+    first = loop.resume(path) if path is not None else None
+    if first is None:
+        loop.validate(validation, None)
+        first = 0
+    for step in range(first + 1, outer.steps + 1):
+        if loop.patience_spent:
+            break
+        start = time.perf_counter()
+        entry = loop.advance(step, tasks)
+        loop.seconds += time.perf_counter() - start
+        if step % outer.validate_every == 0 or step == outer.steps:
+            loop.validate(validation, entry)
+            if path is not None:
+                loop.save(path)
+        else:
+            loop.log.append(OuterStep(**entry, validation_loss=None, validation_accuracy=None, seconds=loop.seconds))
+        speed = step * outer.tasks_per_step / max(loop.seconds, 1e-9)
+        label = f"meta-training: loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.2f}, {speed:.1f} episodes per second"
+        report(label, step, outer.steps)
+    if path is not None:
+        for file in (path, _sidecar(path)):
+            file.unlink(missing_ok=True)
+    return loop.result()
+
+
+def check_depths(inner: InnerConfig, outer: OuterConfig, n_layers: int) -> None:
+    """Whether the outer loop trains what the inner loop adapts.
+
+    Raises:
+        ArgumentError: if not, naming `depth` and `outer`.
+    """
+    inside = inner.blocks(n_layers)
+    if outer.depth is not None and outer.depth > n_layers:
+        raise ArgumentError(f"{{outer}} is top:{outer.depth}, but the model has {n_layers} blocks; lower it.", "outer")
+    if outer.depth is not None and (inside is None or inside > outer.depth):
+        raise ArgumentError(
+            f"{{depth}} is {inner.depth}, but the outer loop trains only the top {outer.depth} blocks ({{outer}}); the inner loop "
+            "can adapt no more than the outer loop trains: raise {outer}, or lower {depth}.",
+            *("depth", "outer"),
+        )
+
+
+def evaluate(
+    learner: Learner,
+    parameters: Mapping[str, Tensor],
+    task: Task,
+    inner: InnerConfig,
+    rates: Mapping[str, Tensor] | None = None,
+) -> tuple[float, float]:
+    """Query loss and accuracy of one task after the inner loop.
+
+    Raises:
+        ArgumentError: if the inner loop diverges.
+    """
+    adapted = adapt(learner, parameters, task.support, task.support_labels, inner, rates=rates)
+    with torch.no_grad():
+        logits = learner.logits(adapted.parameters, task.query)
+        loss = float(nn.functional.cross_entropy(logits, task.query_labels))
+    return loss, float((logits.argmax(1) == task.query_labels).double().mean())
+
+
+class _Outer:
+    """The state of meta-training."""
+
+    def __init__(self, learner: Learner, inner: InnerConfig, outer: OuterConfig) -> None:
+        self.learner, self.inner, self.outer = learner, inner, outer
+        self.parameters = dict(learner.parameters())
+        self.names = [*learner.names_at(outer.depth), *HEAD]
+        for name in self.names:
+            self.parameters[name] = self.parameters[name].clone().requires_grad_()
+        self.rates: dict[str, Tensor] | None = None
+        if inner.learned_rates:
+            like = self.parameters[HEAD[0]]
+            adapted = sorted({name.partition(".")[0] for name in inner.names(learner)})
+            self.rates = {part: like.new_tensor(inner.rate).requires_grad_() for part in adapted}
+        self.trained = {name: self.parameters[name] for name in self.names}
+        self.trained |= {f"{RATE}{part}": rate for part, rate in (self.rates or {}).items()}
+        self.optimizer = torch.optim.Adam(self.trained.values(), lr=outer.rate)
+        self.log: list[OuterStep] = []
+        self.seconds = 0.0
+        self.best_step, self.best_loss, self.unimproved = 0, float("inf"), 0
+        self.best = self._copy()
+
+    @property
+    def patience_spent(self) -> bool:
+        return self.outer.patience is not None and self.unimproved >= self.outer.patience
+
+    def advance(self, step: int, tasks: Tasks) -> dict[str, Any]:
+        """One outer step; its entry of the log without validation."""
+        count = self.outer.tasks_per_step
+        total = {name: torch.zeros_like(value) for name, value in self.trained.items()}
+        losses, accuracies = [], []
+        for number in range((step - 1) * count, step * count):
+            result = meta_gradient(
+                self.learner, self.parameters, tasks(number), self.inner, outer=list(self.trained), rates=self.rates
+            )
+            if diverged(result.loss):
+                raise ArgumentError(
+                    f"{{rate}} of the outer loop is {self.outer.rate:g}, with which the query loss diverges (at outer step "
+                    f"{step}); try {self.outer.rate / 10:g}.",
+                    "rate",
+                )
+            for name, gradient in result.gradients.items():
+                total[name] += gradient / count
+            losses.append(result.loss)
+            accuracies.append(result.accuracy)
+        for name, value in self.trained.items():
+            value.grad = total[name]
+        self.optimizer.step()
+        if self.rates is not None:
+            with torch.no_grad():
+                for rate in self.rates.values():
+                    rate.clamp_(min=0)
+        squares = {name: float((gradient.double() ** 2).sum()) for name, gradient in total.items()}
+        return {
+            "step": step,
+            "loss": float(np.mean(losses)),
+            "accuracy": float(np.mean(accuracies)),
+            "gradient_norm": sum(value for name, value in squares.items() if not name.startswith(RATE)) ** 0.5,
+            "head_gradient_norm": sum(squares[name] for name in HEAD) ** 0.5,
+        }
+
+    def validate(self, validation: Tasks, entry: Mapping[str, Any] | None) -> None:
+        """Measure the validation episodes, keep the best parameters, and complete the step's entry."""
+        fixed = {name: value.detach() for name, value in self.parameters.items()}
+        rates = None if self.rates is None else {part: rate.detach() for part, rate in self.rates.items()}
+        measured = [
+            evaluate(self.learner, fixed, validation(number), self.inner, rates)
+            for number in range(self.outer.validation_tasks)
+        ]
+        loss, accuracy = (float(value) for value in np.mean(measured, axis=0))
+        if loss < self.best_loss:
+            self.best_loss, self.unimproved, self.best = loss, 0, self._copy()
+            self.best_step = entry["step"] if entry else 0
+        else:
+            self.unimproved += 1
+        empty = {"step": 0, "loss": None, "accuracy": None, "gradient_norm": None, "head_gradient_norm": None}
+        self.log.append(
+            OuterStep(**(entry or empty), validation_loss=loss, validation_accuracy=accuracy, seconds=self.seconds)
+        )
+
+    def result(self) -> MetaTrained:
+        parameters = {**{name: value.detach() for name, value in self.parameters.items()}}
+        parameters |= {name: value for name, value in self.best.items() if not name.startswith(RATE)}
+        rates = None if self.rates is None else {part: self.best[f"{RATE}{part}"] for part in self.rates}
+        return MetaTrained(parameters, rates, self.best_step, tuple(self.log))
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.trained.items()}
+
+    # Resuming ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _key(self) -> str:
+        """What must be equal for a state to be continued: configuration, and the parameters that training started from."""
+        start = hashlib.sha256(json.dumps([asdict(self.inner), asdict(self.outer)], sort_keys=True).encode())
+        for name, value in sorted(self.learner.parameters().items()):
+            start.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return start.hexdigest()
+
+    def save(self, path: Path) -> None:
+        tensors = {f"current.{name}": value.detach() for name, value in self.trained.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for name, value in self.trained.items():
+            for key, moment in self.optimizer.state[value].items():
+                tensors[f"adam.{key}.{name}"] = moment
+        state = {
+            "key": self._key,
+            "log": [asdict(entry) for entry in self.log],
+            "seconds": self.seconds,
+            "best": [self.best_step, self.best_loss, self.unimproved],
+        }
+        tensors = {name: value.contiguous().clone() for name, value in tensors.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sidecar(path).unlink(missing_ok=True)
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, {"state": json.dumps(state)}))
+        write_text(_sidecar(path), checksum(path))
+
+    def resume(self, path: Path) -> int | None:
+        """Restore the state of an interrupted training of the same configuration; its last step, or None if there is none."""
+        try:
+            if checksum(path) != _sidecar(path).read_text(encoding="utf-8"):
+                return None
+            with safe_open(path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                if state["key"] != self._key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, ValueError, KeyError):
+            # Missing or half written: training starts again and replaces it.
+            return None
+        with torch.no_grad():
+            for name, value in self.trained.items():
+                value.copy_(tensors[f"current.{name}"])
+                self.best[name] = tensors[f"best.{name}"].to(value.device)
+                self.optimizer.state[value] = {
+                    key: tensors[f"adam.{key}.{name}"].to("cpu" if key == "step" else value.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        self.log = [OuterStep(**entry) for entry in state["log"]]
+        self.seconds = state["seconds"]
+        self.best_step, self.best_loss, self.unimproved = state["best"]
+        return self.log[-1].step
+
+
+def _sidecar(path: Path) -> Path:
+    """File of the checksum of a state, without which it is not read."""
+    return path.with_name(f"{path.name}.sha256")

@@ -1,0 +1,82 @@
+"""An encoder as a learner: the vectors of its pooled classifier, whole or from a cached prefix, in every family."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_encoder, write_csv
+
+from layerprobe.data import load_corpus
+from layerprobe.encoder import collate, load_encoder, tokenize
+from layerprobe.errors import ArgumentError
+from layerprobe.metalearning import InnerConfig, Task, TextInputs, encoder_learner, meta_gradient
+
+FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def encoder(request, tmp_path_factory):
+    return load_encoder(str(make_encoder(tmp_path_factory.mktemp("few") / request.param, request.param, n_layers=3)))
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    return load_corpus(str(write_csv(tmp_path_factory.mktemp("few") / "texts.csv", n=60)), train=30, test=20).train
+
+
+def test_vectors_are_those_of_the_pooled_classifier(encoder, examples):
+    from layerprobe.layers import forward
+
+    learner, inputs = encoder_learner(encoder, ways=2), TextInputs(encoder, examples, max_length=32)
+    model = encoder.classifier(("0", "1"), seed=0, pooling="mean")
+    with torch.no_grad():
+        model.classifier.weight.copy_(learner.parameters()["head.weight"])
+        encodings = tokenize(encoder, examples, 32)
+        _, logits = forward(model, collate(encoder, encodings, range(8)))
+        found = learner.logits(learner.parameters(), inputs.state(range(8)))
+    torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_cached_prefix_changes_nothing(encoder, examples, depth):
+    learner, inputs = encoder_learner(encoder, ways=2), TextInputs(encoder, examples, max_length=32)
+    config = InnerConfig("head" if depth == 0 else "top:1", 2, 0.5)
+    labels = torch.tensor([0, 1, 0, 1])
+    outer = [*learner.names_at(depth), "head.weight", "head.bias"]
+
+    def gradient():
+        parameters = {n: v.clone().requires_grad_(n in outer) for n, v in learner.parameters().items()}
+        task = Task(inputs.state([3, 1, 4, 10]), labels, inputs.state([5, 9, 2, 6]), labels)
+        return meta_gradient(learner, parameters, task, config, outer=outer)
+
+    whole = gradient()
+    inputs.cache(learner, learner.parameters(), depth=depth, rows=np.arange(12), batch_size=5)
+    cached = gradient()
+    assert whole.loss == pytest.approx(cached.loss, abs=1e-6)
+    for name in outer:
+        torch.testing.assert_close(whole.gradients[name], cached.gradients[name], atol=1e-6, rtol=1e-3)
+
+
+def test_every_parameter_of_the_body_has_its_part(encoder):
+    learner = encoder_learner(encoder, ways=2)
+    model = encoder.classifier(("0", "1"), seed=0, pooling="mean")
+    in_body = sum(p.numel() for p in model.base_model.parameters())
+    # Position or segment tables, and final norms, may be shared between parts by name only; each weight is counted once.
+    distinct = {value.data_ptr(): value.numel() for name, value in learner.parameters().items() if "head" not in name}
+    assert sum(distinct.values()) == in_body
+
+
+def test_random_weights_differ_and_are_seeded(encoder):
+    plain, one, same, other = (
+        encoder_learner(encoder, ways=2, seed=seed, random=random).parameters()
+        for seed, random in ((0, False), (0, True), (0, True), (1, True))
+    )
+    name = next(name for name in plain if name.startswith("block 1.") and plain[name].dim() == 2)
+    assert not torch.equal(plain[name], one[name]) and torch.equal(one[name], same[name])
+    assert not torch.equal(one[name], other[name])
+    assert one[name].std() < 0.05
+
+
+def test_shared_blocks_are_refused(tmp_path):
+    albert = load_encoder(str(make_encoder(tmp_path / "albert", "albert")))
+    with pytest.raises(ArgumentError, match="of the family albert, whose blocks share their weights"):
+        encoder_learner(albert, ways=2)
