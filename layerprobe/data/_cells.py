@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def check_columns(frame: pd.DataFrame, source: str, texts: tuple[str, ...], label: str) -> None:
-    """Refuse a table that lacks a column of the text or label."""
-    for role, column in (*(("text", t) for t in texts), ("label", label)):
+def check_columns(
+    frame: pd.DataFrame, source: str, texts: tuple[str, ...], label: str, group: str | None = None
+) -> None:
+    """Refuse a table that lacks a column of the text, label or group."""
+    for role, column in (*(("text", t) for t in texts), ("label", label), *([("group", group)] if group else [])):
         if column not in frame.columns:
             columns = ", ".join(map(str, frame.columns))
             raise DataError(

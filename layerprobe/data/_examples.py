@@ -54,6 +54,8 @@ class Labelled:
     commit: str | None
     notes: tuple[str, ...]
     """What was left out, in words."""
+    groups: tuple[str, ...] | None = None
+    """Group of each example, if the source has groups."""
 
 
 def read_examples(source: DataSource) -> Labelled:
@@ -63,7 +65,7 @@ def read_examples(source: DataSource) -> Labelled:
         DataError: if something is missing, empty or mixed, or there is only one class.
     """
     rows = read_rows(source)
-    check_columns(rows.frame, source.name, rows.texts, rows.label)
+    check_columns(rows.frame, source.name, rows.texts, rows.label, rows.group)
     labels, names = read_labels(rows.frame[rows.label], source.name, rows.label)
     columns = [read_texts(rows.frame[column], source.name, column) for column in rows.texts]
     kept, notes = first_occurrences(columns, rows.is_test, labels)
@@ -84,7 +86,9 @@ def read_examples(source: DataSource) -> Labelled:
         labels=labels,
     )
     is_test = None if rows.is_test is None else rows.is_test[kept]
-    return Labelled(source.name, examples, tuple(names), is_test, rows.commit, (*rows.notes, *notes))
+    notes = (*rows.notes, *notes)
+    groups = None if rows.group is None else tuple(str(rows.frame[rows.group].iloc[i]) for i in kept)
+    return Labelled(source.name, examples, tuple(names), is_test, rows.commit, notes, groups)
 
 
 def _example_id(texts: Sequence[str]) -> str:

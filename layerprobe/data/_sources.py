@@ -24,7 +24,7 @@ class DataSource:
     """A table of labelled examples, and its columns."""
 
     name: str
-    """`bundled:tweets`, `bundled:bbc-news`, a CSV, TSV, JSONL or Parquet file, or a `datasets` Hub id."""
+    """`bundled:tweets`, `bundled:bbc-news`, `bundled:icd10`, a CSV, TSV, JSONL or Parquet file, or a `datasets` Hub id."""
     text: str | tuple[str, str] | None = None
     """Column of the text, or two columns for pairs; by default that of the bundled set, else `text`."""
     label: str | None = None
@@ -33,6 +33,8 @@ class DataSource:
     """Configuration of a Hub data set."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
+    group: str | None = None
+    """Column of the group, a coarser label, for few-shot tasks; by default that of the bundled set, else none."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Rows:
     """Which rows are in the test split of the source, if it has one."""
     commit: str | None = None
     notes: tuple[str, ...] = ()
+    group: str | None = None
+    """Column of the group, if there is one."""
 
 
 def read_rows(source: DataSource) -> Rows:
@@ -63,7 +67,7 @@ def read_rows(source: DataSource) -> Rows:
     if path.is_dir():
         raise DataError(f"The data source {name} is a folder; give a CSV, TSV, JSONL or Parquet file.")
     if path.is_file():
-        return Rows(read_file(path, name), *_columns(source))
+        return Rows(read_file(path, name), *_columns(source), group=source.group)
     if not hub.is_hub_id(name):
         raise DataError(f"There is no data file {name}; check the path.")
     return _read_hub(source)
@@ -85,9 +89,34 @@ def _read_bundled(source: DataSource, name: str) -> Rows:
         frame = pd.read_csv(files[0], encoding="latin-1", dtype=str, keep_default_na=False)
         trusted = pd.to_numeric(frame["confidence"], errors="coerce") >= CONFIDENCE
         note = f"{(~trusted).sum():,} tweets were left out because the confidence in their label is below {CONFIDENCE} or missing."
-        return Rows(frame[trusted].reset_index(drop=True), *_columns(source, label="sentiment"), notes=(note,))
+        return Rows(
+            frame[trusted].reset_index(drop=True),
+            *_columns(source, label="sentiment"),
+            notes=(note,),
+            group=source.group,
+        )
+    if name == "icd10":
+        return _read_icd10(source, files[0])
     rows = [(path.parent.name, _decode(path.read_bytes())) for path in files]
-    return Rows(pd.DataFrame(rows, columns=["topic", "text"]), *_columns(source, label="topic"))
+    return Rows(pd.DataFrame(rows, columns=["topic", "text"]), *_columns(source, label="topic"), group=source.group)
+
+
+def _read_icd10(source: DataSource, path: Path) -> Rows:
+    """Descriptions and inclusion terms of ICD-10-CM, with their section and chapter."""
+    from xml.etree import ElementTree  # the file's checksum has been verified
+
+    import pandas as pd
+
+    rows = [
+        (term.text, section.findtext("desc"), chapter.findtext("desc"))
+        for chapter in ElementTree.parse(path).getroot().iter("chapter")
+        for section in chapter.iter("section")
+        for diagnosis in section.iter("diag")
+        for term in (diagnosis.find("desc"), *diagnosis.findall("inclusionTerm/note"))
+        if term is not None
+    ]
+    frame = pd.DataFrame(rows, columns=["text", "section", "chapter"])
+    return Rows(frame, *_columns(source, label="section"), group=source.group or "chapter")
 
 
 def _decode(content: bytes) -> str:
@@ -131,7 +160,7 @@ def _read_hub(source: DataSource) -> Rows:
         frames.append(frame)
         is_test.append(np.full(len(frame), name == test))
     in_test = np.concatenate(is_test) if test else None
-    return Rows(pd.concat(frames, ignore_index=True), texts, label, in_test, commit)
+    return Rows(pd.concat(frames, ignore_index=True), texts, label, in_test, commit, group=source.group)
 
 
 def _any_label(split: Any, label: str) -> bool:
