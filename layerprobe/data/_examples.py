@@ -86,9 +86,8 @@ def read_examples(source: DataSource) -> Labelled:
         labels=labels,
     )
     is_test = None if rows.is_test is None else rows.is_test[kept]
-    notes = (*rows.notes, *notes)
     groups = None if rows.group is None else tuple(str(rows.frame[rows.group].iloc[i]) for i in kept)
-    return Labelled(source.name, examples, tuple(names), is_test, rows.commit, notes, groups)
+    return Labelled(source.name, examples, tuple(names), is_test, rows.commit, (*rows.notes, *notes), groups)
 
 
 def _example_id(texts: Sequence[str]) -> str:
