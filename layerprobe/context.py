@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from layerprobe.data import Copies, CopyCount, Corpus, Examples, Finder, Labelled, OodSet
     from layerprobe.encoder import Encoder
+    from layerprobe.few_shot import FewShotData
     from layerprobe.study import Study
 
 
@@ -46,10 +47,22 @@ class Context:
         return self.resolved.device
 
     @cached_property
+    def few_shot(self) -> FewShotData:
+        """Classes and episodes of a few-shot study."""
+        from layerprobe.few_shot import load_few_shot
+
+        return load_few_shot(self.study, read_study(self.study)[None])
+
+    @cached_property
     def corpus(self) -> Corpus:
         from layerprobe.data import KnownCopies
 
-        corpus = load_study_corpus(self.study, KnownCopies(self.resolved.left_out))
+        if self.study.few_shot is not None:
+            return self._unchanged(self.few_shot.corpus())
+
+        return self._unchanged(load_study_corpus(self.study, KnownCopies(self.resolved.left_out)))
+
+    def _unchanged(self, corpus: Corpus) -> Corpus:
         if corpus.fingerprint != self.resolved.corpus:
             raise DataError(f"{self.study.data.source} changed while the study ran; run the study again.")
         return corpus
@@ -147,7 +160,8 @@ def read_study(study: Study) -> dict[str | None, Labelled]:
     data = study.data
     sources: dict[str | None, Labelled] = {}
     with naming_keys("data"):
-        sources[None] = read_examples(DataSource(data.source, data.text, data.label, data.config, data.revision))
+        source = DataSource(data.source, data.text, data.label, data.config, data.revision, data.group)
+        sources[None] = read_examples(source)
     for ood in data.ood:
         with naming_keys("data.ood"):
             source = DataSource(ood.source, ood.text or data.text, ood.label or data.label, ood.config, ood.revision)

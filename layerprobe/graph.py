@@ -30,6 +30,7 @@ def expand(study: Study, n_layers: int | None) -> tuple[Stage, ...]:
                 add(parent)
 
     for stage in REGISTRY:
-        for task in stage.tasks(shape):
-            add(task)
+        if stage.few_shot == (study.few_shot is not None):
+            for task in stage.tasks(shape):
+                add(task)
     return tuple(TopologicalSorter(graph).static_order())

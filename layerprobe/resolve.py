@@ -43,6 +43,8 @@ def resolve(study: Study, device: str = "auto", precision: str = "auto") -> Cont
 
 
 def _resolve(study: Study, device: str, precision: str) -> Context:
+    if study.few_shot is not None:
+        return _resolve_few_shot(study, device)
     from layerprobe import adaptation
     from layerprobe.data import KnownCopies, NearCopies
     from layerprobe.sae.architectures import find_architecture
@@ -111,6 +113,43 @@ def _resolve(study: Study, device: str, precision: str) -> Context:
         near_copies=(corpus.near_copies, *for_dictionaries, *(one.near_copies for one in ood)),
     )
     return share_context(Context(resolved, corpus=corpus, encoder=encoder, ood=ood))
+
+
+def _resolve_few_shot(study: Study, device: str) -> Context:
+    """Check the classes, the episodes and the depths of a few-shot study."""
+    from layerprobe.few_shot import check_few_shot, load_few_shot
+
+    check_few_shot(study, None)
+    device = resolve_device(device)
+    rows = read_study(study)[None]
+    data = load_few_shot(study, rows)
+    encoder = load_study_encoder(study)
+    if study.data.max_length > encoder.max_positions:
+        raise StudyError(
+            f"data.max_length is {study.data.max_length}, but {encoder.name} reads at most {encoder.max_positions} tokens; "
+            "lower it to that."
+        )
+    check_few_shot(study, encoder.n_layers)
+    resolved = ResolvedStudy(
+        study=study,
+        n_layers=encoder.n_layers,
+        width=encoder.width,
+        device=device,
+        precision="fp32",
+        corpus=data.fingerprint,
+        encoder=encoder.fingerprint,
+        ood=(),
+        checkpoints={},
+        sae_source="train",
+        n_train=sum(map(len, data.parts.train.rows)),
+        n_test=len(data.probes),
+        train_tokens=0,
+        captured_tokens=0,
+        model_bytes=_model_bytes(encoder),
+    )
+    context = Context(resolved, encoder=encoder, ood=())
+    vars(context)["few_shot"] = data
+    return share_context(context)
 
 
 def resolve_device(device: str) -> str:

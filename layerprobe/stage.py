@@ -200,6 +200,8 @@ class Stage:
     """Whether the identity alone decides the key, so that equal content made in two ways is one artifact."""
     resumable: ClassVar[bool] = False
     """Whether a build resumes from what an interrupted one left in its folder."""
+    few_shot: ClassVar[bool] = False
+    """Whether it belongs to few-shot studies; a study consists of the stages of its kind alone."""
     accelerator: ClassVar[bool] = False
     """Whether it computes on the study's device."""
     opened: ClassVar[str | None] = None

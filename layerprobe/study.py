@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
@@ -59,7 +59,8 @@ class OodSection(_Section):
 
 class DataSection(_Section):
     source: StrictStr
-    """`bundled:tweets`, `bundled:bbc-news`, a local CSV, TSV, JSONL or Parquet file, or a `datasets` Hub id."""
+    """`bundled:tweets`, `bundled:bbc-news`, `bundled:icd10`, a local CSV, TSV, JSONL or Parquet file, or a `datasets` Hub
+    id."""
     config: StrictStr | None = None
     """Configuration of a Hub data set."""
     revision: StrictStr | None = None
@@ -68,6 +69,9 @@ class DataSection(_Section):
     """Column that holds the text, or two columns for sentence pairs. Default: `text`, or the bundled set's own."""
     label: StrictStr | None = None
     """Column that holds the label. Default: `label`, or the bundled set's own."""
+    group: StrictStr | None = None
+    """Column that holds a coarser label, for few-shot studies: whole groups are in one part. Default: none, or the bundled
+    set's own."""
     train: Count | None = None
     """Number of training examples. Default: 2,000, or 80% of the data set if that is less."""
     test: Count | None = None
@@ -169,6 +173,60 @@ class InternalsSection(_Section):
     replaced by its reconstruction."""
 
 
+class FewShotSection(_Section):
+    """Few-shot tasks instead of one classifier: a study with this section compares inner loops, and nothing else."""
+
+    ways: Annotated[StrictInt, Field(ge=2)] = 5
+    """Classes per episode."""
+    shots: Count = 5
+    """Support examples per class, which the inner loop adapts to."""
+    queries: Count = 10
+    """Query examples per class, which accuracy is measured on."""
+    within_group: StrictBool = False
+    """Whether all classes of an episode are of one group (`data.group`), which is harder."""
+    inner: Annotated[tuple[StrictStr, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("head", "full")
+    """How deep the inner loop adapts: `head` (ANIL), `top:k`, `full` (MAML) or `body` (BOIL)."""
+    inner_steps: Count = 5
+    """Gradient steps of the inner loop."""
+    inner_rate: Annotated[float, Field(gt=0)] = 0.5
+    """Rate of the inner loop."""
+    inner_rates: dict[StrictStr, Annotated[float, Field(gt=0)]] = {}
+    """Rates of individual depths, such as `{full = 0.05}`."""
+    first_order: StrictBool = False
+    """Whether meta-gradients leave out second derivatives."""
+    learned_rates: StrictBool = False
+    """Whether the outer loop learns an inner rate per block."""
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty of the head in the inner loop, which makes its loss strongly convex."""
+    outer: StrictStr = "full"
+    """What the outer loop trains: `full`, or `top:k`, whose frozen blocks are computed once."""
+    outer_steps: Count = 100
+    """Largest number of outer steps."""
+    outer_rate: Rate = 2e-5
+    """Adam's rate in the outer loop."""
+    tasks_per_step: Count = 4
+    """Episodes per outer step."""
+    validate_every: Count = 10
+    """Outer steps between validations."""
+    validation_tasks: Count = 20
+    """Episodes per validation."""
+    patience: Count | None = 5
+    """Validations without a lower loss after which meta-training stops."""
+    test_tasks: Annotated[StrictInt, Field(ge=8)] = 200
+    """Episodes of meta-test classes that accuracy is measured on, the same for all."""
+    layer_tasks: Annotated[StrictInt, Field(ge=2)] = 10
+    """Episodes after whose inner loops the layers are compared with those before."""
+    probes: Annotated[StrictInt, Field(ge=50)] = 2000
+    """Meta-test examples that layers are compared on, outside the supports of those episodes."""
+    baselines: Annotated[
+        tuple[Literal["pretrained", "random", "multiclass", "multitask"], ...], BeforeValidator(_as_tuple)
+    ] = ("pretrained", "random", "multiclass", "multitask")
+    """Bodies without meta-training: pretrained, with random weights, or fine-tuned on the meta-train classes (as one
+    classifier of all of them, or on episodes with one shared head and no inner loop)."""
+    convergence: StrictBool = False
+    """Whether to compare the convergence of the outer loop by number of inner steps and geometry of the inner loss."""
+
+
 class Study(_Section):
     """One question asked of one model and one data set."""
 
@@ -185,6 +243,7 @@ class Study(_Section):
     similarity: SimilaritySection = SimilaritySection()
     sae: SaeSection = SaeSection()
     internals: InternalsSection = InternalsSection()
+    few_shot: FewShotSection | None = None
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Study:
@@ -314,9 +373,10 @@ def _sentence(error: Any) -> str:
 
 
 _SECTIONS: dict[str, type[_Section]] = {
-    name: info.annotation
+    name: kind
     for name, info in Study.model_fields.items()
-    if isinstance(info.annotation, type) and issubclass(info.annotation, _Section)
+    for kind in (info.annotation, *get_args(info.annotation))
+    if isinstance(kind, type) and issubclass(kind, _Section)
 }
 _KEYS = set(Study.model_fields) | {key for section in _SECTIONS.values() for key in section.model_fields}
 

@@ -1,5 +1,9 @@
 from . import quadratic as quadratic
 from . import synthetic as synthetic
+from ._accuracy import compare_depths as compare_depths
+from ._accuracy import summarise_accuracy as summarise_accuracy
+from ._baselines import train_multiclass as train_multiclass
+from ._baselines import train_multitask as train_multitask
 from ._counts import Counts as Counts
 from ._counts import counting as counting
 from ._encoder import TextInputs as TextInputs

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from layerprobe.errors import ArgumentError
 from layerprobe.families import FAMILIES
 from layerprobe.layers import blocks
+from layerprobe.metalearning._episodes import Episode
+from layerprobe.metalearning._inner import Task
 from layerprobe.metalearning._learner import Learner, Parameters, State
+from layerprobe.progress import track
 
 if TYPE_CHECKING:
     from layerprobe.data import Examples
@@ -145,9 +150,9 @@ class TextInputs:
 
         self.encoder, self.device = encoder, device
         self.encodings = tokenize(encoder, examples, max_length)
-        self.cached: dict[int, Tensor] = {}
         self.level = 0
-        self._prefix: tuple[Learner, Parameters] | None = None
+        self._cached: dict[int, Tensor] = {}
+        self._embeddings: Learner | None = None
 
     def __len__(self) -> int:
         return len(self.encodings)
@@ -158,49 +163,106 @@ class TextInputs:
 
         flat = np.asarray(rows).ravel()
         inputs = {key: value.to(self.device) for key, value in collate(self.encoder, self.encodings, flat).items()}
-        if self._prefix is None:
+        if self._embeddings is None:
             return State(0, inputs)
-        learner, parameters = self._prefix
         with torch.no_grad():
             # The embeddings are looked up for the masks; their values are replaced by those of the cached layer.
-            embedded: TokenState = learner.apply(parameters, State(0, inputs), to=1).value
+            embedded: TokenState = self._embeddings.apply(self._embeddings.parameters(), State(0, inputs), to=1).value
             hidden = torch.zeros_like(embedded.hidden)
             for i, row in enumerate(flat):
-                value = self.cached[int(row)]
+                value = self._cached[int(row)]
                 hidden[i, : len(value)] = value
         return State(self.level, replace(embedded, hidden=hidden))
 
-    def cache(
-        self,
-        learner: Learner,
-        parameters: Parameters,
-        *,
-        depth: int,
-        rows: Sequence[int] | np.ndarray | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        """Compute the layer below the top `depth` blocks once for these rows (all by default), so that later passes start there.
+    def batches(self, rows: Sequence[int] | np.ndarray, batch_size: int = 64) -> Iterator[np.ndarray]:
+        """Rows in batches of similar length."""
+        from layerprobe.encoder import length_sorted_batches
+
+        rows = np.asarray(rows)
+        lengths = [len(self.encodings[int(row)]["input_ids"]) for row in rows]
+        for batch in length_sorted_batches(lengths, batch_size):
+            yield rows[batch]
+
+    def cache(self, learner: Learner, *, depth: int, rows: Sequence[int] | np.ndarray) -> None:
+        """Compute the layer below the top `depth` blocks once for these rows, so that later passes start there.
 
         Args:
-            learner: the model.
-            parameters: its parameters; those of the prefix must not change afterwards.
-            depth: number of top blocks above the prefix, less than the number of blocks.
+            learner: the model as it was loaded; its lower blocks must not change afterwards.
+            depth: number of top blocks above the prefix.
             rows: the rows that will be used.
-            batch_size: examples per pass.
         """
-        from layerprobe.encoder import length_sorted_batches
-        from layerprobe.progress import track
-
-        level = learner.n_layers + 1 - depth
-        chosen = np.arange(len(self)) if rows is None else np.unique(np.asarray(rows))
-        self._prefix, self.cached = None, {}
-        lengths = [len(self.encodings[int(row)]["input_ids"]) for row in chosen]
+        self._embeddings, self._cached = None, {}
+        level, parameters = learner.n_layers + 1 - depth, learner.parameters()
         with torch.no_grad():
-            for batch in track(length_sorted_batches(lengths, batch_size), "frozen blocks"):
-                state = learner.apply(parameters, self.state(chosen[batch]), to=level)
-                for row, values, mask in zip(chosen[batch], state.value.hidden, state.value.mask, strict=True):
-                    self.cached[int(row)] = values[mask.bool()].clone()
-        self._prefix, self.level = (learner, dict(parameters)), level
+            for batch in track(list(self.batches(np.unique(rows))), "frozen blocks"):
+                state = learner.apply(parameters, self.state(batch), to=level)
+                for row, values, mask in zip(batch, state.value.hidden, state.value.mask, strict=True):
+                    self._cached[int(row)] = values[mask.bool()].clone()
+        self._embeddings, self.level = learner, level
+
+    def save_cache(self, folder: Path) -> None:
+        """Write the cached values as `values.npy` (tokens x width), `rows.npy` and `lengths.npy`."""
+        rows = np.array(sorted(self._cached))
+        np.save(folder / "rows.npy", rows)
+        np.save(folder / "lengths.npy", np.array([len(self._cached[row]) for row in rows]))
+        np.save(folder / "values.npy", torch.cat([self._cached[row] for row in rows]).cpu().numpy())
+
+    def open_cache(self, folder: Path, learner: Learner, *, depth: int) -> None:
+        """Use the values that `save_cache` wrote; they stay on disk."""
+        rows, lengths, values = (
+            np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in ("rows", "lengths", "values")
+        )
+        ends = np.cumsum(lengths)
+        self._cached = {
+            int(row): torch.from_numpy(values[end - length : end]).to(self.device)
+            for row, length, end in zip(rows, lengths, ends, strict=True)
+        }
+        self._embeddings, self.level = learner, learner.n_layers + 1 - depth
+
+    def task(self, episode: Episode) -> Task:
+        """The support and query examples of an episode."""
+        labels = np.repeat(np.arange(len(episode.classes))[:, None], episode.support.shape[1], axis=1).ravel()
+        asked = np.repeat(np.arange(len(episode.classes))[:, None], episode.query.shape[1], axis=1).ravel()
+        return Task(
+            self.state(episode.support),
+            torch.from_numpy(labels).to(self.device),
+            self.state(episode.query),
+            torch.from_numpy(asked).to(self.device),
+        )
+
+    def layers(
+        self, learner: Learner, parameters: Parameters, rows: Sequence[int] | np.ndarray
+    ) -> dict[int, Float[np.ndarray, "rows width"]]:
+        """Mean over real tokens of each layer, from the lowest that is not below a cached prefix (0 = embeddings)."""
+        rows = np.asarray(rows)
+        position = {int(row): i for i, row in enumerate(rows)}
+        layers: dict[int, np.ndarray] = {}
+        with torch.no_grad():
+            for batch in track(list(self.batches(rows)), "layers of the probe examples"):
+                state = self.state(batch)
+                for layer in range(max(0, self.level - 1), learner.n_layers + 1):
+                    state = learner.apply(parameters, state, to=layer + 1)
+                    mask = state.value.mask.unsqueeze(-1).to(state.value.hidden.dtype)
+                    means = ((state.value.hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()
+                    into = layers.setdefault(layer, np.empty((len(rows), means.shape[1]), dtype=means.dtype))
+                    into[[position[int(row)] for row in batch]] = means
+        return layers
+
+    def vectors(
+        self, learner: Learner, parameters: Parameters, rows: Sequence[int] | np.ndarray
+    ) -> Float[np.ndarray, "rows width"]:
+        """What the head reads of each example."""
+        rows = np.asarray(rows)
+        position = {int(row): i for i, row in enumerate(rows)}
+        found: np.ndarray | None = None
+        with torch.no_grad():
+            for batch in track(list(self.batches(rows)), "vectors"):
+                values = learner.vectors(parameters, self.state(batch)).cpu().numpy()
+                if found is None:
+                    found = np.empty((len(rows), values.shape[1]), dtype=values.dtype)
+                found[[position[int(row)] for row in batch]] = values
+        assert found is not None
+        return found
 
 
 def _randomise(body: Any, seed: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from layerprobe.errors import ArgumentError
 from layerprobe.files import checksum, write_atomically, write_text
-from layerprobe.metalearning._inner import InnerConfig, Task, adapt, diverged, meta_gradient
+from layerprobe.metalearning._inner import InnerConfig, MetaGradient, Task, adapt, diverged, meta_gradient
 from layerprobe.metalearning._learner import HEAD, Learner
 from layerprobe.progress import report
 
@@ -125,31 +125,12 @@ def meta_train(
         ArgumentError: if the inner loop adapts blocks that the outer loop does not train, or diverges.
     """
     check_depths(inner, outer, learner.n_layers)
-    loop = _Outer(learner, inner, outer)
-    path = None if folder is None else Path(folder) / CHECKPOINT
-    first = loop.resume(path) if path is not None else None
-    if first is None:
-        loop.validate(validation, None)
-        first = 0
-    for step in range(first + 1, outer.steps + 1):
-        if loop.patience_spent:
-            break
-        start = time.perf_counter()
-        entry = loop.advance(step, tasks)
-        loop.seconds += time.perf_counter() - start
-        if step % outer.validate_every == 0 or step == outer.steps:
-            loop.validate(validation, entry)
-            if path is not None:
-                loop.save(path)
-        else:
-            loop.log.append(OuterStep(**entry, validation_loss=None, validation_accuracy=None, seconds=loop.seconds))
-        speed = step * outer.tasks_per_step / max(loop.seconds, 1e-9)
-        label = f"meta-training: loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.2f}, {speed:.1f} episodes per second"
-        report(label, step, outer.steps)
-    if path is not None:
-        for file in (path, _sidecar(path)):
-            file.unlink(missing_ok=True)
-    return loop.result()
+    loop = Outer(learner, inner, outer)
+
+    def gradient(task: Task) -> MetaGradient:
+        return meta_gradient(learner, loop.parameters, task, inner, outer=list(loop.trained), rates=loop.rates)
+
+    return loop.train(gradient, tasks, validation, folder, "meta-training")
 
 
 def check_depths(inner: InnerConfig, outer: OuterConfig, n_layers: int) -> None:
@@ -188,21 +169,32 @@ def evaluate(
     return loss, float((logits.argmax(1) == task.query_labels).double().mean())
 
 
-class _Outer:
-    """The state of meta-training."""
+class Outer:
+    """The state of meta-training, or of the training of a baseline.
 
-    def __init__(self, learner: Learner, inner: InnerConfig, outer: OuterConfig) -> None:
-        self.learner, self.inner, self.outer = learner, inner, outer
+    Args:
+        learner: the model; its current parameters are the start.
+        inner: the inner loop, with which validation episodes are read.
+        outer: the outer loop.
+        further: further parameters to train, such as a head of their own; validation episodes are then read with the
+            learner's initial head.
+    """
+
+    def __init__(
+        self, learner: Learner, inner: InnerConfig, outer: OuterConfig, further: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.learner, self.inner, self.outer, self.further = learner, inner, outer, further
         self.parameters = dict(learner.parameters())
-        self.names = [*learner.names_at(outer.depth), *HEAD]
-        for name in self.names:
+        names = [*learner.names_at(outer.depth), *(HEAD if further is None else ())]
+        for name in names:
             self.parameters[name] = self.parameters[name].clone().requires_grad_()
         self.rates: dict[str, Tensor] | None = None
-        if inner.learned_rates:
+        if inner.learned_rates and further is None:
             like = self.parameters[HEAD[0]]
             adapted = sorted({name.partition(".")[0] for name in inner.names(learner)})
             self.rates = {part: like.new_tensor(inner.rate).requires_grad_() for part in adapted}
-        self.trained = {name: self.parameters[name] for name in self.names}
+        self.trained = {name: self.parameters[name] for name in names}
+        self.trained |= {name: value.clone().requires_grad_() for name, value in (further or {}).items()}
         self.trained |= {f"{RATE}{part}": rate for part, rate in (self.rates or {}).items()}
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=outer.rate)
         self.log: list[OuterStep] = []
@@ -214,23 +206,59 @@ class _Outer:
     def patience_spent(self) -> bool:
         return self.outer.patience is not None and self.unimproved >= self.outer.patience
 
-    def advance(self, step: int, tasks: Tasks) -> dict[str, Any]:
+    def train(
+        self,
+        gradient: Callable[[Task], MetaGradient],
+        tasks: Tasks,
+        validation: Tasks,
+        folder: str | Path | None,
+        label: str,
+    ) -> MetaTrained:
+        """Take outer steps along the mean gradient over tasks until the steps or the patience are spent."""
+        path = None if folder is None else Path(folder) / CHECKPOINT
+        first = self.resume(path) if path is not None else None
+        if first is None:
+            self.validate(validation, None)
+            first = 0
+        for step in range(first + 1, self.outer.steps + 1):
+            if self.patience_spent:
+                break
+            start = time.perf_counter()
+            entry = self.advance(step, tasks, gradient)
+            self.seconds += time.perf_counter() - start
+            if step % self.outer.validate_every == 0 or step == self.outer.steps:
+                self.validate(validation, entry)
+                if path is not None:
+                    self.save(path)
+            else:
+                self.log.append(
+                    OuterStep(**entry, validation_loss=None, validation_accuracy=None, seconds=self.seconds)
+                )
+            speed = step * self.outer.tasks_per_step / max(self.seconds, 1e-9)
+            now = (
+                f"{label}: loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.2f}, {speed:.1f} episodes per second"
+            )
+            report(now, step, self.outer.steps)
+        if path is not None:
+            for file in (path, _sidecar(path)):
+                file.unlink(missing_ok=True)
+        return self.result()
+
+    def advance(self, step: int, tasks: Tasks, gradient: Callable[[Task], MetaGradient]) -> dict[str, Any]:
         """One outer step; its entry of the log without validation."""
         count = self.outer.tasks_per_step
         total = {name: torch.zeros_like(value) for name, value in self.trained.items()}
         losses, accuracies = [], []
         for number in range((step - 1) * count, step * count):
-            result = meta_gradient(
-                self.learner, self.parameters, tasks(number), self.inner, outer=list(self.trained), rates=self.rates
-            )
+            result = gradient(tasks(number))
             if diverged(result.loss):
                 raise ArgumentError(
                     f"{{rate}} of the outer loop is {self.outer.rate:g}, with which the query loss diverges (at outer step "
                     f"{step}); try {self.outer.rate / 10:g}.",
                     "rate",
                 )
-            for name, gradient in result.gradients.items():
-                total[name] += gradient / count
+            for name, value in result.gradients.items():
+                total[name] += value / count
             losses.append(result.loss)
             accuracies.append(result.accuracy)
         for name, value in self.trained.items():
@@ -240,13 +268,14 @@ class _Outer:
             with torch.no_grad():
                 for rate in self.rates.values():
                     rate.clamp_(min=0)
-        squares = {name: float((gradient.double() ** 2).sum()) for name, gradient in total.items()}
+        squares = {name: float((value.double() ** 2).sum()) for name, value in total.items()}
+        heads = (*HEAD, *(self.further or {}))
         return {
             "step": step,
             "loss": float(np.mean(losses)),
             "accuracy": float(np.mean(accuracies)),
             "gradient_norm": sum(value for name, value in squares.items() if not name.startswith(RATE)) ** 0.5,
-            "head_gradient_norm": sum(squares[name] for name in HEAD) ** 0.5,
+            "head_gradient_norm": sum(squares.get(name, 0.0) for name in heads) ** 0.5,
         }
 
     def validate(self, validation: Tasks, entry: Mapping[str, Any] | None) -> None:
@@ -269,8 +298,8 @@ class _Outer:
         )
 
     def result(self) -> MetaTrained:
-        parameters = {**{name: value.detach() for name, value in self.parameters.items()}}
-        parameters |= {name: value for name, value in self.best.items() if not name.startswith(RATE)}
+        parameters = {name: value.detach() for name, value in self.parameters.items()}
+        parameters |= {name: value for name, value in self.best.items() if name in parameters}
         rates = None if self.rates is None else {part: self.best[f"{RATE}{part}"] for part in self.rates}
         return MetaTrained(parameters, rates, self.best_step, tuple(self.log))
 

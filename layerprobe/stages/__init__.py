@@ -24,6 +24,8 @@ from layerprobe.stages.interventions import Interventions
 from layerprobe.stages.label_variance import LabelVariance
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match
+from layerprobe.stages.meta_evaluate import MetaCompare, MetaEvaluate
+from layerprobe.stages.meta_train import MetaPrefix, MetaTrain
 from layerprobe.stages.nulls import Nulls
 from layerprobe.stages.outside import Outside
 from layerprobe.stages.probes import Probes
@@ -78,4 +80,8 @@ REGISTRY: tuple[type[Stage], ...] = (
     Depth,
     RandomChange,
     DriftControls,
+    MetaPrefix,
+    MetaTrain,
+    MetaEvaluate,
+    MetaCompare,
 )

@@ -37,7 +37,7 @@ def test_vectors_are_those_of_the_pooled_classifier(encoder, examples):
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-def test_a_cached_prefix_changes_nothing(encoder, examples, depth):
+def test_a_cached_prefix_changes_nothing(encoder, examples, depth, tmp_path):
     learner, inputs = encoder_learner(encoder, ways=2), TextInputs(encoder, examples, max_length=32)
     config = InnerConfig("head" if depth == 0 else "top:1", 2, 0.5)
     labels = torch.tensor([0, 1, 0, 1])
@@ -49,11 +49,35 @@ def test_a_cached_prefix_changes_nothing(encoder, examples, depth):
         return meta_gradient(learner, parameters, task, config, outer=outer)
 
     whole = gradient()
-    inputs.cache(learner, learner.parameters(), depth=depth, rows=np.arange(12), batch_size=5)
-    cached = gradient()
-    assert whole.loss == pytest.approx(cached.loss, abs=1e-6)
-    for name in outer:
-        torch.testing.assert_close(whole.gradients[name], cached.gradients[name], atol=1e-6, rtol=1e-3)
+    inputs.cache(learner, depth=depth, rows=np.arange(12))
+    from_memory = gradient()
+    inputs.save_cache(tmp_path)
+    inputs = TextInputs(encoder, examples, max_length=32)
+    inputs.open_cache(tmp_path, learner, depth=depth)
+    for cached in (from_memory, gradient()):
+        assert whole.loss == pytest.approx(cached.loss, abs=1e-6)
+        for name in outer:
+            torch.testing.assert_close(whole.gradients[name], cached.gradients[name], atol=1e-6, rtol=1e-3)
+
+
+def test_layers_are_the_pooled_activations_of_the_package(encoder, examples, tmp_path):
+    from layerprobe.activations import ActivationStore, capture
+
+    learner, inputs = encoder_learner(encoder, ways=2), TextInputs(encoder, examples, max_length=128)
+    capture(encoder.classifier(("0", "1"), seed=0), encoder, examples, tmp_path / "rows")
+    store = ActivationStore.open(tmp_path / "rows")
+    rows = np.arange(len(examples))[::-1]
+    found = inputs.layers(learner, learner.parameters(), rows)
+    assert sorted(found) == [0, 1, 2, 3]
+    for layer, values in found.items():
+        np.testing.assert_allclose(values[::-1], store.mean(layer), atol=1e-5)
+    last = inputs.vectors(learner, learner.parameters(), rows)
+    if encoder.family != "modernbert":  # whose final norm belongs to the head
+        np.testing.assert_allclose(last, found[3], atol=1e-6)
+    inputs.cache(learner, depth=1, rows=rows)
+    upper = inputs.layers(learner, learner.parameters(), rows)
+    assert sorted(upper) == [2, 3]
+    np.testing.assert_allclose(upper[3], found[3], atol=1e-5)
 
 
 def test_every_parameter_of_the_body_has_its_part(encoder):

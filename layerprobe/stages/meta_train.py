@@ -1,0 +1,188 @@
+"""The stages that compute the frozen prefix of a few-shot study and train its bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from layerprobe.context import Context
+from layerprobe.few_shot import inner_config, naming_few_shot_keys, outer_config, outer_depth, section_of
+from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec
+from layerprobe.stages._artifacts import save
+from layerprobe.stages._few_shot import (
+    BODY_COLUMNS,
+    BodyStage,
+    bodies,
+    data_identity,
+    inner_identity,
+    make_inputs,
+    make_learner,
+    rows_of_episodes,
+    save_parameters,
+    test_episodes,
+    train_sampler,
+    validation_sampler,
+)
+from layerprobe.store import Artifact, ArtifactMeta
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FEW_SHOT_TRAINING = TableSpec(
+    "few_shot_training",
+    "Training of the bodies of a few-shot study: one row per body and outer step.",
+    {
+        **BODY_COLUMNS,
+        "step": "outer step, from 1; 0 is the validation before the first",
+        "loss": "mean query loss of the step's episodes after the inner loop, in nats; for `multiclass` the loss of its batch",
+        "accuracy": "mean accuracy of the step's episodes",
+        "gradient_norm": "norm of the mean meta-gradient",
+        "head_gradient_norm": "norm of its part by the head",
+        "validation_loss": "mean query loss on the validation episodes, in nats; missing between validations",
+        "validation_accuracy": "mean query accuracy on the validation episodes",
+        "seconds": "time since the start, without validations",
+        "best": "whether the parameters of this step were kept",
+    },
+)
+
+
+@dataclass(frozen=True)
+class MetaPrefix(Stage):
+    """The values of the blocks that the outer loop leaves frozen, for every example of an episode or a probe."""
+
+    name: ClassVar = "meta-prefix"
+    version: ClassVar = 1
+    few_shot: ClassVar = True
+    accelerator: ClassVar = True
+    first_guess: ClassVar = 60.0
+
+    @property
+    def title(self) -> str:
+        return "frozen blocks"
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        few = section_of(study.study)
+        names = ("outer", "outer_steps", "tasks_per_step", "validation_tasks", "test_tasks", "layer_tasks", "probes")
+        return {
+            **data_identity(study),
+            **{name: getattr(few, name) for name in names},
+            "seeds": list(study.study.seeds),
+        }
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        depth = outer_depth(context.study)
+        assert depth is not None
+        learner = make_learner(context, 0)
+        inputs = make_inputs(context, learner, None)
+        inputs.cache(learner, depth=depth, rows=self.rows(context))
+        inputs.save_cache(folder)
+
+    def rows(self, context: Context) -> np.ndarray:
+        """Every example that a stage of the study reads."""
+        import numpy as np
+
+        few, study = section_of(context.study), context.study
+        drawn = [
+            context.few_shot.probes,
+            rows_of_episodes(test_episodes(context, max(few.test_tasks, few.layer_tasks))),
+        ]
+        for seed in study.seeds:
+            sampler = train_sampler(context, seed)
+            count = few.outer_steps * few.tasks_per_step
+            drawn.append(rows_of_episodes([sampler.draw(number) for number in range(count)]))
+        sampler = validation_sampler(context)
+        drawn.append(rows_of_episodes([sampler.draw(number) for number in range(few.validation_tasks)]))
+        return np.unique(np.concatenate(drawn))
+
+    def size(self, study: ResolvedStudy) -> int:
+        few = section_of(study.study)
+        drawn = few.outer_steps * few.tasks_per_step * len(study.study.seeds) + few.validation_tasks + few.test_tasks
+        rows = min(study.n_train, drawn * few.ways * (few.shots + few.queries)) + few.probes
+        return 4 * rows * study.width * min(32, study.study.data.max_length)
+
+
+@dataclass(frozen=True)
+class MetaTrain(BodyStage):
+    """A body that is meta-trained, or fine-tuned on the meta-train classes as a baseline."""
+
+    has_prefix: bool = False
+
+    name: ClassVar = "meta-train"
+    version: ClassVar = 1
+    resumable: ClassVar = True
+    first_guess: ClassVar = 120.0
+    tables: ClassVar = (FEW_SHOT_TRAINING,)
+
+    @classmethod
+    def tasks(cls, shape: StudyShape) -> Iterable[Self]:
+        has_prefix = outer_depth(shape.study) is not None
+        tasks = (cls(*body, has_prefix) for body in bodies(shape))
+        return (task for task in tasks if task.is_trained)
+
+    def parents(self) -> Mapping[str, Stage]:
+        return {"prefix": MetaPrefix()} if self.has_prefix else {}
+
+    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
+        few = section_of(study.study)
+        names = (
+            "outer",
+            "outer_steps",
+            "outer_rate",
+            "tasks_per_step",
+            "validate_every",
+            "validation_tasks",
+            "patience",
+        )
+        inner = inner_identity(study, self.inner) if self.inner else {}
+        return {**data_identity(study), **{name: getattr(few, name) for name in names}, **self.named, "loop": inner}
+
+    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
+        import numpy as np
+        import pandas as pd
+        import torch
+
+        from layerprobe.metalearning import InnerConfig, meta_train, train_multiclass, train_multitask
+
+        learner = make_learner(context, self.seed)
+        inputs = make_inputs(context, learner, parents.get("prefix"))
+        training, validation = train_sampler(context, self.seed), validation_sampler(context)
+        outer, few = outer_config(context.study), section_of(context.study)
+        numbers = {label: number for number, label in enumerate(training.part.classes)}
+
+        def tasks(number: int) -> Any:
+            return inputs.task(training.draw(number))
+
+        def of_classes(number: int) -> Any:
+            episode = training.draw(number)
+            task, classes = inputs.task(episode), np.array([numbers[label] for label in episode.classes])
+            of_position = torch.from_numpy(classes).to(context.device)
+            return replace(
+                task,
+                support_labels=of_position[task.support_labels],
+                query_labels=of_position[task.query_labels],
+            )
+
+        def validation_tasks(number: int) -> Any:
+            return inputs.task(validation.draw(number))
+
+        with naming_few_shot_keys():
+            # Baselines are validated by the inner loop of a fresh head.
+            reader = InnerConfig("head", few.inner_steps, few.inner_rates.get("head", few.inner_rate), l2=few.l2)
+            options: Any = {"reader": reader, "outer": outer, "validation": validation_tasks, "folder": folder}
+            if self.body == "meta-trained":
+                inner = inner_config(context.study, self.inner)
+                result = meta_train(learner, tasks, validation_tasks, inner, outer, folder=folder)
+            elif self.body == "multitask":
+                result = train_multitask(learner, tasks, **options)
+            else:
+                result = train_multiclass(learner, of_classes, classes=len(numbers), **options)
+        changed = [*learner.names_at(outer.depth), "head.weight", "head.bias"]
+        save_parameters(folder, {name: result.parameters[name] for name in changed}, result.rates)
+        log = pd.DataFrame([vars(entry) for entry in result.log])
+        log = log.assign(best=log["step"] == result.best_step)
+        save(folder, "few_shot_training", log.assign(**self.named)[list(FEW_SHOT_TRAINING.columns)])
+
+    def size(self, study: ResolvedStudy) -> int:
+        return study.model_bytes
