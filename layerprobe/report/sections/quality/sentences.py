@@ -113,9 +113,9 @@ def recommendation(tables: Tables, record: RunRecord) -> str:
     bands: dict[str, Any] = {} if differences is None else {str(row.method): row for row in differences.itertuples()}
     better = [name for name, row in bands.items() if row.band_low > 0 and name not in sufficient]
     if smallest is not None:
-        text = f"On this evidence train {_words(smallest)}{_saved(tables, record, smallest, reference)}"
+        text = f"On this evidence train {_words(smallest)}{saved_costs(tables, record, smallest, reference)}"
         if smallest in FROZEN:
-            text = f"On this evidence train no block: {_words(smallest)} is enough{_saved(tables, record, smallest, reference)}"
+            text = f"On this evidence train no block: {_words(smallest)} is enough{saved_costs(tables, record, smallest, reference)}"
         if outside:
             text += f"; outside the sequence of depths, also sufficient: {listed(outside)}"
         text += "."
@@ -163,7 +163,7 @@ def _better(bands: dict[str, Any], names: Sequence[str], reference: str) -> str:
     )
 
 
-def _saved(tables: Tables, record: RunRecord, method: str, reference: str) -> str:
+def saved_costs(tables: Tables, record: RunRecord, method: str, reference: str) -> str:
     """Shares of the reference's comparable costs."""
     costs = costs_by_method(tables, record)
     if costs is None or not {method, reference} <= set(costs.method):
