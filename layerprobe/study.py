@@ -68,6 +68,9 @@ class DataSection(_Section):
     """Column that holds the text, or two columns for sentence pairs. Default: `text`, or the bundled set's own."""
     label: StrictStr | None = None
     """Column that holds the label. Default: `label`, or the bundled set's own."""
+    labels: dict[StrictStr, StrictStr] = {}
+    """A checkpoint's label -> the data's, such as `{"LABEL_0" = "negative"}`. Default: labels are matched by their names;
+    labels that have none (`LABEL_0`, ...) are taken in the data's sorted order."""
     train: Count | None = None
     """Number of training examples. Default: 2,000, or 80% of the data set if that is less."""
     test: Count | None = None
@@ -359,6 +362,7 @@ STUDY_KEYS = {
     "dtype": "activations.dtype",
     "token_examples": "activations.examples",
     "max_length": "data.max_length",
+    "labels": "data.labels",
     "precision": "--precision",
     "device": "--device",
 }

@@ -22,4 +22,5 @@ class Card:
     """Full sentences, each with its intervals."""
 
     def __str__(self) -> str:
-        return f"{self.title}: {self.claim} ({self.number}) [{self.badge}]"
+        title = self.title if self.title.endswith("?") else f"{self.title}:"
+        return f"{title} {self.claim}; {self.number} [{self.badge}]"

@@ -13,6 +13,7 @@ from layerprobe.report.sections.answer.card import Card
 from layerprobe.report.sections.quality.sentences import MAJORITY, saved_costs
 
 TITLE = "Was it needed?"
+DOUBT = "the labels may be in another order"
 WORDS = dict.fromkeys(LOGISTIC, "logistic regression on the frozen encoder") | {
     "head:mean": "a linear head on the mean over tokens",
     "head:cls": "a linear head on the first token",
@@ -25,21 +26,24 @@ def needed(tables: Tables, record: RunRecord) -> Card:
     if comparison is None:
         return _without_comparison(tables, record)
     decision = decide(comparison)
-    claim = claim_of(decision, comparison, record)
+    claim, supported = claim_of(decision, comparison, record), decision_badge(decision, comparison)
+    if label_warning(tables, record) is not None:
+        claim, supported = f"Undecided, {DOUBT}: {_pair(decision, comparison, record)}", "undecided"
     accuracies = {decision.about.name: decision.about.accuracy, comparison.reference: comparison.accuracy}
     further = _further(tables, accuracies, record)
-    number = f"{_points(decision.about.difference)} ({words(decision.about.name, record)} minus {words(comparison.reference, record)})"
-    return Card(TITLE, "".join([claim, *further]), number, decision_badge(decision, comparison), "quality")
+    compared = f"{queries.label(decision.about.name, record)} minus {queries.label(comparison.reference, record)}"
+    number = f"{_points(decision.about.difference)} ({compared})"
+    return Card(TITLE, "".join([claim, *further]), number, supported, "quality")
 
 
 def claim_of(decision: Decision, comparison: Comparison, record: RunRecord) -> str:
     """The decision with both accuracies."""
     about, reference = decision.about, words(comparison.reference, record)
-    pair = f"{words(about.name, record)} {about.accuracy:.1%}, {reference} {comparison.accuracy:.1%}"
+    pair = _pair(decision, comparison, record)
     if decision.verdict == "undecided":
         return f"Undecided: {pair}"
     if decision.verdict == "needed":
-        return f"Yes, every alternative lost more than {_margin(comparison)}: {pair}"
+        return f"Yes, {_alternatives(comparison)} lost more than {_margin(comparison)}: {pair}"
     less = "No" if about.depth == 0 else "Not all of it"
     if about.depth == float("inf"):
         less = f"Not {reference}"
@@ -47,11 +51,21 @@ def claim_of(decision: Decision, comparison: Comparison, record: RunRecord) -> s
     return f"{less}, {words(about.name, record)} {outcome}: {pair}"
 
 
+def _pair(decision: Decision, comparison: Comparison, record: RunRecord) -> str:
+    about, reference = decision.about, words(comparison.reference, record)
+    return f"{words(about.name, record)} {about.accuracy:.1%}, {reference} {comparison.accuracy:.1%}"
+
+
+def _alternatives(comparison: Comparison) -> str:
+    frozen = all(one.name in LOGISTIC for one in comparison.alternatives)
+    return WORDS[LOGISTIC[0]] if frozen else "every alternative"
+
+
 def advice(tables: Tables, record: RunRecord) -> str | None:
     """What to do, in one line; None if nothing was compared. A doubt about the order of labels comes first."""
     warning = label_warning(tables, record)
     if warning is not None:
-        return "Check the order of the checkpoint's labels first; until then, its accuracy means nothing."
+        return f"Check the order of the checkpoint's labels before using its accuracy: {DOUBT}."
     comparison = compare(tables, record)
     if comparison is None:
         return None
@@ -69,7 +83,8 @@ def advice_of(decision: Decision, comparison: Comparison, record: RunRecord, tab
         saved = saved_costs(tables, record, about.name, comparison.reference)
         return f"Use {name}: it loses less than {_margin(comparison)} of accuracy to {reference} ({difference}){saved}."
     if decision.verdict == "needed":
-        return f"Keep {reference}: every alternative lost more than {_margin(comparison)} (the best {difference})."
+        best = f"the best {difference}" if len(comparison.alternatives) > 1 else difference
+        return f"Keep {reference}: {_alternatives(comparison)} lost more than {_margin(comparison)} ({best})."
     cheaper = f"{name} is cheaper and " if about.cheaper else f"{name} "
     if about.difference > 0:
         text = f"Undecided; {cheaper}was ahead here ({difference})"
