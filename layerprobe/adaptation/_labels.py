@@ -68,7 +68,7 @@ def match_labels(
         return LabelMatch(tuple(labels), tuple(range(len(labels))), "order")
     raise ArgumentError(
         f"The checkpoint {checkpoint} has the labels {names}, but the data has {', '.join(label_names)}; map each of the "
-        f'checkpoint\'s labels to one of the data\'s with {{labels}}, such as {labels[0]} = "{label_names[0]}".',
+        f"checkpoint's labels to one of the data's with {{labels}}, such as {labels[0]} = \"{label_names[0]}\".",
         "labels",
     )
 
@@ -110,6 +110,8 @@ def fit_order(predicted: np.ndarray, labels: np.ndarray, order: Sequence[int]) -
     weights = confusion * (classes + 1)
     weights[np.arange(classes), list(order)] += 1
     fitted = linear_sum_assignment(weights, maximize=True)[1]
-    right = {name: float(confusion[np.arange(classes), list(chosen)].sum() / len(labels)) for name, chosen in
-             (("taken", order), ("fitted", fitted))}
+    right = {
+        name: float(confusion[np.arange(classes), list(chosen)].sum() / len(labels))
+        for name, chosen in (("taken", order), ("fitted", fitted))
+    }
     return FittedOrder(tuple(int(number) for number in fitted), right["fitted"], right["taken"], len(labels))

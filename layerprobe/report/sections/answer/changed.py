@@ -36,7 +36,9 @@ def changed(tables: Tables, record: RunRecord) -> Card:
     number = "–" if least is None else f"excess of {least:+.3f}"
     layers = in_words(_numbers(verdict.layers)) if verdict.layers else ""
     if verdict.verdict == "not distinguishable":
-        claim = "Undecided: latents are not shown to change more than a shift of the whole layer by label would make them"
+        claim = (
+            "Undecided: latents are not shown to change more than a shift of the whole layer by label would make them"
+        )
         return Card(TITLE, claim, number, "undecided", "bases")
     if verdict.verdict == "beyond untrained bases":
         claim = f"Undecided: latents became more associated with labels than untrained bases at {layers}; trained controls were not run"
@@ -48,7 +50,9 @@ def changed(tables: Tables, record: RunRecord) -> Card:
         layer, rate, chance = found
         claim = f"{rate:.0%} of layer {layer}'s general latents became label-associated; {chance:.0%} by chance"
         return Card(TITLE, claim, f"{rate:.0%}", badge(True, seeds), "transitions")
-    claim = f"Features became task-specific at {layers}: latents' association with labels rose more than in every control"
+    claim = (
+        f"Features became task-specific at {layers}: latents' association with labels rose more than in every control"
+    )
     return Card(TITLE, claim, number, badge(True, seeds), "bases")
 
 
@@ -57,7 +61,9 @@ def _numbers(text: str) -> list[int]:
 
 
 def _least_excess(tables: Tables, record: RunRecord, method: str, verdict: Any) -> float | None:
-    """The excess over the control that is exceeded least, at the layer where every control is exceeded most."""
+    """The excess over the control that is exceeded least: the smallest of the layers where features became task-specific,
+    else that of the layer where it is largest.
+    """
     rows = of_method(tables, record, "basis_excess", method)
     if rows is None:
         return None
@@ -66,8 +72,8 @@ def _least_excess(tables: Tables, record: RunRecord, method: str, verdict: Any) 
         rows = rows[rows.layer.isin(_numbers(verdict.layers))]
     if rows.empty:
         return None
-    closest = rows.loc[rows.groupby("layer").excess_low.idxmin()]
-    return float(closest.excess[closest.excess_low.idxmax()])
+    closest = rows.loc[rows.groupby("layer").excess_low.idxmin()].sort_values("excess_low")
+    return float(closest.excess.iloc[0 if verdict.layers else -1])
 
 
 def _transition(tables: Tables, record: RunRecord, method: str, layers: list[int]) -> tuple[int, float, float] | None:

@@ -136,7 +136,7 @@ def _further(tables: Tables, shown: dict[str, float], record: RunRecord) -> list
     means = by_method.accuracy
     logistic = max((name for name in LOGISTIC if name in means), key=lambda name: means[name], default=None)
     if logistic is not None and not shown.keys() & set(LOGISTIC):
-        best = means.idxmax()
+        best: Any = means.idxmax()
         if means[logistic] >= by_method.accuracy_low[best]:
             parts.append(f", {WORDS[logistic]} {means[logistic]:.1%}")
     if MAJORITY in means and len(queries.methods(tables, record)) == 1:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.decisions import badge
 from layerprobe.report.queries import UNCHANGED, Control, Drift, Tables
 from layerprobe.report.sections.answer.card import Card
-from layerprobe.record import RunRecord
 
 TITLE = "Where"
 

@@ -10,7 +10,7 @@ import pandas as pd
 from layerprobe.record import Finding, RunRecord
 from layerprobe.report import queries
 from layerprobe.report.costs import COSTS, costs_by_method
-from layerprobe.report.decisions import compare, decide
+from layerprobe.report.decisions import LOGISTIC, compare, decide
 from layerprobe.report.section import Tables
 
 MAJORITY = "reference:majority"
@@ -74,20 +74,23 @@ def frozen_sentence(tables: Tables, record: RunRecord) -> str:
 
 
 def single_sentence(tables: Tables, record: RunRecord) -> str:
-    """Accuracy of the only method, such as a checkpoint, compared with frozen models; empty in a study of several."""
-    comparison, after = compare(tables, record), queries.accuracy_after(tables)
-    names = queries.methods(tables, record)
-    if comparison is None or after is None or names != [comparison.reference]:
+    """Accuracy of the only method, such as a checkpoint, and of frozen models; empty in a study of several."""
+    comparison, after, names = compare(tables, record), queries.accuracy_after(tables), queries.methods(tables, record)
+    if after is None or len(names) != 1 or names[0] not in set(after.method):
         return ""
-    name, means = queries.label(comparison.reference, record), after.groupby("method").accuracy.mean()
-    rows = after[after.method == comparison.reference]
-    others = [
-        f"{_words(one.name)} {one.accuracy:.3f} (a difference of {100 * one.difference:+.1f} points, 95% band for all "
-        f"{100 * one.low:+.1f} to {100 * one.high:+.1f})"
-        for one in comparison.alternatives
-    ]
-    reached = accuracy(rows.iloc[0]) if len(rows) == 1 else f"{comparison.accuracy:.3f}"
-    text = f"{name} reaches accuracy {reached}; on the same {int(rows.n.iloc[0]):,} test examples, without training a block: {listed(others)}"
+    means, rows = after.groupby("method").accuracy.mean(), after[after.method == names[0]]
+    if comparison is None:
+        others = [f"{_words(name)} {means[name]:.3f}" for name in LOGISTIC if name in means]
+    else:
+        others = [
+            f"{_words(one.name)} {one.accuracy:.3f} (a difference of {100 * one.difference:+.1f} points, 95% band for all "
+            f"{100 * one.low:+.1f} to {100 * one.high:+.1f})"
+            for one in comparison.alternatives
+        ]
+    reached = accuracy(rows.iloc[0]) if len(rows) == 1 else f"{means[names[0]]:.3f}, the mean of {len(rows)} seeds"
+    text = f"{queries.label(names[0], record)} reaches accuracy {reached} on {int(rows.n.iloc[0]):,} test examples"
+    if others:
+        text += f"; on the same ones, without training a block: {listed(others)}"
     if MAJORITY in means:
         text += f"; the majority baseline reaches {means[MAJORITY]:.3f}"
     return f"{text}."
@@ -153,7 +156,9 @@ def recommendation(tables: Tables, record: RunRecord) -> str:
     comparison = compare(tables, record)
     decision = None if comparison is None else decide(comparison)
     if decision is not None and decision.verdict == "needed":
-        return f"On this evidence keep {reference}: every alternative loses more than {conclusion.margin:.3g} of accuracy."
+        return (
+            f"On this evidence keep {reference}: every alternative loses more than {conclusion.margin:.3g} of accuracy."
+        )
     if undecided is None:
         if decision is not None and decision.about.difference > 0:
             about = decision.about
