@@ -64,13 +64,17 @@ class Run:
         """Status, answer, and tables with their numbers of rows."""
         record = self.record
         status = f"{record.status} ({record.error})" if record.error else record.status
-        answer = "".join(f"<li>{escape(line)}</li>" for line in self.answer())
+        answer, findings = (
+            "".join(f"<li>{escape(line)}</li>" for line in lines)
+            for lines in (self.answer(), [finding.text for finding in record.findings])
+        )
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{table.rows:,}</td><td>{escape(table.description)}</td></tr>"
             for name, table in self.tables.items()
         )
         return (
             f"<p><b>{escape(record.name)}</b>: {escape(status)}<br>{escape(record.question)}</p><ul>{answer}</ul>"
+            f"<details><summary>Numbers with intervals</summary><ul>{findings}</ul></details>"
             f"<table><thead><tr><th>table</th><th>rows</th><th>description</th></tr></thead><tbody>{rows}</tbody></table>"
         )
 

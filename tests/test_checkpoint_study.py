@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from layerprobe.adaptation import AdaptConfig, adapt, parse_method
 from layerprobe.data import load_corpus
 from layerprobe.errors import StudyError
+from layerprobe.stages.adapt import CHECKPOINT_LABELS
 
 NAMES = ("class a", "class b")
 
@@ -63,6 +64,7 @@ def test_labels_in_another_order_are_suspected_and_the_suggested_mapping_repairs
         and list(rows.fitted) == list(reversed(NAMES))
         and set(rows.matched) == {"order"}
     )
+    assert set(rows.columns) == set(CHECKPOINT_LABELS.columns)
     assert rows.fitted_accuracy.iloc[0] == pytest.approx(1 - rows.accuracy.iloc[0]) and set(rows.n) == {80}
     warning = taken.answer()[0]
     assert warning.startswith("Warning: ") and "below chance" in warning
