@@ -95,7 +95,7 @@ def _transition(tables: Tables, record: RunRecord, method: str, layers: list[int
 
 
 def _label_variance(tables: Tables, record: RunRecord) -> Card:
-    """Variance of the last layer that lies between labels, less what permuted labels give."""
+    """Variance of the last layer that lies between labels, minus what permuted labels give."""
     table, method = queries.having(tables, "label_variance"), shown_method(tables, record)
     if table is None or method is None:
         return Card(TITLE, "Not measured: the run has no dictionaries", "–", "undecided", "features")
