@@ -289,6 +289,8 @@ def _run(
             given=given,
             command=command,
         )
+    for line in result.answer():
+        print(line)
     print(result.folder / "index.html")
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from layerprobe.report import Card
+
 RECORD = "run.json"
 PAGE = "index.html"
 LOCK = ".lock"
@@ -59,16 +61,20 @@ class Run:
         return f"Run({str(self.folder)!r}, status={self.record.status!r}, tables={list(self.tables)})"
 
     def _repr_html_(self) -> str:
-        """Status, findings, and tables with their numbers of rows."""
+        """Status, answer, and tables with their numbers of rows."""
         record = self.record
         status = f"{record.status} ({record.error})" if record.error else record.status
-        findings = "".join(f"<li>{escape(finding.text)}</li>" for finding in record.findings)
+        answer, findings = (
+            "".join(f"<li>{escape(line)}</li>" for line in lines)
+            for lines in (self.answer(), [finding.text for finding in record.findings])
+        )
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{table.rows:,}</td><td>{escape(table.description)}</td></tr>"
             for name, table in self.tables.items()
         )
         return (
-            f"<p><b>{escape(record.name)}</b>: {escape(status)}<br>{escape(record.question)}</p><ul>{findings}</ul>"
+            f"<p><b>{escape(record.name)}</b>: {escape(status)}<br>{escape(record.question)}</p><ul>{answer}</ul>"
+            f"<details><summary>Numbers with intervals</summary><ul>{findings}</ul></details>"
             f"<table><thead><tr><th>table</th><th>rows</th><th>description</th></tr></thead><tbody>{rows}</tbody></table>"
         )
 
@@ -197,6 +203,21 @@ class Run:
             given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
             raise ValueError(f"the figure {name!r} has nothing to draw in this run with {given}")
         return figure
+
+    def cards(self) -> list[Card]:
+        """The cards of the answer: where, what changed, was it needed."""
+        from layerprobe.report import cards
+
+        return cards(_Tables(self), self.record)
+
+    def answer(self) -> list[str]:
+        """The answer as plain lines: cards, and what to do; why there is none if a table is missing or damaged."""
+        from layerprobe.report import answer_lines
+
+        try:
+            return answer_lines(_Tables(self), self.record)
+        except StorageError as error:
+            return [str(error)]
 
     def artifacts(self) -> dict[str, Path]:
         """Folders by task: adapted models, SAEs that `SAE.load_from_disk` opens, and activation stores.

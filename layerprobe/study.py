@@ -72,6 +72,9 @@ class DataSection(_Section):
     group: StrictStr | None = None
     """Column that holds a coarser label, for few-shot studies: whole groups are in one part. Default: none, or the bundled
     set's own."""
+    labels: dict[StrictStr, StrictStr] = {}
+    """A checkpoint's label -> the data's, such as `{"LABEL_0" = "negative"}`. Default: labels are matched by their names;
+    labels that have none (`LABEL_0`, ...) are taken in the data's sorted order."""
     train: Count | None = None
     """Number of training examples. Default: 2,000, or 80% of the data set if that is less."""
     test: Count | None = None
@@ -419,6 +422,7 @@ STUDY_KEYS = {
     "dtype": "activations.dtype",
     "token_examples": "activations.examples",
     "max_length": "data.max_length",
+    "labels": "data.labels",
     "precision": "--precision",
     "device": "--device",
 }

@@ -9,8 +9,8 @@ from layerprobe.pipeline import ADDED_TABLES
 from layerprobe.stages import REGISTRY
 from layerprobe.store import ArtifactStore
 
-LEFT_OUT = {"weights_left_out", "interventions_left_out"}
-"""Written only where something cannot be measured, which a test of each stage provokes."""
+LEFT_OUT = {"weights_left_out", "interventions_left_out", "checkpoint_labels"}
+"""Written only where something cannot be measured, or for a checkpoint, which other tests provoke."""
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,10 @@ from ._frozen import FrozenValues as FrozenValues
 from ._frozen import cache_bytes as cache_bytes
 from ._frozen import compute_frozen as compute_frozen
 from ._frozen import open_frozen as open_frozen
+from ._labels import FittedOrder as FittedOrder
+from ._labels import LabelMatch as LabelMatch
+from ._labels import fit_order as fit_order
+from ._labels import match_labels as match_labels
 from ._quality import CALIBRATION_BINS as CALIBRATION_BINS
 from ._quality import LinearReference as LinearReference
 from ._quality import Quality as Quality

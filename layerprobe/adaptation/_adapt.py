@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import torch
 from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.adaptation._cost import Cost, Meter, TrainingFlops
 from layerprobe.adaptation._frozen import FrozenValues, compute_frozen, open_frozen
+from layerprobe.adaptation._labels import LabelMatch, fit_order, match_labels
 from layerprobe.adaptation._quality import Quality, probabilities, quality
 from layerprobe.adaptation._validation import HeldOut
 from layerprobe.adaptation.methods import Method
@@ -51,6 +51,8 @@ class Adaptation:
     passes over its frozen inputs; `learning_rate` is missing where L-BFGS trained it."""
     label_order: tuple[int, ...]
     """For each class, its number in the adapted model, which differs only for checkpoints from elsewhere."""
+    label_match: LabelMatch | None = None
+    """Of a checkpoint: how its labels were matched."""
     trainable_parameters: int = 0
     seconds: float = 0.0
     """Of training, with choices and the pass over frozen blocks. The pass counts for every method that reads its values,
@@ -114,17 +116,26 @@ def adapt(
     if (checkpoint := method.checkpoint_folder) is not None:
         model = load_classifier(checkpoint, encoder)
         _check_pooling(model, checkpoint, config)
-        order, note = _label_order(model.config, corpus.label_names, checkpoint)
-        predictions = probabilities(model, encoder, test, config)[:, order]
+        match = match_labels(
+            [str(model.config.id2label[i]) for i in range(model.config.num_labels)],
+            corpus.label_names,
+            config.labels,
+            str(checkpoint),
+        )
+        if match.matched == "order":
+            predicted = probabilities(model, encoder, train, config).argmax(axis=1)
+            match = replace(match, fitted=fit_order(predicted, train.labels, match.order))
+        predictions = probabilities(model, encoder, test, config)[:, list(match.order)]
         return Adaptation(
             checkpoint=checkpoint,
             before=before,
             after=quality(predictions, test.labels),
             predictions=predictions,
             total_parameters=total,
-            settings={"labels": note, "pooling": config.pooling},
+            settings={"labels": match.matched, "pooling": config.pooling},
             log=pd.DataFrame(columns=LOG_COLUMNS),
-            label_order=tuple(order),
+            label_order=match.order,
+            label_match=match,
         )
 
     from layerprobe.adaptation._fit import RateSearch, Training, fit, fit_flops, new_model, search_rate
@@ -231,23 +242,3 @@ def _check_pooling(model: Any, folder: Path, config: AdaptConfig) -> None:
             f"{pooling!r}, so that methods and not poolings are compared.",
             "pooling",
         )
-
-
-def _label_order(config: Any, label_names: Sequence[str], folder: Path) -> tuple[list[int], str]:
-    """For each class of the data, its number in a checkpoint; and how the two were matched."""
-    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
-    if len(labels) != len(label_names):
-        raise ArgumentError(
-            f"The checkpoint {folder} has {len(labels)} labels ({', '.join(labels)}), but the data has {len(label_names)} "
-            f"({', '.join(label_names)}); use the data that it was fine-tuned on.",
-            "method",
-        )
-    if sorted(labels) == sorted(label_names):
-        return [labels.index(name) for name in label_names], "matched by name"
-    if labels == [f"LABEL_{i}" for i in range(len(labels))]:
-        return list(range(len(labels))), "the checkpoint does not name its labels; taken in the data's sorted order"
-    raise ArgumentError(
-        f"The checkpoint {folder} has the labels {', '.join(labels)}, but the data has {', '.join(label_names)}; "
-        "rename the labels of the data, or the checkpoint's id2label, so that they agree.",
-        "method",
-    )

@@ -35,6 +35,8 @@ class AdaptConfig:
     first token (`cls`)."""
     checkpoints: int | None = None
     """Number of intermediate checkpoints of the blocks' training, evenly spaced before its end. None keeps none."""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """A checkpoint's label -> the data's, for checkpoints whose labels have other names."""
     max_length: int = 128
     """Tokens per example, special ones included; longer examples are truncated."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -76,8 +76,8 @@ def method(name: str, record: RunRecord) -> MethodRecord | None:
 
 def methods(tables: Tables, record: RunRecord) -> list[str]:
     """Methods of a run by depth, then those without a depth, then controls."""
-    columns = [table["method"] for name in ("adaptation", "similarity") if (table := tables.get(name)) is not None]
-    present = {name for column in columns for name in column.unique()}
+    found = (having(tables, name, "method") for name in ("adaptation", "similarity"))
+    present = {name for table in found if table is not None for name in table["method"].unique()}
     return [method.name for method in sorted(record.methods, key=_order) if method.name in present]
 
 
@@ -125,7 +125,7 @@ def label(name: str, record: RunRecord) -> str:
 def changed(tables: Tables, record: RunRecord) -> list[str]:
     """Methods under which a layer changed at all; all of them if nothing was compared or nothing changed."""
     names, table = methods(tables, record), having(tables, "similarity")
-    if table is None:
+    if table is None or not names:
         return names
     unchanged = {one.name: one.unchanged for one in record.measures if one.exact and one.baseline_of is None}
     rows = table[table.measure.isin(list(unchanged))]

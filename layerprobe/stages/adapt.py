@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.files import write_json
@@ -14,6 +14,11 @@ from layerprobe.stages._artifacts import save
 from layerprobe.stages._quality import ADAPTATION, PREDICTIONS, predictions_table, quality_row, tuning_row
 from layerprobe.stages.frozen_blocks import FrozenBlocks, adapt_config, open_layers
 from layerprobe.store import Artifact, ArtifactMeta
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from layerprobe.adaptation import LabelMatch
 
 TRAINING_LOG = TableSpec(
     "training_log",
@@ -26,6 +31,24 @@ TRAINING_LOG = TableSpec(
         loss="cross-entropy, in nats",
         learning_rate="learning rate at the step",
         split="`train`; `validation` for the search of a learning rate",
+    ),
+)
+LABELS_VERSION = 1
+"""Of how a checkpoint's labels are matched; raised instead of the stage's version, which would train models again."""
+CHECKPOINT_LABELS = TableSpec(
+    "checkpoint_labels",
+    "How the labels of a checkpoint were matched with the data's: one row per checkpoint and label.",
+    columns(
+        "method",
+        "seed",
+        "n",
+        model_label="label of the checkpoint",
+        label="label of the data that it was taken for",
+        matched="`name` (equal names), `given` (data.labels) or `order` (the checkpoint does not name its labels)",
+        fitted="label of the data in the one-to-one order under which most training examples are right; missing unless "
+        "matched by order",
+        accuracy="accuracy on the training examples as the labels were taken; missing likewise",
+        fitted_accuracy="accuracy on the training examples in the fitted order, which was chosen on them",
     ),
 )
 
@@ -42,7 +65,7 @@ class Adapt(ModelStage):
     )
     first_guess: ClassVar = 60.0
     opened: ClassVar = "checkpoint"
-    tables: ClassVar = (ADAPTATION, PREDICTIONS, TRAINING_LOG)
+    tables: ClassVar = (ADAPTATION, PREDICTIONS, TRAINING_LOG, CHECKPOINT_LABELS)
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -56,7 +79,8 @@ class Adapt(ModelStage):
         assert self.method is not None
         identity = {**self.named, "encoder": study.encoder, **study.texts}
         if self.method.checkpoint_folder is not None:
-            return identity | {"checkpoint": dict(study.checkpoints[self.method.name])}
+            labels = {"labels": dict(study.study.data.labels), "labels version": LABELS_VERSION}
+            return identity | {"checkpoint": dict(study.checkpoints[self.method.name])} | labels
         return identity | self.method.identity(adapt_config(study)) | {"frozen": FrozenBlocks.version}
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
@@ -104,6 +128,8 @@ class Adapt(ModelStage):
         save(folder, "training_log", result.log.assign(**self.named))
         predictions = predictions_table(corpus, corpus.test, result.predictions, {**self.named, "split": "test"})
         save(folder, "predictions", predictions)
+        if result.label_match is not None:
+            save(folder, "checkpoint_labels", _labels_table(result.label_match, corpus.label_names, self.named))
         checkpoint = self.method.checkpoint_folder
         settings = {
             "checkpoint": None if checkpoint is None else str(checkpoint),
@@ -115,3 +141,31 @@ class Adapt(ModelStage):
     def size(self, study: ResolvedStudy) -> int:
         assert self.method is not None
         return study.model_bytes * (1 + (study.study.adaptation.checkpoints or 0)) if self.method.trains else 0
+
+
+def _labels_table(match: LabelMatch, names: Sequence[str], named: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per label of a checkpoint, in the order of its classes."""
+    import pandas as pd
+
+    taken = {number: names[label] for label, number in enumerate(match.order)}
+    numbers = range(len(match.labels))
+    table = pd.DataFrame(
+        {
+            "model_label": match.labels,
+            "label": [taken[number] for number in numbers],
+            "matched": match.matched,
+            "fitted": pd.Series([None] * len(numbers), dtype=object),
+            "accuracy": float("nan"),
+            "fitted_accuracy": float("nan"),
+            "n": 0,
+        }
+    ).assign(**named)
+    if match.fitted is None:
+        return table
+    fitted = {number: names[label] for label, number in enumerate(match.fitted.order)}
+    return table.assign(
+        fitted=[fitted[number] for number in numbers],
+        accuracy=match.fitted.accuracy,
+        fitted_accuracy=match.fitted.fitted_accuracy,
+        n=match.fitted.n,
+    )

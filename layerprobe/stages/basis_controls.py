@@ -37,7 +37,7 @@ BASIS_CONTROLS = TableSpec(
         basis_seed="seed of the basis; of dictionaries, 0 for the first and 1 for the second",
         projected="whether the directions between the labels' means, on training examples of both sides, were removed",
         label_effect="mean over judged latents of the between-label share of the variance of activation ranks, among "
-        "examples of similar length, less its expectation under permuted labels",
+        "examples of similar length, minus its expectation under permuted labels",
         label_effect_low="lower end of its 95% interval over examples, for this basis",
         label_effect_high="upper end of its 95% interval over examples, for this basis",
         share_task="share of judged latents that are associated with a label (description; depends on the number of "

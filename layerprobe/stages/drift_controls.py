@@ -33,7 +33,7 @@ DRIFT_CONTROLS = TableSpec(
         control="`norm-matched` (random changes of base's weights, of the norms of the method's), or the name of a control method",
         similarity="similarity of base and adapted, mean over the method's seeds",
         control_similarity="similarity of base and the control, mean over its seeds and draws",
-        difference="drift beyond the control's: similarity under the control less that under the method; for distances the "
+        difference="drift beyond the control's: similarity under the control minus that under the method; for distances the "
         "reverse",
         standard_error="standard error of the difference: over examples (jackknife), and over seeds and draws where there are "
         "several",

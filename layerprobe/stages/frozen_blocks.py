@@ -72,6 +72,7 @@ def adapt_config(study: ResolvedStudy) -> Any:
         tuning=adaptation.tuning,
         pooling=adaptation.pooling,
         checkpoints=adaptation.checkpoints,
+        labels=study.study.data.labels,
         max_length=study.study.data.max_length,
         precision=study.precision,
         device=study.device,

@@ -52,7 +52,7 @@ def test_what_the_head_gives_up_has_its_paired_interval():
     assert "reaches accuracy 0.700, full fine-tuning 0.800, on the same 400 test examples" in text
     assert "Without training any block, the head alone reaches" in text
     assert "a difference of -10.0 points (head - full, 95% interval -12.0 to -8.0, more than chance explains)" in text
-    assert "the most frequent label reaches 0.500" in text and "seeds" not in text
+    assert "the majority baseline reaches 0.500" in text and "seeds" not in text
     text = quality_sentences(tables | {"differences": differences(-0.01, -0.03, 0.01, seeds=3)})
     assert "-3.0 to +1.0, 0 is within it)" in text and "means of 3 seeds" in text
     assert "a difference of +2.0 points" in quality_sentences(tables | {"differences": differences(0.02, 0.01, 0.03)})
@@ -62,7 +62,8 @@ def test_without_paired_answers_no_interval_of_the_difference_is_claimed():
     text = quality_sentences({"adaptation": adaptation(head=0.7, full=0.8)})
     assert "a difference of -10.0 points; this run has no paired comparison of the two" in text
     assert "head - full" not in text
-    assert quality_sentences({"adaptation": adaptation(full=0.8)}) == ""
+    alone = quality_sentences({"adaptation": adaptation(full=0.8)})
+    assert alone == "full reaches accuracy 0.800 (95% interval 0.750 to 0.850) on 50 test examples."
     other = {"adaptation": adaptation(head=0.7, full=0.8), "differences": differences(0, 0, 0, reference="top:2")}
     assert "no paired comparison" in quality_sentences(other)
 
@@ -88,7 +89,14 @@ def test_the_recommendation_says_what_is_saved_and_how_sure_it_is():
 
 
 def test_nothing_shallower_is_recommended_without_evidence():
-    assert "keep full: no shallower depth was shown to lose less than 0.01" in recommended({}, concluded())
+    nothing = recommended({}, concluded())
+    assert nothing == "These data are inconclusive: no depth below full was shown to lose less than the margin."
+    inferior = {"differences": differences(-0.1, -0.12, -0.08)}
+    assert recommended(inferior, concluded()) == (
+        "On this evidence keep full: every alternative loses more than 0.01 of accuracy."
+    )
+    ahead = recommended({"differences": differences(0.04, -0.01, 0.09)}, concluded())
+    assert "keep" not in ahead and "the head alone was ahead of full here (+4.0 points" in ahead
     more = recommended({}, concluded(undecided="head", needed=9000))
     assert more.startswith(
         "These data are inconclusive: they show neither that the head alone loses less than the margin"
@@ -411,7 +419,8 @@ def test_one_method_is_a_whole_page(tmp_path):
     tables, kept = depth_study(methods=("full",), seeds=(0,), n=200, ood=False)
     assert kept is None
     html = page(tmp_path / "run", tables)
-    assert "no drift of several methods" in html and 'data-figure="weights"' in html
+    assert "no drift of several methods" not in html and 'data-figure="weights"' in html
+    assert "no conclusion about depth" not in html and "full reaches accuracy" in html
 
 
 @pytest.mark.parametrize("section", ["quality", "cost"])

@@ -359,10 +359,11 @@ def test_the_answer_reports_shift_and_transfer_with_their_nulls():
         "random directions: the base's dictionary explains more than either" in transfer
     )
     assert (
-        "recovers 0.70 (95% interval 0.60 to 0.80) of the task loss and 0.95 (95% interval 0.90 to 1.00) of the accuracy"
+        "With the base's reconstruction in place of that layer, 70% (95% interval 60% to 80%) of its contribution to the "
+        "loss and 95% (95% interval 90% to 100%) of its contribution to the accuracy of the adapted classifier survive"
         in transfer
     )
-    assert "Controls recover up to 0.70 of the loss and 0.95 of the accuracy." in transfer
+    assert "With a control's reconstruction, at most 70% for the loss and 95% for the accuracy." in transfer
     assert (
         "reads only the first token of each example there (3.0% of the rows), of whose variance the base's dictionary "
         "explains 0.25 (95% interval 0.20 to 0.30)" in transfer
@@ -461,10 +462,10 @@ def test_stable_and_unstable_latents_are_compared_at_equal_energy_and_subspaces_
     text = stability_sentence(*everything(stability=stability(), subspace_overlap=subspaces()), "full")
     assert "At layer 2, 70 of 110 live latents of the adapted model's dictionary have a partner" in text
     assert (
-        "recovers 0.90 (95% interval 0.85 to 0.95) of the task loss; 0.60 (95% interval 0.55 to 0.65) without 30"
-        in text
+        "90% (95% interval 85% to 95%) of the layer's contribution to the loss survives; 60% (95% interval 55% to 65%) "
+        "without 30" in text
     )
-    assert "0.85 (95% interval 0.80 to 0.90) without 40 unstable ones of about equal energy (20% of all)" in text
+    assert "85% (95% interval 80% to 90%) without 40 unstable ones of about equal energy (20% of all)" in text
     assert "overlap by 0.70, more than directions drawn from the rows' covariance do (mean 0.50, at most 0.55" in text
     assert "no more than directions" in stability_sentence(*everything(subspace_overlap=subspaces(0.54)), "full")
     assert stability_sentence(*everything(), "full") is None

@@ -37,7 +37,7 @@ def quality(tables: Tables, comparison: Comparison) -> go.Figure:
 
 
 def differences(tables: Tables, comparison: Comparison) -> go.Figure | None:
-    """Accuracy less the run's reference by the share of trained blocks, with bands that hold for all methods of a run."""
+    """Accuracy minus the run's reference by the share of trained blocks, with bands that hold for all methods of a run."""
     table = queries.having(tables, "differences")
     if table is None:
         return None
@@ -45,12 +45,12 @@ def differences(tables: Tables, comparison: Comparison) -> go.Figure | None:
     for number, label, colour, shift in _runs(comparison):
         part = _with_depth(table, label)
         bars = error_bars(part.difference, part.band_low, part.band_high, colour, thickness=1.4)
-        x, words = part.trained_share + 0.012 * shift, "%{customdata[0]} less %{customdata[1]}: %{y:+.4f}"
+        x, words = part.trained_share + 0.012 * shift, "%{customdata[0]} minus %{customdata[1]}: %{y:+.4f}"
         _add_run(figure, number, label, x, part.difference, part[["method", "reference"]], words, error_y=bars)
     figure.add_hline(y=0, line={"color": PLAIN, "width": 1})
     for margin in sorted({float(value) for value in table.margin.dropna()}):
         figure.add_hline(y=-margin, line={"color": MARGIN, "dash": "dash"})
-    figure.update_yaxes(title="accuracy less the run's reference<br>above the dashed margin is enough")
+    figure.update_yaxes(title="accuracy minus the run's reference<br>above the dashed margin is enough")
     return _by_trained_blocks(figure, height=420)
 
 

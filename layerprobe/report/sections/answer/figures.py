@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import plotly.graph_objects as go
 
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
 from layerprobe.report.theme import EMPHASIS, SCALE, label_layers, styled
+
+
+def row_names(methods: Sequence[str], record: RunRecord) -> list[str]:
+    """Short names of methods, or their full ones where two would be the same."""
+    names = [queries.label(name, record) for name in methods]
+    return names if len(set(names)) == len(names) else list(methods)
 
 
 def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
@@ -38,7 +46,7 @@ def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
         go.Heatmap(
             z=[[1 - value for value in drift.value] for drift in drifts.values()],
             x=list(layers),
-            y=list(drifts),
+            y=row_names(list(drifts), record),
             colorscale=SCALE,
             zmin=0,
             zmax=1,

@@ -14,7 +14,9 @@ from layerprobe.report.sections.cost.sentences import notes
 def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     """Costs per method in words with their shares of the largest, notes, and the costs of the Pareto fronts."""
     table: Any = costs_by_method(tables, record)
-    costs = [name for name in COSTS if name in table]
+    # A checkpoint cost something, which is not known here.
+    trained = (table.get("trainable_parameters", 1) != 0).any() if len(table) else False
+    costs = [name for name in COSTS if name in table] if trained else []
     most = table[costs].max()
     shares = (100 * table[costs] / most.where(most > 0)).fillna(0)
     rows = []
@@ -24,6 +26,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     fronts, left_out = queries.having(tables, "pareto"), timed_costs(tables)
     names = [] if fronts is None else [name for name in dict.fromkeys(fronts.cost) if name not in left_out]
     return {
+        "trained": trained,
         "columns": [COSTS[name].label for name in costs],
         "rows": rows,
         "notes": notes(tables),

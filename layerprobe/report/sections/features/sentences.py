@@ -54,7 +54,8 @@ def shift_sentence(tables: Tables, record: RunRecord, method: str) -> str | None
         notes.append(f"these are of training seed {rows.seed.iloc[0]}; {seeds}")
     high = max(base.share_permuted_high, adapted.share_permuted_high)
     if high == high:
-        notes.append(f"with permuted labels: at most about {_percent(high)}")
+        at_most = "at most " if high > 0 else ""
+        notes.append(f"with permuted labels: {at_most}about {_percent(high)}")
     if {("second-seed", "base"), ("second-seed", "adapted")} <= set(at.index):
         second = [_percent(at.share_task["second-seed", side]) for side in ("base", "adapted")]
         notes.append(f"a second dictionary seed gives {' and '.join(second)}")
@@ -104,7 +105,7 @@ def crossing_sentence(tables: Tables, method: str) -> str | None:
     if row.verdict == "conditional":
         largest: Any = at.loc[at.difference.idxmax()]
         return (
-            f"The mean label effect of latents in adapted less that in base is largest at layer {largest.name} "
+            f"The mean label effect of latents in adapted minus that in base is largest at layer {largest.name} "
             f"({largest.difference:+.4f}; dictionaries at {where}). With one dictionary seed, how much it varies between "
             "dictionaries is unknown, so no layer is named at which it begins."
         )
@@ -156,12 +157,14 @@ def transfer_sentence(tables: Tables, record: RunRecord, method: str) -> str | N
     text += control_clause(controls_on(rows, "adapted")) + gap_clause(tables, record, method, layer)
     loss, accuracy = (_recovered(other, quantity) for quantity in ("loss", "accuracy"))
     if loss or accuracy:
-        parts = " and ".join(
-            part for part in (loss and f"{loss} of the task loss", accuracy and f"{accuracy} of the accuracy") if part
-        )
+        parts = [
+            f"{share} of its contribution to the {name}"
+            for share, name in ((loss, "loss"), (accuracy, "accuracy"))
+            if share
+        ]
         text += (
-            f" With the base's reconstruction in place of that layer, the adapted classifier recovers {parts} that "
-            "replacing the layer by its mean costs."
+            f" With the base's reconstruction in place of that layer, {' and '.join(parts)} of the adapted classifier "
+            f"survive{'s' * (len(parts) == 1)} (0%: the layer's mean)."
         )
         text += control_recovery(controls_on(rows, "adapted"))
     head = other.get("ev_head_rows")
@@ -216,8 +219,8 @@ def control_recovery(controls: pd.DataFrame) -> str:
     """A sentence on the largest shares that a control recovers; empty where none was measured."""
     names = [name for name in ("loss", "accuracy") if f"{name}_recovered" in controls]
     best = {name: controls[f"{name}_recovered"].max() for name in names}
-    parts = [f"{value:.2f} of the {name}" for name, value in best.items() if value == value]
-    return f" Controls recover up to {' and '.join(parts)}." if parts else ""
+    parts = [f"{_percent(value)} for the {name}" for name, value in best.items() if value == value]
+    return f" With a control's reconstruction, at most {' and '.join(parts)}." if parts else ""
 
 
 def gap_clause(tables: Tables, record: RunRecord, method: str, layer: int) -> str:
@@ -262,8 +265,8 @@ def _recovered(row: Any, quantity: str) -> str | None:
         return None
     low, high = row.get(f"{quantity}_recovered_low"), row.get(f"{quantity}_recovered_high")
     bounded = low == low and high == high
-    interval = f"95% interval {low:.2f} to {high:.2f}" if bounded else "no interval: this cost may be 0"
-    return f"{value:.2f} ({interval})"
+    interval = f"95% interval {_percent(low)} to {_percent(high)}" if bounded else "no interval: this cost may be 0"
+    return f"{_percent(value)} ({interval})"
 
 
 def stability_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
@@ -280,7 +283,7 @@ def stability_sentence(tables: Tables, record: RunRecord, method: str) -> str | 
         lost = {name: _recovered(at[name], "loss") for name in ("none", "stable", "unstable")}
         if all(lost.values()):
             parts.append(
-                f"Its reconstruction recovers {lost['none']} of the task loss; {lost['stable']} without "
+                f"With its reconstruction, {lost['none']} of the layer's contribution to the loss survives; {lost['stable']} without "
                 f"{int(at['stable'].latents)} stable latents, and {lost['unstable']} without {int(at['unstable'].latents)} "
                 f"unstable ones of about equal energy ({_percent(at['unstable'].energy_share)} of all)."
             )

@@ -1,4 +1,4 @@
-"""What did each depth do: drift of all methods, probes, interventions on blocks, and changes of weights."""
+"""What happened inside: drift of all methods, probes, interventions on blocks, and changes of weights."""
 
 from layerprobe.report.section import Section
 from layerprobe.report.sections.inside.context import context
@@ -6,7 +6,7 @@ from layerprobe.report.sections.inside.figures import drift_by_depth, interventi
 
 SECTION = Section(
     id="inside",
-    title="What did each depth do?",
+    title="What happened inside?",
     optional=("similarity", "probes", "interventions", "weights"),
     figures={"drift_by_depth": drift_by_depth, "probes": probes, "interventions": interventions, "weights": weights},
     context=context,

@@ -154,7 +154,7 @@ def interventions(tables: Tables, record: RunRecord, *, method: str | None = Non
             if part.empty:
                 continue
             hover = (
-                f"seed {seed}, layer %{{x}}, {words}: %{{y:.4f}}<br>less the untouched model %{{customdata[0]:+.4f}} "
+                f"seed {seed}, layer %{{x}}, {words}: %{{y:.4f}}<br>minus the untouched model %{{customdata[0]:+.4f}} "
                 "(%{customdata[1]:+.4f} to %{customdata[2]:+.4f})"
             )
             joined = is_first and kind != "pooler"

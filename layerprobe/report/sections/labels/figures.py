@@ -35,7 +35,7 @@ def label_variance(
         cols=1,
         shared_xaxes=True,
         vertical_spacing=0.14,
-        subplot_titles=("Base and adapted", "Adapted less base"),
+        subplot_titles=("Base and adapted", "Adapted minus base"),
     )
     for side, colour in SIDES.items():
         seeds = queries.seeds_of(rows[rows.side == side], str(method))
@@ -66,6 +66,6 @@ def label_variance(
     figure.update_xaxes(dtick=1)
     label_layers(figure, row=2, col=1)
     figure.update_yaxes(tickformat=".1%")
-    figure.update_yaxes(title="share less its mean<br>under permuted labels", row=1, col=1)
+    figure.update_yaxes(title="share minus its mean<br>under permuted labels", row=1, col=1)
     figure.update_yaxes(title="difference", row=2, col=1)
     return styled(figure, height=520)

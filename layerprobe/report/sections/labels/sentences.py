@@ -73,6 +73,6 @@ def label_sentence(table: pd.DataFrame, method: str, unit: str) -> str:
         where += " (5% for any false layer)."
     return (
         f"Under {method}, {100 * adapted.excess.mean():.1f}% of the variance of {VECTORS[unit]} at layer {last} lies between "
-        f"labels, and {100 * base.excess.mean():.1f}% in base (each less its mean under permuted labels): a difference of "
+        f"labels, and {100 * base.excess.mean():.1f}% in base (each minus its mean under permuted labels): a difference of "
         f"{amount}. {where}"
     )

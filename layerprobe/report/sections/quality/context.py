@@ -11,7 +11,7 @@ from layerprobe.report import queries
 from layerprobe.report.costs import COSTS
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.quality.figures import LOGISTIC
-from layerprobe.report.sections.quality.sentences import accuracy, listed, recommendation
+from layerprobe.report.sections.quality.sentences import accuracy, listed, recommendation, single_sentence
 
 HEADS = {
     "model": "the family's own head",
@@ -52,6 +52,8 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     return {
         "conclusion": record.sufficiency,
         "recommendation": recommendation(tables, record),
+        "single": single_sentence(tables, record),
+        "trains": any(after.get("trainable_parameters", pd.Series(dtype=float)) > 0),
         "tests": queries.records_of(queries.having(tables, "sufficiency")),
         "tuning": _tuning(tables, record),
         "splits": list(dict.fromkeys(["test", *after["split"]])),

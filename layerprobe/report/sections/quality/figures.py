@@ -53,7 +53,7 @@ def quality(tables: Tables, record: RunRecord, *, split: str = "test") -> go.Fig
 
 
 def differences(tables: Tables, record: RunRecord) -> go.Figure | None:
-    """Accuracy less the reference's on the same examples: 95% interval, simultaneous band, single seeds and the margin."""
+    """Accuracy minus the reference's on the same examples: 95% interval, simultaneous band, single seeds and the margin."""
     table = queries.having(tables, "differences")
     if table is None:
         return None
@@ -75,7 +75,7 @@ def differences(tables: Tables, record: RunRecord) -> go.Figure | None:
             }
             add_trace(figure, [low, high], [place, place], row.method, colour, **options)
         hover = (
-            f"{row.method} less {reference}: {row.difference:+.4f}<br>95% interval {row.ci_low:+.4f} to {row.ci_high:+.4f}"
+            f"{row.method} minus {reference}: {row.difference:+.4f}<br>95% interval {row.ci_low:+.4f} to {row.ci_high:+.4f}"
             f"<br>simultaneous band {row.band_low:+.4f} to {row.band_high:+.4f}"
             f"<br>exactly one is right on {row.disagreement:.1%}"
         )
@@ -95,7 +95,7 @@ def differences(tables: Tables, record: RunRecord) -> go.Figure | None:
         figure.add_vline(x=-margin, line={"color": OUTCOMES["inferior"][0], "dash": "dash", "width": 2})
         text = {"text": f"margin –{margin:.3g}", "showarrow": False}
         figure.add_annotation(x=-margin, y=1, yref="paper", yanchor="bottom", **text)
-    figure.update_xaxes(title=f"accuracy less {reference}'s, same examples<br>right of 0 is better")
+    figure.update_xaxes(title=f"accuracy minus {reference}'s, same examples<br>right of 0 is better")
     _label_rows(figure, list(table.method), record)
     styled(figure, height=170 + 42 * len(table))
     return figure.update_layout(legend_y=-100 / (84 + 42 * len(table)))

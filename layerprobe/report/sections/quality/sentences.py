@@ -10,6 +10,7 @@ import pandas as pd
 from layerprobe.record import Finding, RunRecord
 from layerprobe.report import queries
 from layerprobe.report.costs import COSTS, costs_by_method
+from layerprobe.report.decisions import LOGISTIC, compare, decide
 from layerprobe.report.section import Tables
 
 MAJORITY = "reference:majority"
@@ -27,7 +28,7 @@ SAVED = ("flops", "seconds", "trainable_parameters")
 
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     """The best frozen model compared with full fine-tuning, and the conclusion about depth with a recommendation."""
-    texts = [frozen_sentence(tables, record)]
+    texts = [frozen_sentence(tables, record) or single_sentence(tables, record)]
     if record.sufficiency:
         texts.append(f"{record.sufficiency.sentence} {recommendation(tables, record)}")
     return [Finding(text=text, figure="quality") for text in texts if text]
@@ -68,8 +69,31 @@ def frozen_sentence(tables: Tables, record: RunRecord) -> str:
     if others:
         text += f"; also without training a block: {listed(others)}"
     if MAJORITY in means:
-        text += f"; always predicting the most frequent label reaches {means[MAJORITY]:.3f}"
+        text += f"; the majority baseline reaches {means[MAJORITY]:.3f}"
     return f"{text}{_unequal(after, best, full)}."
+
+
+def single_sentence(tables: Tables, record: RunRecord) -> str:
+    """Accuracy of the only method, such as a checkpoint, and of frozen models; empty in a study of several."""
+    comparison, after, names = compare(tables, record), queries.accuracy_after(tables), queries.methods(tables, record)
+    if after is None or len(names) != 1 or names[0] not in set(after.method):
+        return ""
+    means, rows = after.groupby("method").accuracy.mean(), after[after.method == names[0]]
+    if comparison is None:
+        others = [f"{_words(name)} {means[name]:.3f}" for name in LOGISTIC if name in means]
+    else:
+        others = [
+            f"{_words(one.name)} {one.accuracy:.3f} (a difference of {100 * one.difference:+.1f} points, 95% band for all "
+            f"{100 * one.low:+.1f} to {100 * one.high:+.1f})"
+            for one in comparison.alternatives
+        ]
+    reached = accuracy(rows.iloc[0]) if len(rows) == 1 else f"{means[names[0]]:.3f}, the mean of {len(rows)} seeds"
+    text = f"{queries.label(names[0], record)} reaches accuracy {reached} on {int(rows.n.iloc[0]):,} test examples"
+    if others:
+        text += f"; on the same ones, without training a block: {listed(others)}"
+    if MAJORITY in means:
+        text += f"; the majority baseline reaches {means[MAJORITY]:.3f}"
+    return f"{text}."
 
 
 def _frozen(record: RunRecord) -> list[str]:
@@ -113,9 +137,9 @@ def recommendation(tables: Tables, record: RunRecord) -> str:
     bands: dict[str, Any] = {} if differences is None else {str(row.method): row for row in differences.itertuples()}
     better = [name for name, row in bands.items() if row.band_low > 0 and name not in sufficient]
     if smallest is not None:
-        text = f"On this evidence train {_words(smallest)}{_saved(tables, record, smallest, reference)}"
+        text = f"On this evidence train {_words(smallest)}{saved_costs(tables, record, smallest, reference)}"
         if smallest in FROZEN:
-            text = f"On this evidence train no block: {_words(smallest)} is enough{_saved(tables, record, smallest, reference)}"
+            text = f"On this evidence train no block: {_words(smallest)} is enough{saved_costs(tables, record, smallest, reference)}"
         if outside:
             text += f"; outside the sequence of depths, also sufficient: {listed(outside)}"
         text += "."
@@ -129,11 +153,21 @@ def recommendation(tables: Tables, record: RunRecord) -> str:
         return f"On this evidence {reference} is not the best choice.{_better(bands, better, reference)}"
     if outside:
         return f"On this evidence train {listed(outside)}, which was shown to be sufficient; no depth was."
-    if undecided is None:
+    comparison = compare(tables, record)
+    decision = None if comparison is None else decide(comparison)
+    if decision is not None and decision.verdict == "needed":
         return (
-            f"On this evidence keep {reference}: no shallower depth was shown to lose less than {conclusion.margin:.3g} of "
-            "accuracy."
+            f"On this evidence keep {reference}: every alternative loses more than {conclusion.margin:.3g} of accuracy."
         )
+    if undecided is None:
+        if decision is not None and decision.about.difference > 0:
+            about = decision.about
+            return (
+                f"These data are inconclusive: {_words(about.name)} was ahead of {reference} here "
+                f"({100 * about.difference:+.1f} points, simultaneous 95% band {100 * about.low:+.1f} to "
+                f"{100 * about.high:+.1f}), but no depth below {reference} was shown to lose less than the margin."
+            )
+        return f"These data are inconclusive: no depth below {reference} was shown to lose less than the margin."
     row = bands.get(undecided)
     outcome = next((test["outcome"] for test in tests if test["method"] == undecided), "undecided")
     way_out = f" Evaluate {_words(undecided)} on more test examples." if conclusion.needed else ""
@@ -163,7 +197,7 @@ def _better(bands: dict[str, Any], names: Sequence[str], reference: str) -> str:
     )
 
 
-def _saved(tables: Tables, record: RunRecord, method: str, reference: str) -> str:
+def saved_costs(tables: Tables, record: RunRecord, method: str, reference: str) -> str:
     """Shares of the reference's comparable costs."""
     costs = costs_by_method(tables, record)
     if costs is None or not {method, reference} <= set(costs.method):
