@@ -32,7 +32,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from layerprobe import sae
 from layerprobe.sae import CrosscoderConfig, SaeConfig
-from layerprobe.sae._sparse import LargestOfBatch, Weights
+from layerprobe.sae._sparse import Weights
 from layerprobe.sae.architectures import ARCHITECTURES
 
 D, D_SAE, K, BATCH, ROWS = 384, 1536, 32, 1024, 20_000
