@@ -23,13 +23,13 @@ def largest_of_rows(values: Float[torch.Tensor, "n m"], k: int) -> Int[torch.Ten
         return positions[top.values > 0].sort().values
     array = values.numpy()
     least = np.finfo(array.dtype).smallest_subnormal
-    positions = _where(array >= np.maximum(_row_bounds(values, k), least))
-    rows = positions // m
+    found = _where(array >= np.maximum(_row_bounds(values, k), least))
+    rows = found // m
     counts = np.bincount(rows, minlength=n)
-    if not len(positions) or counts.max() <= k:
-        return torch.from_numpy(positions)
+    if not len(found) or counts.max() <= k:
+        return torch.from_numpy(found)
     starts = np.cumsum(counts) - counts
-    candidates = array.reshape(-1)[positions]
+    candidates = array.reshape(-1)[found]
     padded = np.full((n, counts.max()), -np.inf, array.dtype)
     padded[rows, np.arange(len(rows)) - starts[rows]] = candidates
     last = padded.shape[1] - k
@@ -40,7 +40,7 @@ def largest_of_rows(values: Float[torch.Tensor, "n m"], k: int) -> Int[torch.Ten
         room = k - np.bincount(rows[above], minlength=n)
         rank = np.concatenate([[0], np.cumsum(tied)])
         kept = above | (tied & (rank[1:] - rank[starts[rows]] <= room[rows]))
-    return torch.from_numpy(positions[kept])
+    return torch.from_numpy(found[kept])
 
 
 def largest_of_batch(values: Float[torch.Tensor, "n m"], count: int) -> Int[torch.Tensor, " chosen"]:
@@ -105,7 +105,7 @@ def _lower_bound(flat: np.ndarray, n: int) -> float:
     return float(np.partition(sample, sample.size - rank)[sample.size - rank])
 
 
-def _where(flags: Bool[np.ndarray, "..."]) -> Int[np.ndarray, " true"]:
+def _where(flags: Bool[np.ndarray, "n m"] | Bool[np.ndarray, " n"]) -> Int[np.ndarray, " true"]:
     """Flat positions of the true ones: eight at a time, since few are true."""
     flat = flags.reshape(-1)
     if len(flat) % 8:

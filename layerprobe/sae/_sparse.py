@@ -22,7 +22,7 @@ from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSA
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import TopKTrainingSAE
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, mse_loss
 
 from layerprobe.sae._selection import largest_of_batch, largest_of_rows
 
@@ -110,7 +110,9 @@ def reconstruct(
     codes = values.new_zeros(hidden.numel()).index_put((chosen.active,), values).view_as(hidden)
     parts = [codes[:, low:high] @ weights.w_dec[low:high] for low, high in pairwise((0, *widths))]
     levels = torch.stack(parts, dim=1).cumsum(1) + weights.b_dec
-    revived = None if chosen.dead is None else (hidden[:, chosen.dead] * chosen.kept) @ weights.w_dec[chosen.dead]
+    revived = None
+    if chosen.dead is not None and chosen.kept is not None:
+        revived = (hidden[:, chosen.dead] * chosen.kept) @ weights.w_dec[chosen.dead]
     return Rebuilt(levels, values, revived)
 
 
@@ -147,7 +149,9 @@ class _Reconstruct(torch.autograd.Function):
         z, w_enc, w_dec, values, codes = ctx.saved_tensors
         assert to_levels is not None
         # What a level sums is also in all wider ones.
-        to_sums = to_levels.contiguous() if to_levels.shape[1] == 1 else to_levels.flip(1).cumsum(1).flip(1)
+        to_sums = to_levels.clone(memory_format=torch.contiguous_format)
+        for level in range(to_sums.shape[1] - 2, -1, -1):
+            to_sums[:, level] += to_sums[:, level + 1]
         to_b_dec = to_sums[:, 0].sum(0)
         to_sums = to_sums.view(-1, to_levels.shape[2])
         to_codes = _products(to_sums, w_dec, ctx.starts, ctx.latents)
@@ -221,14 +225,14 @@ class _Sparse:
             rows, latents = chosen.active // len(chosen.norms), chosen.latents
             firing = torch.bincount(latents, minlength=len(chosen.norms))
         rebuilt = reconstruct(x, weights, chosen, centred=True, widths=self.widths)
-        errors = (rebuilt.levels - x[:, None]).pow(2).sum((0, 2)) / len(x)
-        losses = {f"inner_mse_loss_{width}": errors[i] for i, width in enumerate(self.widths[:-1])}
-        losses["mse_loss"] = errors[-1]
-        total, out = errors.sum(), rebuilt.levels[:, -1]
+        levels = rebuilt.levels.unbind(1)
+        names = [*(f"inner_mse_loss_{width}" for width in self.widths[:-1]), "mse_loss"]
+        losses = {name: mse_loss(level, x, reduction="sum") / len(x) for name, level in zip(names, levels, strict=True)}
+        out, total = levels[-1], sum(losses.values(), x.new_zeros(()))
         if rebuilt.revived is not None:
             assert chosen.dead is not None
             # sae-lens' auxiliary loss (Gao et al. 2024, appendix A.2): dead latents reconstruct the error of live ones.
-            missed = (rebuilt.revived - (x - out.detach())).pow(2).sum() / len(x)
+            missed = mse_loss(rebuilt.revived, x - out.detach(), reduction="sum") / len(x)
             share = min(len(chosen.dead) / max(1, x.shape[1] // 2), 1.0)
             losses["auxiliary_reconstruction_loss"] = self.cfg.aux_loss_coefficient * share * missed
             total = total + losses["auxiliary_reconstruction_loss"]
@@ -275,7 +279,8 @@ class BatchTopK(_Sparse, BatchTopKTrainingSAE):
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         # As it is saved: sae-lens' float64 does not exist on mps.
-        self.topk_threshold = self.topk_threshold.float()
+        threshold: Tensor = self.topk_threshold  # type: ignore[has-type]
+        self.topk_threshold = threshold.float()
 
     def choose(self, ranked: Float[Tensor, "n d_sae"]) -> Int[Tensor, " active"]:
         return largest_of_batch(ranked, int(self.cfg.k * len(ranked)))

@@ -318,7 +318,7 @@ def loss(
 
     chosen = _choose(weights, rows, config, dead)
     rebuilt = reconstruct(rows, weights, chosen, centred=False)
-    error, latents, m = rebuilt.levels[:, 0] - rows, chosen.latents, len(rows)
+    error, latents, m = rebuilt.levels.squeeze(1) - rows, chosen.latents, len(rows)
     total = error.square().sum() / m
     if config.penalty:
         total = total + config.penalty / m * (rebuilt.values * _norms(weights.w_dec)[latents]).sum()
