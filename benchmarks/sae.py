@@ -2,10 +2,13 @@
 
     python benchmarks/sae.py                  # everything: about three minutes on two cores
     python benchmarks/sae.py --steps 100      # longer measurements
-    python benchmarks/sae.py --only training  # or: analysis, selection, crosscoder
+    python benchmarks/sae.py --only training  # or: steps, analysis, selection, crosscoder
+    python benchmarks/sae.py --threads 1
 
 Rows have 384 features, dictionaries 1,536 latents of which 32 are active, batches 1,024 rows. Run it while nothing else
-runs. Ratios are of rows per second within one run; the alternatives take turns, so that load affects all alike.
+runs. Ratios are of rows per second within one run, those of single steps of CPU time; the alternatives take turns, so that
+load affects all alike. The bound of a step is the products of matrices that it needs, on their own: the encoder on all
+latents, and over active latents the decoder, the gradient of the activations and those of both matrices.
 """
 
 from __future__ import annotations
@@ -29,10 +32,15 @@ from sae_lens import TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopK
 from sae_lens.training.sae_trainer import SAETrainer
+from torch.nn.functional import embedding_bag
 
 from layerprobe import sae
 from layerprobe.sae import CrosscoderConfig, SaeConfig
-from layerprobe.sae._sparse import LargestOfBatch, Weights
+from layerprobe.sae._config import plan
+from layerprobe.sae._rows import measure
+from layerprobe.sae._selection import largest_of_batch
+from layerprobe.sae._sparse import Weights, by_latent
+from layerprobe.sae._trainer import Trainer, initialise, trainer_settings
 from layerprobe.sae.architectures import ARCHITECTURES
 
 D, D_SAE, K, BATCH, ROWS = 384, 1536, 32, 1024, 20_000
@@ -95,9 +103,12 @@ def selection(repeats: int = 9) -> None:
     """The activation function alone, forwards, on what a trained encoder gives and on noise."""
     for name, scale in {"noise": 1.0, "noise, few positive": 0.3}.items():
         x = torch.randn(BATCH, D_SAE, generator=torch.Generator().manual_seed(0)) + (scale - 1.0) * 3
-        theirs, fast = BatchTopK(K), LargestOfBatch(K)
-        assert torch.equal(theirs(x), fast(x))
-        times = [(seconds(lambda: theirs(x)), seconds(lambda: fast(x))) for _ in range(repeats)]  # noqa: B023
+        theirs = BatchTopK(K)
+        assert torch.equal(theirs(x).flatten().nonzero()[:, 0], largest_of_batch(x, K * BATCH))
+        times = [
+            (seconds(lambda: theirs(x)), seconds(lambda: largest_of_batch(x, K * BATCH)))  # noqa: B023
+            for _ in range(repeats)
+        ]
         slow, quick = (median(t) for t in zip(*times, strict=True))
         line(
             f"BatchTopK selection, {BATCH} x {D_SAE}, {name}",
@@ -122,6 +133,95 @@ def training(steps: int, repeats: int = 3) -> None:
         )
 
 
+def bare_products(width: int) -> Callable[[], None]:
+    """The products of a step on rows of this width, with K random active latents per row, and nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    x, errors = (torch.randn(BATCH, width, generator=generator) for _ in range(2))
+    encoder = by_latent(torch.randn(width, D_SAE, generator=generator))
+    decoder, bias = torch.randn(D_SAE, width, generator=generator), torch.zeros(D_SAE)
+    latents = torch.rand(BATCH, D_SAE, generator=generator).topk(K).indices.sort(1).values.reshape(-1)
+    by_row, rows = torch.arange(BATCH + 1) * K, torch.arange(BATCH).repeat_interleave(K)
+    order = latents.argsort(stable=True)
+    runs, codes = torch.searchsorted(latents[order], torch.arange(D_SAE)), torch.ones(len(latents))
+    pattern = torch.sparse_csr_tensor(by_row, latents, codes, (BATCH, D_SAE), check_invariants=False)
+
+    def products() -> None:
+        torch.addmm(bias, x, encoder)
+        embedding_bag(latents, decoder, by_row[:-1], mode="sum", per_sample_weights=codes)
+        torch.sparse.sampled_addmm(pattern, errors, decoder.T, beta=0)
+        for table in (x, errors):
+            embedding_bag(rows[order], table, runs, mode="sum", per_sample_weights=codes)
+
+    return products
+
+
+def cpu_seconds(function: Callable[[], object], times: int) -> float:
+    start = time.process_time()
+    for _ in range(times):
+        function()
+    return (time.process_time() - start) / times
+
+
+def steps(repeats: int = 7, times: int = 5, first: int = 25) -> None:
+    """CPU time of one training step, of sae-lens' own and of the products that it needs, in turns."""
+    rows = planted()
+    for architecture in ("topk", "batchtopk", "matryoshka_batchtopk"):
+        total = first + repeats * times
+        config = SaeConfig(architecture, D_SAE / D, K, samples=total * BATCH, batch_size=BATCH, learning_rate=3e-3)
+        sizes, scale = plan(config, rows.shape), measure(rows)
+        trainer = Trainer(sizes, initialise(sizes, scale), rows, scale)
+        theirs = TrainingSAE.from_dict(trainer.sae.cfg.to_dict())
+        reference = SAETrainer(cfg=trainer_settings(sizes), sae=theirs, data_provider=batches(rows))
+        reference.activation_scaler.scaling_factor = scale.factor
+
+        def step(reference: SAETrainer = reference) -> None:
+            reference.step(next(reference.data_provider))
+            reference.n_training_steps += 1
+
+        for advance in (trainer.advance, step):
+            cpu_seconds(advance, first)
+        report(architecture, bare_products(D), trainer.advance, step, repeats, times)
+    config = CrosscoderConfig(d_sae=D_SAE, k=K, steps=repeats * times)
+    crosscoder_step = steps_of_a_crosscoder(rows, config)
+    report("crosscoder", bare_products(2 * D), crosscoder_step, None, repeats, times)
+
+
+def steps_of_a_crosscoder(rows: np.ndarray, config: CrosscoderConfig) -> Callable[[], None]:
+    """A step as `sae.crosscoder.train` makes it, without dead latents."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((D_SAE, 2 * D), (D_SAE,), (D_SAE, 2 * D), (2 * D,))
+    start = [torch.randn(shape, generator=generator).div(28) for shape in shapes]
+    weights = Weights(*(weight.requires_grad_() for weight in (start[0].T, *start[1:])))
+    optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True)
+    both, dead = np.concatenate([rows, rows], axis=1), torch.zeros(D_SAE, dtype=torch.bool)
+    source = batches(both)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        sae.crosscoder.loss(weights, next(source), config, dead)[0].backward()
+        optimizer.step()
+
+    return step
+
+
+def report(
+    name: str,
+    bound: Callable[[], None],
+    here: Callable[[], None],
+    theirs: Callable[[], None] | None,
+    repeats: int,
+    times: int,
+) -> None:
+    bound()
+    taken = [[cpu_seconds(f, times) for f in (bound, here, theirs) if f is not None] for _ in range(repeats)]
+    least, ours, *plain = (1e3 * median(t) for t in zip(*taken, strict=True))
+    line(
+        f"{name}, CPU time of a step",
+        f"{least:6.1f} ms products alone, {ours:6.1f} here ({ours / least:.2f}x; goal 1.5)"
+        + "".join(f", {t:6.1f} sae-lens ({t / least:.2f}x)" for t in plain),
+    )
+
+
 def crosscoder(repeats: int = 9) -> None:
     """One loss and its gradients, by sums over active latents and by dense automatic differentiation."""
     generator = torch.Generator().manual_seed(0)
@@ -136,7 +236,8 @@ def crosscoder(repeats: int = 9) -> None:
     def dense() -> None:
         hidden = torch.addmm(weights.b_enc, rows, weights.w_enc)
         norms = weights.w_dec.view(D_SAE, 2, D).norm(dim=2).sum(1)
-        kept = (LargestOfBatch(K)((hidden * norms).detach()) > 0).float()
+        chosen = largest_of_batch((hidden * norms).detach(), K * BATCH)
+        kept = hidden.new_zeros(hidden.numel()).index_fill(0, chosen, 1.0).view_as(hidden)
         error = (hidden * kept) @ weights.w_dec + weights.b_dec - rows
         (error.square().sum() / BATCH).backward()
 
@@ -201,19 +302,26 @@ def analysis(n: int = 60_000) -> None:
 
 def main() -> None:
     measured = {
-        "analysis": lambda steps: analysis(),
-        "selection": lambda steps: selection(),
-        "crosscoder": lambda steps: crosscoder(),
+        "steps": lambda count: steps(),
+        "analysis": lambda count: analysis(),
+        "selection": lambda count: selection(),
+        "crosscoder": lambda count: crosscoder(),
         "training": training,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", choices=measured)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    print(f"python {sys.version.split()[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
-    for name, measure in measured.items():
+    torch.set_num_threads(options.threads)
+    print(
+        f"python {sys.version.split()[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
+        flush=True,
+    )
+    for name, run in measured.items():
         if options.only in (None, name):
-            measure(options.steps)
+            run(options.steps)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from layerprobe.errors import ArgumentError
 from layerprobe.sae._config import Plan
 from layerprobe.sae._dictionary import Dictionary
 from layerprobe.sae._rows import Scale, evenly_spaced, order
-from layerprobe.sae._sparse import nth_largest
+from layerprobe.sae._selection import nth_largest
 
 LOGGED_STEPS = 200
 ENCODER = ("W_enc", "b_enc", "b_gate", "b_mag", "r_mag")
@@ -200,7 +200,10 @@ def finish(sae: Any, plan: Plan, rows: np.ndarray, factor: float, folder: Path) 
     if plan.architecture.recalibrated:
         _calibrate(sae, rows, plan.k)
     # A saved dictionary does not record where it was trained.
-    sae.to("cpu").save_inference_model(folder)
+    sae.to("cpu")
+    # During training the encoder may be stored latent by latent, which safetensors refuses.
+    sae.W_enc.data = sae.W_enc.data.contiguous()
+    sae.save_inference_model(folder)
 
 
 @torch.no_grad()

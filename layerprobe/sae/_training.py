@@ -157,8 +157,11 @@ def _restore(trainer: Trainer, state: dict[str, Any], tensors: dict[str, torch.T
             trainer.lr_scheduler.step()
     for number, parameter in enumerate(trainer.parameters):
         prefix = f"adam.{number}."
+        moments = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        # The fused Adam reads moments in the order in which the parameter is stored.
         trainer.optimizer.state[parameter] = {
-            name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+            name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+            for name, value in moments.items()
         }
     for name in TRACKED:
         setattr(trainer, name, tensors[name])

@@ -24,7 +24,7 @@ from layerprobe.sae._rows import READ_ROWS, evenly_spaced, order
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
 
-    from layerprobe.sae._sparse import Weights
+    from layerprobe.sae._sparse import Chosen, Weights
 
 __all__ = ["Crosscoder", "CrosscoderConfig", "train"]
 
@@ -245,7 +245,7 @@ def train(
         ArgumentError: if a value of the configuration is out of range, or there are fewer rows than latents.
         MeasureError: if the sides' shapes differ, a side does not vary, or a value is not finite.
     """
-    from layerprobe.sae._sparse import nth_largest
+    from layerprobe.sae._selection import nth_largest
 
     base_rows, adapted_rows = paired(base_rows, adapted_rows)
     n, d = base_rows.shape
@@ -273,9 +273,10 @@ def train(
 def _fit(start: Crosscoder, batches: Iterator[Float[Tensor, "m both"]], config: CrosscoderConfig) -> Crosscoder:
     from layerprobe.sae._sparse import Weights
 
+    # The encoder is stored latent by latent, as its gradient is computed: otherwise each step would copy that.
     d_sae, steps = start.d_sae, config.steps or 0
     weights = Weights(
-        start._flat(start.encoder).view(d_sae, -1).T.clone(memory_format=torch.contiguous_format).requires_grad_(),
+        start._flat(start.encoder).view(d_sae, -1).clone().T.requires_grad_(),
         start._flat(start.encoder_bias).clone().requires_grad_(),
         start._flat(start.decoder).view(d_sae, -1).clone().requires_grad_(),
         start._flat(start.decoder_bias).clone().requires_grad_(),
@@ -313,33 +314,41 @@ def loss(
         config: gives k and the penalty.
         dead: latents that the auxiliary loss is to revive.
     """
-    from layerprobe.sae._sparse import largest_of_batch, reconstruct
+    from layerprobe.sae._sparse import reconstruct
 
-    m = len(rows)
-    norms = weights.w_dec.view(len(dead), 2, -1).norm(dim=2).sum(1)
-    with torch.no_grad():
-        hidden = torch.addmm(weights.b_enc, rows, weights.w_enc)
-        chosen = largest_of_batch(hidden * norms, max(1, round(config.k * m)))
-        latents = chosen % len(dead)
-    rebuilt, values = reconstruct(rows, weights, hidden, chosen, centred=False)
-    error = rebuilt - rows
+    chosen = _choose(weights, rows, config, dead)
+    rebuilt = reconstruct(rows, weights, chosen, centred=False)
+    error, latents, m = rebuilt.levels.squeeze(1) - rows, chosen.latents, len(rows)
     total = error.square().sum() / m
     if config.penalty:
-        total = total + config.penalty / m * (values * norms[latents]).sum()
-    if bool(dead.any()):
-        total = total + AUXILIARY / m * _residual(weights, rows, error.detach(), dead).square().sum()
+        total = total + config.penalty / m * (rebuilt.values * _norms(weights.w_dec)[latents]).sum()
+    if rebuilt.revived is not None:
+        # Inactive latents are to reconstruct what the active ones leave (Gao et al. 2024).
+        total = total + AUXILIARY / m * (rebuilt.revived + error.detach()).square().sum()
     return total, torch.bincount(latents, minlength=len(dead)) > 0
 
 
-def _residual(
-    weights: Weights, rows: Float[Tensor, "m both"], error: Float[Tensor, "m both"], dead: Bool[Tensor, " d_sae"]
-) -> Float[Tensor, "m both"]:
-    """The error that remains when inactive latents are to reconstruct it (Gao et al. 2024)."""
+@torch.no_grad()
+def _choose(
+    weights: Weights, rows: Float[Tensor, "m both"], config: CrosscoderConfig, dead: Bool[Tensor, " d_sae"]
+) -> Chosen:
+    from layerprobe.sae._selection import largest_of_batch
+    from layerprobe.sae._sparse import LEAST_NORM, Chosen, scores
+
+    norms = _norms(weights.w_dec).clamp_min(LEAST_NORM)
+    ranked = scores(rows, weights, norms)
+    active = largest_of_batch(ranked, max(1, round(config.k * len(rows))))
+    if not bool(dead.any()):
+        return Chosen(ranked, norms, active)
     columns = dead.nonzero()[:, 0]
-    hidden = torch.addmm(weights.b_enc[columns], rows, weights.w_enc[:, columns])
-    kept = hidden.topk(min(max(1, rows.shape[1] // 4), len(columns)), sorted=False).indices
-    codes = (hidden * torch.zeros_like(hidden).scatter_(1, kept, 1.0)).relu()
-    return codes @ weights.w_dec[columns] + error
+    hidden = Chosen(ranked, norms, active, columns).dead_hidden
+    top = hidden.topk(min(max(1, rows.shape[1] // 4), len(columns)), sorted=False).indices
+    return Chosen(ranked, norms, active, columns, torch.zeros_like(hidden).scatter_(1, top, 1.0) * (hidden > 0))
+
+
+def _norms(decoder: Float[Tensor, "d_sae both"]) -> Float[Tensor, " d_sae"]:
+    """Of each latent's directions, the sum over both sides."""
+    return decoder.view(len(decoder), 2, -1).norm(dim=2).sum(1)
 
 
 def paired(base_rows: Any, adapted_rows: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ class Crosscoder(LayerStage):
     """A joint dictionary of one layer; empty where base and adapted rows are equal. Keyed by the content of the rows."""
 
     name: ClassVar = "crosscoder"
-    version: ClassVar = 3
+    version: ClassVar = 4
     keyed_by_content: ClassVar = True
     accelerator: ClassVar = True
     first_guess: ClassVar = 25.0

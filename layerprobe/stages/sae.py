@@ -57,7 +57,7 @@ class Sae(LayerStage):
     variant: Variant = "trained"
 
     name: ClassVar = "sae"
-    version: ClassVar = 5
+    version: ClassVar = 6
     keyed_by_content: ClassVar = True
     resumable: ClassVar = True
     accelerator: ClassVar = True
