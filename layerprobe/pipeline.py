@@ -75,12 +75,12 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: P
         notes = (f"Keys and bytes are pending: {error}", *_power(StudyShape(study, None), study.data.test or 500))
         return Plan(tasks, store.root, _free(store.root), notes)
     damaged: list[str] = []
-    lines = tuple(_planned(resolved, store, damaged))
+    lines = tuple(planned_tasks(resolved, store, damaged))
     notes = (*_near_copies(resolved), *_power(resolved.shape, resolved.n_test), *damaged)
     return Plan(lines, store.root, _free(store.root), notes)
 
 
-def _planned(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) -> Iterable[PlannedTask]:
+def planned_tasks(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) -> Iterable[PlannedTask]:
     """Every task with its key, as far as its parents are finished; reads `meta.json` files alone."""
     metas: dict[Stage, ArtifactMeta] = {}
     known: set[Stage] = set()
@@ -179,7 +179,7 @@ def run(
             print("Reading the data and the model", file=sys.stderr, flush=True)
         resolved = resolve(study, device, precision).resolved
         recording.describe(resolved)
-        check_space(_planned(resolved, store, []), store.root)
+        check_space(planned_tasks(resolved, store, []), store.root)
         for one in list(compute([recording], computation, store.root, progress=progress)):
             one.complete()
         return recording.result

@@ -35,7 +35,7 @@ ABOVE = {
         "runs",
         "stage",
     ),
-    *("stages", "store", "study"),
+    *("stages", "store", "study", "sweep"),
 }
 HEAVY = {"datasets", "peft", "sae_lens", "torch", "transformers"}
 
