@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -26,7 +26,7 @@ class Combination:
 
     name: str
     """The values in words: name of the study; its slug is the name of the run folder."""
-    values: Mapping[str, Any]
+    values: Mapping[str, Any] = field(hash=False)
     """Values by study key."""
 
 
