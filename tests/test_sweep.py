@@ -143,6 +143,10 @@ def test_names_stay_distinct_where_short_values_are_not():
             r"'data\.train=9' changes what axes\.data\.train varies; change the axis instead",
         ),
         (
+            "base = 'tiny.toml'\noverrides = ['data.train=9']\n[axes]\ndata = [{test = 20}, {train = 60}]",
+            r"'data\.train=9' changes what axes\.data varies; change the axis instead",
+        ),
+        (
             "base = 'tiny.toml'\n[axes]\n'data.trian' = [50, 60]",
             r"2 of 2 combinations of the sweep cannot run, so none was started\. Every combination: .*"
             r"unknown key 'data\.trian'; did you mean 'train'",
@@ -354,7 +358,7 @@ def test_foreign_folders_and_studies_are_refused(path, tmp_path):
     result = CliRunner().invoke(app, ["run", str(path), "--out", str(tmp_path / "out")])
     assert result.exit_code == 2 and "is a sweep; run it with `layerprobe sweep`" in result.stderr
     result = CliRunner().invoke(app, ["sweep", str(path.parent / "tiny.toml")])
-    assert result.exit_code == 2 and "unknown key" in result.stderr
+    assert result.exit_code == 2 and "base is missing" in result.stderr
     with pytest.raises(StudyError, match="--jobs is 0"):
         run_sweep(Sweep.load(path), Computation(jobs=0), out=tmp_path / "out", progress=False)
 
@@ -421,10 +425,15 @@ def test_the_documented_sweep_and_commands_are_valid(path, tmp_path):
         assert ended.exit_code == 2 and "change the axis instead" in ended.stderr, ended.output
 
 
-def test_the_documented_python_runs(path, tmp_path, no_pages):
+def test_the_documented_python_runs(path, tmp_path):
     section = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").split("## Sweeps")[1].split("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
-    (tmp_path / "study.py").write_text(code.replace('"sweep.toml"', repr(str(path))))
+    light = [*LIGHT, "adaptation.methods=['head']"]
+    text = (
+        f"base = {str(path.parent / 'tiny.toml')!r}\noverrides = {light!r}\n[axes]\n'similarity.shuffles' = [19, 20]\n"
+    )
+    (tmp_path / "sweep.toml").write_text(text)
+    (tmp_path / "study.py").write_text(code)
     done = subprocess.run(
         [sys.executable, "study.py"], cwd=tmp_path, env=environment(tmp_path / "home"), capture_output=True, text=True
     )

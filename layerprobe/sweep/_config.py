@@ -99,7 +99,7 @@ class Sweep(BaseModel):
                 raise StudyError(f"{origin}: axes.{key} cannot be varied, since {why}; remove one of them.")
             for override in sweep.overrides:
                 changed = override.partition("=")[0].strip()
-                if f"{key}.".startswith(f"{changed}.") or f"{changed}.".startswith(f"{key}."):
+                if _varies(key, values, changed):
                     raise StudyError(f"{origin}: {override!r} changes what axes.{key} varies; change the axis instead.")
         if not slug(sweep.name):
             raise StudyError(f"{origin}: name = {sweep.name!r} has no letter or digit to name a folder with.")
@@ -170,6 +170,14 @@ def _where(some: Sequence[Combination], all: Sequence[Combination]) -> str:
         if list(some) == [one for one in all if one.values[key] == value]:
             return f"axes.{key} = {value!r}"
     return "; ".join(", ".join(f"axes.{key} = {value!r}" for key, value in one.values.items()) for one in some)
+
+
+def _varies(key: str, values: Values, changed: str) -> bool:
+    """Whether an axis sets a key of the study, alone or as part of a section."""
+    if f"{key}.".startswith(f"{changed}."):
+        return True
+    inner = changed.removeprefix(f"{key}.").partition(".")[0]
+    return changed.startswith(f"{key}.") and any(not isinstance(value, dict) or inner in value for value in values)
 
 
 def _flat(axes: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
