@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layerprobe import interrupt
-from layerprobe.errors import LayerprobeError
+from layerprobe.errors import LayerprobeError, StudyError
 from layerprobe.study import Study
+
+if TYPE_CHECKING:
+    from layerprobe.sweep import Sweep
 
 app = typer.Typer(
     add_completion=False,
@@ -125,6 +129,9 @@ def plan(
 
     from layerprobe import pipeline
 
+    if _is_sweep(study):
+        _plan_sweep(study, overrides or [], device, precision, seed or [])
+        return
     with _one_sentence():
         planned = pipeline.plan(_load(study, overrides or [], seed or []), device=device, precision=precision)
     table = Table("stage", "parameters", "key", "state", "size", box=None, pad_edge=False)
@@ -139,6 +146,52 @@ def plan(
         console.print(note, markup=False)
     if all(task.size is not None for task in planned.tasks):
         console.print(f"To be added: about {decimal(planned.needed)} in {planned.home} ({decimal(planned.free)} free).")
+
+
+@app.command()
+def sweep(
+    path: Annotated[
+        Path, typer.Argument(metavar="SWEEP.toml", help="The sweep to run; `analyses/sweeps` has an example.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of page and runs. Default: reports/<sweep name>."),
+    ] = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    executor: Executor = "auto",
+    address: Address = None,
+    seed: Seeds = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="List the tasks instead, shared ones once, and the disk space.")
+    ] = False,
+) -> None:
+    """Run a study for every combination of models, data or settings as one graph, and compare the runs on one page."""
+    if plan:
+        _plan_sweep(path, overrides or [], device, precision, seed or [])
+        return
+    how = _How(device, precision, jobs, threads, executor, address)
+    command = shlex.join(["layerprobe", "sweep", str(path), *_options(out, overrides or [], how, seed or [])])
+    with _one_sentence(resume=command):
+        from layerprobe.pipeline import Computation
+        from layerprobe.sweep import run_sweep
+
+        loaded = _load_sweep(path, overrides or [], seed or [])
+        result = run_sweep(loaded, Computation(**vars(how)), out=out, command=command)
+    for name, run in result.runs.items():
+        if name in result.failures:
+            print(f"layerprobe: the combination {name} failed: {run.record.error}", file=sys.stderr)
+    if result.problem is not None:
+        print(f"layerprobe: the runs are not compared: {result.problem}", file=sys.stderr)
+    if result.page is not None:
+        print(result.page)
+    if not all(isinstance(error, LayerprobeError) for error in result.failures.values()):
+        raise typer.Exit(1)
+    if result.failures or result.problem is not None:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -267,11 +320,7 @@ def _run(
     *,
     verb: list[str],
 ) -> None:
-    options = [] if out is None else ["--out", str(out)]
-    options += [word for override in overrides for word in ("--set", override)]
-    options += how.options()
-    options += [word for seed in seeds for word in ("--seed", str(seed))]
-    command = shlex.join(["layerprobe", *verb, *options])
+    command = shlex.join(["layerprobe", *verb, *_options(out, overrides, how, seeds)])
     with _one_sentence(resume=command):
         study = _load(path, overrides, seeds)
         from layerprobe import pipeline
@@ -294,7 +343,62 @@ def _run(
     print(result.folder / "index.html")
 
 
+def _options(out: Path | None, overrides: list[str], how: _How, seeds: list[int]) -> list[str]:
+    """Options of a command, as its words."""
+    options = [] if out is None else ["--out", str(out)]
+    options += [word for override in overrides for word in ("--set", override)]
+    options += how.options()
+    return options + [word for seed in seeds for word in ("--seed", str(seed))]
+
+
+def _is_sweep(path: Path) -> bool:
+    """Whether a file is a sweep; problems with it are left to what reads it."""
+    try:
+        return "axes" in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _load_sweep(path: Path, overrides: list[str], seeds: list[int]) -> Sweep:
+    from layerprobe.sweep import Sweep
+
+    loaded = Sweep.load(path, overrides)
+    return loaded.model_copy(update={"seeds": tuple(seeds)}) if seeds else loaded
+
+
+def _plan_sweep(path: Path, overrides: list[str], device: str, precision: str, seeds: list[int]) -> None:
+    """Print every task of a sweep once, with the combinations that share it."""
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from layerprobe.sweep import plan_sweep
+
+    with _one_sentence():
+        planned = plan_sweep(_load_sweep(path, overrides, seeds), device=device, precision=precision)
+    table = Table("stage", "parameters", "combinations", "key", "state", "size", box=None, pad_edge=False)
+    count, tasks = len(planned.plans), planned.tasks
+    for one in tasks:
+        task, used = one.task, one.combinations
+        size = "unknown" if task.size is None else decimal(task.size) if task.size else "small"
+        who = used[0] if len(used) == 1 else f"all {count}" if len(used) == count else f"{len(used)} of {count}"
+        state = "finished" if task.finished else "pending"
+        table.add_row(task.stage, task.name, who, (task.key or "unknown")[:16], state, size)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(table)
+    for note, names in planned.notes.items():
+        console.print(note if len(names) == count else f"{'; '.join(names)}: {note}", markup=False)
+    shared, total = sum(len(one.combinations) > 1 for one in tasks), sum(len(one.combinations) for one in tasks)
+    console.print(
+        f"{count} combinations with {total} tasks: {len(tasks)} different ones, of which {shared} are shared."
+    )
+    if all(one.task.size is not None for one in tasks):
+        console.print(f"To be added: about {decimal(planned.needed)} in {planned.home} ({decimal(planned.free)} free).")
+
+
 def _load(path: Path, overrides: list[str], seeds: list[int]) -> Study:
+    if _is_sweep(path):
+        raise StudyError(f"{path} is a sweep; run it with `layerprobe sweep`.")
     return Study.load(path, [*overrides, *([f"seeds={seeds}"] if seeds else [])])
 
 

@@ -38,6 +38,19 @@ class Context:
         loaded = {"corpus": corpus, "encoder": encoder, "ood": ood}
         vars(self).update({name: value for name, value in loaded.items() if value is not None})
 
+    def borrow(self, other: Context) -> None:
+        """Use what another context has loaded, as far as it is the same for this study."""
+        mine, theirs = self.resolved, other.resolved
+        same = (mine.study.data, mine.corpus, mine.left_out) == (theirs.study.data, theirs.corpus, theirs.left_out)
+        equal = {
+            "corpus": same,
+            "ood": same and mine.ood == theirs.ood,
+            "encoder": (mine.study.model, mine.encoder) == (theirs.study.model, theirs.encoder),
+        }
+        for name, may in equal.items():
+            if may and name in vars(other):
+                vars(self).setdefault(name, vars(other)[name])
+
     @property
     def study(self) -> Study:
         return self.resolved.study
@@ -114,18 +127,26 @@ class Context:
         return self.base_model() if adapt is None else self.adapted_model(adapt)
 
 
+MOST_SHARED = 2
+"""Contexts that are kept, where tasks of several studies alternate."""
 _shared: list[Context] = []
 
 
 def share_context(context: Context) -> Context:
     """Let later tasks of this process use what a context has loaded."""
-    _shared[:] = [context]
+    _shared[:] = [context, *(one for one in _shared if one is not context)][:MOST_SHARED]
     return context
 
 
 def shared_context(resolved: ResolvedStudy) -> Context:
-    """The context that was shared for a study, or a new one."""
-    return _shared[0] if _shared and _shared[0].resolved == resolved else share_context(Context(resolved))
+    """The context that was shared for a study, or a new one with what others have loaded."""
+    for context in _shared:
+        if context.resolved == resolved:
+            return share_context(context)
+    context = Context(resolved)
+    for other in _shared:
+        context.borrow(other)
+    return share_context(context)
 
 
 def checkpoint_folder(adapt: Artifact) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from layerprobe.executors import Event, Finished, Progressed, Started
+from layerprobe.executors import Event, Failed, Finished, Progressed, Started, Workload
 from layerprobe.files import write_json
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ DURATIONS = "durations.json"
 class Display:
     """Shows tasks done of all, the running ones with their own progress, the elapsed time and an estimate of the rest."""
 
-    def __init__(self, tasks: Sequence[Stage], home: Path, jobs: int, *, visible: bool) -> None:
-        self.visible, self.jobs = visible, jobs
+    def __init__(self, workloads: Sequence[Workload], home: Path, jobs: int, *, visible: bool) -> None:
+        self.workloads, self.visible, self.jobs = workloads, visible, jobs
         self.live = visible and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.durations = _Durations(home)
-        self.pending = {task.id: self.durations.expected(task) for task in tasks}
+        self.pending = {
+            workload.id(task): self.durations.expected(task) for workload in workloads for task in workload.tasks
+        }
         self.n_tasks = len(self.pending)
         self.started: dict[str, float] = {}
 
@@ -61,7 +63,7 @@ class Display:
 
     @property
     def n_finished(self) -> int:
-        """Tasks that are finished; one that is computed again counts once."""
+        """Tasks that have ended; one that is computed again counts once."""
         return self.n_tasks - len(self.pending)
 
     def on_event(self, event: Event) -> None:
@@ -84,17 +86,28 @@ class Display:
     def finished(self, result: Finished) -> None:
         """Show the end of a task."""
         task, artifact = result.task, result.artifact
-        self.pending.pop(task.id, None)
-        self.started.pop(task.id, None)
         if not artifact.reused:
             self.durations.note(task, artifact.meta.seconds)
+        state = "reused" if artifact.reused else f"{artifact.meta.seconds:.1f} s"
+        self._end(self.workloads[result.study].id(task), state)
+
+    def failed(self, result: Failed) -> None:
+        """Show that a task failed; the tasks of its study that have not started are left out."""
+        workload = self.workloads[result.study]
+        for task in workload.tasks:
+            self.pending.pop(workload.id(task), None)
+        assert result.task is not None
+        self._end(workload.id(result.task), "failed")
+
+    def _end(self, task: str, state: str) -> None:
+        self.pending.pop(task, None)
+        self.started.pop(task, None)
         if self.live:
-            if task.id in self.bars:
-                self.progress.remove_task(self.bars.pop(task.id))  # type: ignore[arg-type]
+            if task in self.bars:
+                self.progress.remove_task(self.bars.pop(task))  # type: ignore[arg-type]
             self._update()
         elif self.visible:
-            state = "reused" if artifact.reused else f"{artifact.meta.seconds:.1f} s"
-            print(f"[{self.n_finished}/{self.n_tasks}] {task.id}: {state}", file=sys.stderr, flush=True)
+            print(f"[{self.n_finished}/{self.n_tasks}] {task}: {state}", file=sys.stderr, flush=True)
 
     def _update(self) -> None:
         self.progress.update(

@@ -23,7 +23,8 @@ Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """A list, as TOML has it, as a tuple; anything else unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -49,7 +50,7 @@ class OodSection(_Section):
     """As `data.config`."""
     revision: StrictStr | None = None
     """As `data.revision`."""
-    text: Annotated[StrictStr | tuple[StrictStr, StrictStr] | None, BeforeValidator(_as_tuple)] = None
+    text: Annotated[StrictStr | tuple[StrictStr, StrictStr] | None, BeforeValidator(as_tuple)] = None
     """As `data.text`."""
     label: StrictStr | None = None
     """As `data.label`; each of its labels is a label of the data."""
@@ -65,7 +66,7 @@ class DataSection(_Section):
     """Configuration of a Hub data set."""
     revision: StrictStr | None = None
     """Branch, tag or commit of a Hub data set."""
-    text: Annotated[StrictStr | tuple[StrictStr, StrictStr] | None, BeforeValidator(_as_tuple)] = None
+    text: Annotated[StrictStr | tuple[StrictStr, StrictStr] | None, BeforeValidator(as_tuple)] = None
     """Column that holds the text, or two columns for sentence pairs. Default: `text`, or the bundled set's own."""
     label: StrictStr | None = None
     """Column that holds the label. Default: `label`, or the bundled set's own."""
@@ -86,12 +87,12 @@ class DataSection(_Section):
     examples for dictionaries and from out-of-domain sets) or only counted."""
     seed: Seed = 0
     """Seed of the split. All training seeds share one split, and so one test set."""
-    ood: Annotated[tuple[OodSection, ...], BeforeValidator(_as_tuple)] = ()
+    ood: Annotated[tuple[OodSection, ...], BeforeValidator(as_tuple)] = ()
     """Out-of-domain sets (`[[data.ood]]`) on which quality is measured as well."""
 
 
 class AdaptationSection(_Section):
-    methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_as_tuple)] = ("head", "full")
+    methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(as_tuple)] = ("head", "full")
     """`head`, `head:mean`, `head:cls`, `top:k`, `full`, `full:equal-step`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`,
     `checkpoint:PATH`, and the control `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
     epochs: Count = 2
@@ -128,14 +129,14 @@ class ActivationsSection(_Section):
 
 
 class SimilaritySection(_Section):
-    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (
+    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
         "paired_cosine",
         "paired_cosine_baseline",
         "cka",
         "procrustes",
     )
     """Measures that compare base with adapted, by function name; `layerprobe measures` lists them."""
-    units: Annotated[tuple[Unit, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("token", "mean", "cls")
+    units: Annotated[tuple[Unit, ...], BeforeValidator(as_tuple), Field(min_length=1)] = ("token", "mean", "cls")
     """What one row represents: a token, the mean over an example's tokens, or its first token."""
     shuffles: Count = 19
     """Permutations of whole examples that make the null; a value beyond all of 19 is significant at 5%."""
@@ -144,7 +145,7 @@ class SimilaritySection(_Section):
 
 
 class SaeSection(_Section):
-    layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_as_tuple)] = None
+    layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(as_tuple)] = None
     """Layers on which dictionaries are trained. Default: an early, a middle and the last layer. `[]`: none."""
     architecture: StrictStr = "topk"
     """Kind of sparse autoencoder: a row of `layerprobe.sae.architectures`, such as `topk`, `batchtopk` or `jumprelu`."""
@@ -154,7 +155,7 @@ class SaeSection(_Section):
     """Active latents per token, in the TopK family. Default: one per twelve dimensions."""
     rows: Count = 60_000
     """Number of token rows per layer and side on which dictionaries are trained."""
-    controls: Annotated[tuple[Control, ...], BeforeValidator(_as_tuple)] = (
+    controls: Annotated[tuple[Control, ...], BeforeValidator(as_tuple)] = (
         "untrained",
         "frozen-decoder",
         "second-seed",
@@ -169,7 +170,7 @@ class SaeSection(_Section):
 
 
 class InternalsSection(_Section):
-    parts: Annotated[tuple[Part, ...], BeforeValidator(_as_tuple)] = ("probes", "weights", "interventions")
+    parts: Annotated[tuple[Part, ...], BeforeValidator(as_tuple)] = ("probes", "weights", "interventions")
     """Analyses of the adapted model: linear probes by layer, change of weights, interventions on layers."""
     examples: Count = 250
     """Number of test examples for repeated runs of the classifier: with blocks reset to base weights, or a layer
@@ -237,7 +238,7 @@ class Study(_Section):
     """Name of the run folder. Default: the name of the file."""
     question: StrictStr = "What did fine-tuning do to every layer?"
     """The question at the head of the report."""
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (0,)
     """Training seeds; each method is trained once per seed."""
     model: ModelSection
     data: DataSection
@@ -257,23 +258,9 @@ class Study(_Section):
         Raises:
             StudyError: if the file is missing or is not TOML, or if a key or value is invalid.
         """
-        path = Path(path)
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise StudyError(f"There is no study file {path}; name a TOML file, such as one of `analyses/`.") from None
-        except IsADirectoryError:
-            raise StudyError(f"{path} is a folder, not a study; name a TOML file in it.") from None
-        except PermissionError:
-            raise StudyError(f"The study file {path} cannot be read: permission denied.") from None
-        except UnicodeDecodeError:
-            raise StudyError(f"The study file {path} is not UTF-8 text; save it as UTF-8.") from None
-        except tomllib.TOMLDecodeError as error:
-            raise StudyError(f"The study file {path} is not valid TOML: {error}.") from None
-        content.setdefault("name", slug(path.stem))
-        _anchor(content, path.parent)
+        content = read_content(path)
         for override in overrides:
-            _apply(content, override)
+            apply_override(content, override)
         return cls.parse(content, origin=str(path))
 
     @classmethod
@@ -311,7 +298,44 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
 
 
-def _anchor(content: dict[str, Any], folder: Path) -> None:
+def read_content(path: str | Path) -> dict[str, Any]:
+    """The content of a study file before it is validated, with the default name and absolute paths.
+
+    Raises:
+        StudyError: if the file is missing or is not TOML.
+    """
+    path = Path(path)
+    content = read_toml(path, "study")
+    content.setdefault("name", slug(path.stem))
+    anchor_paths(content, path.parent)
+    return content
+
+
+def read_toml(path: Path, kind: str) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Args:
+        path: the file.
+        kind: what it holds, for messages: `study` or `sweep`.
+
+    Raises:
+        StudyError: if the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"There is no {kind} file {path}; name a TOML file, such as one of `analyses/`.") from None
+    except IsADirectoryError:
+        raise StudyError(f"{path} is a folder, not a {kind}; name a TOML file in it.") from None
+    except PermissionError:
+        raise StudyError(f"The {kind} file {path} cannot be read: permission denied.") from None
+    except UnicodeDecodeError:
+        raise StudyError(f"The {kind} file {path} is not UTF-8 text; save it as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"The {kind} file {path} is not valid TOML: {error}.") from None
+
+
+def anchor_paths(content: dict[str, Any], folder: Path) -> None:
     """Make paths absolute that exist relative to the folder of the study file."""
 
     def absolute(value: Any) -> Any:
@@ -332,7 +356,12 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
                 methods[i] = "checkpoint:" + absolute(method.removeprefix("checkpoint:"))
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set a key of a study's content, given as `section.key=value`.
+
+    Raises:
+        StudyError: if it is not of that form.
+    """
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):

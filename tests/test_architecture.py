@@ -18,8 +18,22 @@ MODELS = BELOW | {"data", "encoder", "families", "layers", "pooled"}
 """What libraries that run a model may import."""
 MAY_IMPORT = dict.fromkeys(LIBRARIES, MODELS) | dict.fromkeys(("similarity", "sufficiency", "energy"), BELOW)
 ABOVE = {
-    *("cli", "context", "display", "executors", "graph", "pipeline", "record", "report", "resolve", "runs", "stage"),
-    *("stages", "store", "study"),
+    *(
+        "cli",
+        "context",
+        "description",
+        "display",
+        "executors",
+        "graph",
+        "pipeline",
+        "record",
+        "recording",
+        "report",
+        "resolve",
+        "runs",
+        "stage",
+    ),
+    *("stages", "store", "study", "sweep"),
 }
 HEAVY = {"datasets", "peft", "sae_lens", "torch", "transformers"}
 

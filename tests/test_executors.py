@@ -25,7 +25,7 @@ from toy_stages import (
 
 from layerprobe import Run, Study, run
 from layerprobe.errors import ArgumentError, StorageError, StudyError
-from layerprobe.executors import Progressed, Settings, Started, find_executor
+from layerprobe.executors import Progressed, Settings, Started, Workload, find_executor
 from layerprobe.graph import expand
 from layerprobe.resolve import resolve
 
@@ -36,7 +36,7 @@ TREE = (a := Toy(1), b := Toy(2), c := Toy(3, (a, b)), d := Toy(4, (b,)), Toy(5,
 
 def execute(tasks, home, *, executor="processes", jobs=2, study=None, on_event=lambda event: None, threads=1):
     settings = Settings(home, jobs, threads)
-    return list(find_executor(executor, jobs)(tasks, study or resolved_study(), settings, on_event))
+    return list(find_executor(executor, jobs)([Workload(study or resolved_study(), tasks)], settings, on_event))
 
 
 def value(finished):

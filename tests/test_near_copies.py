@@ -15,8 +15,9 @@ from layerprobe import Study
 from layerprobe.context import Context
 from layerprobe.data import Examples, KnownCopies, Labelled, NearCopies, load_corpus, load_ood
 from layerprobe.data._near_copies import BANDS, ROWS, SHINGLE, THRESHOLD, shingles
+from layerprobe.description import near_copies_table
 from layerprobe.errors import DataError, StudyError
-from layerprobe.pipeline import near_copies_table, plan
+from layerprobe.pipeline import plan
 from layerprobe.resolve import resolve
 from layerprobe.stages.adapt import Adapt
 from layerprobe.stages.capture import Capture, CaptureSae

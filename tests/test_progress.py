@@ -14,16 +14,17 @@ from pathlib import Path
 
 import pytest
 from running import LIGHT, run_study, write_study
-from toy_stages import Toy
+from toy_stages import Toy, resolved_study
 
 from layerprobe import progress
 from layerprobe.display import DURATIONS, Display
-from layerprobe.executors import Finished, Progressed, Started
+from layerprobe.executors import Finished, Progressed, Started, Workload
 from layerprobe.graph import expand
 from layerprobe.store import Artifact, ArtifactMeta
 from layerprobe.study import Study
 
 TASKS = (Toy(1), Toy(2), Toy(3))
+LOADS = [Workload(resolved_study(), TASKS)]
 
 
 def finished(task, *, seconds=2.34, reused=False):
@@ -78,7 +79,7 @@ def test_no_library_draws_a_bar_itself():
 
 def test_elsewhere_there_is_one_line_per_task(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with Display(TASKS, tmp_path, 1, visible=True) as display:
+    with Display(LOADS, tmp_path, 1, visible=True) as display:
         display.on_event(Started(TASKS[0].id))
         display.on_event(Progressed(TASKS[0].id, "adding", 1, 2))
         display.finished(finished(TASKS[0]))
@@ -95,7 +96,7 @@ def test_elsewhere_there_is_one_line_per_task(tmp_path, monkeypatch):
 
 def test_without_progress_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with Display(TASKS, tmp_path, 1, visible=False) as display:
+    with Display(LOADS, tmp_path, 1, visible=False) as display:
         display.on_event(Started(TASKS[0].id))
         display.finished(finished(TASKS[0]))
     assert sys.stderr.getvalue() == ""
@@ -151,7 +152,7 @@ def terminal(kind="xterm"):
 
 
 def test_a_terminal_shows_finished_and_running_tasks_with_their_progress(tmp_path):
-    with terminal() as read, Display(TASKS, tmp_path, 2, visible=True) as display:
+    with terminal() as read, Display(LOADS, tmp_path, 2, visible=True) as display:
         display.finished(finished(TASKS[0]))
         display.on_event(Started(TASKS[1].id))
         display.on_event(Started(TASKS[2].id))
@@ -171,7 +172,7 @@ def test_a_terminal_shows_finished_and_running_tasks_with_their_progress(tmp_pat
 
 def test_the_display_ends_with_an_error(tmp_path):
     with terminal() as read:
-        with pytest.raises(KeyboardInterrupt), Display(TASKS, tmp_path, 1, visible=True) as display:
+        with pytest.raises(KeyboardInterrupt), Display(LOADS, tmp_path, 1, visible=True) as display:
             display.on_event(Started(TASKS[0].id))
             raise KeyboardInterrupt
         assert "number 1" in read()
@@ -179,7 +180,7 @@ def test_the_display_ends_with_an_error(tmp_path):
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path):
-    with terminal("dumb") as read, Display(TASKS, tmp_path, 1, visible=True) as display:
+    with terminal("dumb") as read, Display(LOADS, tmp_path, 1, visible=True) as display:
         display.on_event(Started(TASKS[0].id))
         display.finished(finished(TASKS[0]))
         assert read().splitlines() == ["[1/3] toy: number 1: 2.3 s"]
@@ -189,12 +190,12 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path):
 
 
 def left(home, jobs=1):
-    return Display(TASKS, home, jobs, visible=False)._remaining()
+    return Display(LOADS, home, jobs, visible=False)._remaining()
 
 
 def test_the_time_left_follows_from_earlier_runs(tmp_path):
     assert left(tmp_path) == "about 6 s left"  # the stage's first guess
-    with Display(TASKS, tmp_path, 1, visible=False) as display:
+    with Display(LOADS, tmp_path, 1, visible=False) as display:
         display.finished(finished(TASKS[0], seconds=100))
         display.finished(finished(TASKS[1], seconds=0, reused=True))  # says nothing of the time it takes
     assert json.loads((tmp_path / DURATIONS).read_text()) == {"toy": 100}

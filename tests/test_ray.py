@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from layerprobe import Run
 from layerprobe.cli import app
 from layerprobe.errors import StudyError
-from layerprobe.executors import Progressed, Settings, Started, find_executor
+from layerprobe.executors import Progressed, Settings, Started, Workload, find_executor
 
 DOCS = Path(__file__).parent.parent / "docs" / "scaling.md"
 
@@ -101,7 +101,7 @@ def test_an_address_without_a_cluster_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(
         StudyError, match=r"No Ray cluster could be reached at --address 127\.0\.0\.1:1: .*Connection refused"
     ):
-        list(find_executor("ray", 1)((Toy(1),), resolved_study(), settings, print))
+        list(find_executor("ray", 1)([Workload(resolved_study(), (Toy(1),))], settings, print))
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")

@@ -5,7 +5,7 @@ import pytest
 from tiny import write_csv
 
 from layerprobe import Study, run
-from layerprobe.pipeline import ADDED_TABLES
+from layerprobe.description import ADDED_TABLES
 from layerprobe.stages import REGISTRY
 from layerprobe.store import ArtifactStore
 

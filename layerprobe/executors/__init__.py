@@ -1,28 +1,25 @@
-"""Executors: ways of running one list of tasks. They know nothing about particular stages.
+"""Executors: ways of running the tasks of one study or several. They know nothing about particular stages.
 
-An executor is a function `execute(tasks, study, settings, on_event) -> Iterator[Finished]`. Tasks are in topological order;
-settings and events are picklable.
+An executor is a function `execute(workloads, settings, on_event) -> Iterator[Finished | Failed]`. Each workload holds the
+tasks of one study in topological order, and all of them run as one graph; settings and events are picklable. An executor
+raises the error of a task that fails; with `settings.keep_going` it returns the error and goes on with the other studies.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from layerprobe.errors import StudyError
-from layerprobe.executors._events import Event, Finished, Progressed, Settings, Started
+from layerprobe.executors._events import Event, Failed, Finished, Progressed, Settings, Started, Workload
 from layerprobe.executors._worker import end_if_imported_by_worker
 
-if TYPE_CHECKING:
-    from layerprobe.stage import ResolvedStudy, Stage
-
-__all__ = ["EXECUTORS", "Event", "Finished", "Progressed", "Settings", "Started", "find_executor"]
+__all__ = ["EXECUTORS", "Event", "Failed", "Finished", "Progressed", "Settings", "Started", "Workload", "find_executor"]
 
 EXECUTORS = ("serial", "processes", "ray")
 """Names of the modules of this package that hold an executor."""
 
-Executor = Callable[["Sequence[Stage]", "ResolvedStudy", Settings, Callable[[Event], None]], Iterator[Finished]]
+Executor = Callable[[Sequence[Workload], Settings, Callable[[Event], None]], Iterator[Finished | Failed]]
 
 
 def find_executor(name: str, jobs: int) -> Executor:

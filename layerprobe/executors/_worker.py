@@ -8,14 +8,14 @@ import pickle
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerprobe import progress
 from layerprobe.errors import ArgumentError, StudyError
-from layerprobe.executors._events import Event, Finished, Progressed, Settings, Started
+from layerprobe.executors._events import Event, Finished, Progressed, Settings, Started, Workload
+from layerprobe.executors._schedule import StudyTask
 from layerprobe.store import Artifact, ArtifactStore, Draft
 from layerprobe.study import STUDY_KEYS
 
@@ -34,14 +34,6 @@ Gauge = Callable[[], AbstractContextManager[Callable[[], int]]]
 """Enters the computation of a task; its value returns how many tasks were computed at once since then."""
 
 
-@dataclass(frozen=True)
-class Failed:
-    """An exception in a worker, as it is sent to the process that waits for the task."""
-
-    error: BaseException
-    trace: str
-
-
 def picklable(error: BaseException) -> BaseException:
     """The error, or where it cannot be sent to another process, one with the same message."""
     try:
@@ -49,14 +41,6 @@ def picklable(error: BaseException) -> BaseException:
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def in_order(tasks: Sequence[Stage]) -> tuple[dict[Stage, int], TopologicalSorter[Stage]]:
-    """The place of each task, and a prepared sorter that releases tasks as soon as their parents among these are done."""
-    places = {task: place for place, task in enumerate(tasks)}
-    sorter = TopologicalSorter({task: [one for one in task.parents().values() if one in places] for task in tasks})
-    sorter.prepare()
-    return places, sorter
 
 
 def one_task() -> AbstractContextManager[Callable[[], int]]:
@@ -71,7 +55,7 @@ def end_if_imported_by_worker() -> None:
 
 
 class Worker:
-    """Finds or computes artifacts; keeps the model and the data between tasks."""
+    """Finds or computes artifacts of one study; keeps the model and the data between tasks."""
 
     def __init__(
         self,
@@ -89,11 +73,9 @@ class Worker:
 
     @property
     def context(self) -> Context:
-        if self._context is None:
-            from layerprobe.context import Context
+        from layerprobe.context import shared_context
 
-            self._context = Context(self.study)
-        return self._context
+        return self._context or shared_context(self.study)
 
     def run(self, task: Stage) -> Finished:
         """Find or compute a task's artifact.
@@ -145,3 +127,36 @@ class Worker:
         except ArgumentError as error:
             raise StudyError(error.with_names({**STUDY_KEYS, **task.study_keys})) from error
         return Draft(task.content(folder), task.checksums(folder), concurrent)
+
+
+class StudyWorkers:
+    """The workers of one process: one for each study that it computes for."""
+
+    def __init__(
+        self,
+        workloads: Sequence[Workload],
+        settings: Settings,
+        on_event: Callable[[Event], None],
+        *,
+        gauge: Gauge = one_task,
+    ) -> None:
+        self.workloads, self.settings, self.on_event, self.gauge = workloads, settings, on_event, gauge
+        self._workers: dict[int, Worker] = {}
+
+    def run(self, task: StudyTask) -> Finished:
+        """Find or compute a task's artifact.
+
+        Raises:
+            LayerprobeError: for user errors; nothing finished is lost.
+        """
+        return replace(self._worker(task.study).run(task.task), study=task.study)
+
+    def _worker(self, number: int) -> Worker:
+        if number not in self._workers:
+            workload = self.workloads[number]
+
+            def send(event: Event) -> None:
+                self.on_event(replace(event, task=f"{workload.name} · {event.task}" if workload.name else event.task))
+
+            self._workers[number] = Worker(workload.study, self.settings, send, gauge=lambda: self.gauge())
+        return self._workers[number]

@@ -5,20 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from layerprobe.errors import LayerprobeError, StudyError
-from layerprobe.executors._events import Event, Finished, Settings
-from layerprobe.executors._worker import MOST_LOSSES, THREAD_VARIABLES, UNGUARDED, Failed, Worker, in_order, picklable
-
-if TYPE_CHECKING:
-    from layerprobe.stage import ResolvedStudy, Stage
+from layerprobe.executors._events import Event, Failed, Finished, Settings, Workload
+from layerprobe.executors._schedule import Schedule, StudyTask
+from layerprobe.executors._worker import MOST_LOSSES, THREAD_VARIABLES, UNGUARDED, StudyWorkers, picklable
 
 
 class _WorkerProcess:
@@ -30,7 +28,7 @@ class _WorkerProcess:
         self.process = start(number, theirs)
         theirs.close()
         self.ready = False
-        self.task: Stage | None = None
+        self.task: StudyTask | None = None
 
     def stop(self) -> None:
         if self.process.is_alive():
@@ -45,8 +43,8 @@ class _WorkerProcess:
 
 
 def execute(
-    tasks: Sequence[Stage], study: ResolvedStudy, settings: Settings, on_event: Callable[[Event], None]
-) -> Iterator[Finished]:
+    workloads: Sequence[Workload], settings: Settings, on_event: Callable[[Event], None]
+) -> Iterator[Finished | Failed]:
     """Run tasks in worker processes, each as soon as its parents are finished, in their order where several are ready.
 
     Workers are spawned once, and keep model and data between tasks. A worker that is killed is replaced, and its task starts
@@ -59,26 +57,25 @@ def execute(
     context = multiprocessing.get_context("spawn")
     running = context.Array("i", settings.jobs * 2)
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.jobs)
+    studies = [replace(workload, tasks=()) for workload in workloads]
 
     def start(number: int, connection: Connection) -> Any:
         process = context.Process(
-            target=_work, args=(connection, study, settings, threads, running, number), daemon=True
+            target=_work, args=(connection, studies, settings, threads, running, number), daemon=True
         )
         with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))), _interrupts_later():
             process.start()
         return process
 
-    order, sorter = in_order(tasks)
-    ready: list[Stage] = []
-    losses: dict[Stage | None, int] = {}
+    schedule = Schedule(workloads, keep_going=settings.keep_going)
+    losses: dict[StudyTask | None, int] = {}
     workers: list[_WorkerProcess] = []
     try:
-        workers += [_WorkerProcess(number, start) for number in range(min(settings.jobs, len(tasks)))]
-        while sorter.is_active():
-            ready = sorted([*ready, *sorter.get_ready()], key=order.__getitem__)
+        workers += [_WorkerProcess(number, start) for number in range(min(settings.jobs, len(schedule)))]
+        while schedule.active:
             for worker in workers:
-                if worker.ready and worker.task is None and (task := _next(ready, workers, study)) is not None:
-                    ready.remove(task)
+                if worker.ready and worker.task is None and (task := _next(schedule, workers)) is not None:
+                    schedule.start(task)
                     worker.task = task
                     with suppress(OSError):  # a dead worker's sentinel says so below
                         worker.connection.send(task)
@@ -86,23 +83,23 @@ def execute(
             happened = set(wait(waited + [worker.process.sentinel for worker in workers]))
             for place, worker in enumerate(workers):
                 if worker.connection in happened or worker.process.sentinel in happened:
-                    message = _receive(worker)
-                    if message is None:
-                        if worker.task is not None:
-                            ready.append(worker.task)
-                        _check_losses(worker, losses)
+                    message = _receive(worker) or _lost(worker, losses)
+                    if isinstance(message, Event):
+                        on_event(message)
+                    elif isinstance(message, Finished):
+                        worker.task = None
+                        schedule.end(message)
+                        yield message
+                    elif message is None or isinstance(message, Failed):
+                        if message is not None:
+                            schedule.end(message)
+                        elif worker.task is not None:
+                            schedule.restart(worker.task)
                         running[2 * worker.number] = 0
                         worker.stop()
                         workers[place] = _WorkerProcess(worker.number, start)
-                    elif isinstance(message, Event):
-                        on_event(message)
-                    elif isinstance(message, Failed):
-                        print(message.trace, file=sys.stderr, end="")
-                        raise message.error
-                    elif isinstance(message, Finished):
-                        worker.task = None
-                        sorter.done(message.task)
-                        yield message
+                        if message is not None:
+                            yield message
                     else:
                         worker.ready = True
     finally:
@@ -112,10 +109,14 @@ def execute(
             worker.join()
 
 
-def _next(ready: list[Stage], workers: list[_WorkerProcess], study: ResolvedStudy) -> Stage | None:
-    """The first ready task that may start now."""
-    busy = study.device != "cpu" and any(worker.task is not None and worker.task.accelerator for worker in workers)
-    return next((task for task in ready if not (busy and task.accelerator)), None)
+def _next(schedule: Schedule, workers: list[_WorkerProcess]) -> StudyTask | None:
+    """The first task that may start now."""
+
+    def accelerated(one: StudyTask) -> bool:
+        return one.task.accelerator and schedule.workloads[one.study].study.device != "cpu"
+
+    busy = any(worker.task is not None and accelerated(worker.task) for worker in workers)
+    return next((task for task in schedule.startable() if not (busy and accelerated(task))), None)
 
 
 def _receive(worker: _WorkerProcess) -> Any:
@@ -127,8 +128,8 @@ def _receive(worker: _WorkerProcess) -> Any:
         return None
 
 
-def _check_losses(worker: _WorkerProcess, losses: dict[Stage | None, int]) -> None:
-    """Count the workers that ended during each task, or before their first one.
+def _lost(worker: _WorkerProcess, losses: dict[StudyTask | None, int]) -> Failed | None:
+    """Count the workers that ended during each task, or before their first one; a failure if there were too many.
 
     Raises:
         StudyError: if there is no point in starting another one.
@@ -145,16 +146,19 @@ def _check_losses(worker: _WorkerProcess, losses: dict[Stage | None, int]) -> No
             "script that calls layerprobe.run; use jobs=1 if it is not a file that can be imported."
         )
     losses[worker.task] = losses.get(worker.task, 0) + 1
-    if losses[worker.task] == MOST_LOSSES:
-        what = f"that ran {worker.task.id}" if worker.task is not None else "that waited for a task"
-        raise StudyError(
-            f"A worker process {what} ended {MOST_LOSSES} times (last exit code {code}), perhaps because memory ran out; use "
-            "fewer jobs, or a smaller study."
-        )
+    if losses[worker.task] < MOST_LOSSES:
+        return None
+    number, task = worker.task if worker.task is not None else (0, None)
+    what = f"that ran {task.id}" if task is not None else "that waited for a task"
+    error = StudyError(
+        f"A worker process {what} ended {MOST_LOSSES} times (last exit code {code}), perhaps because memory ran out; use "
+        "fewer jobs, or a smaller study."
+    )
+    return Failed(task, error, study=number)
 
 
 def _work(
-    connection: Connection, study: ResolvedStudy, settings: Settings, threads: int, running: Any, number: int
+    connection: Connection, studies: Sequence[Workload], settings: Settings, threads: int, running: Any, number: int
 ) -> None:
     """The main loop of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it terminates its workers
@@ -179,21 +183,23 @@ def _work(
         finally:
             running[2 * number] = 0
 
+    study, task = 0, None
     try:
         import torch
 
         torch.set_num_threads(threads)
-        worker = Worker(study, settings, send, gauge=gauge)
+        workers = StudyWorkers(studies, settings, send, gauge=gauge)
         send("ready")
         while True:
-            send(worker.run(connection.recv()))
+            study, task = connection.recv()
+            send(workers.run(StudyTask(study, task)))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends anyway, and without a traceback
         trace = "" if isinstance(error, LayerprobeError) else traceback.format_exc()
         with suppress(OSError):
-            send(Failed(picklable(error), trace))
+            send(Failed(task, picklable(error), trace, study))
 
 
 def _interrupt(number: int, frame: Any) -> None:

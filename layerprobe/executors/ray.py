@@ -5,29 +5,29 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-import sys
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import LayerprobeError, StudyError
-from layerprobe.executors._events import Event, Finished, Settings
-from layerprobe.executors._worker import MOST_LOSSES, THREAD_VARIABLES, Failed, Worker, in_order, picklable
+from layerprobe.executors._events import Event, Failed, Finished, Settings, Workload
+from layerprobe.executors._schedule import Schedule, StudyTask
+from layerprobe.executors._worker import MOST_LOSSES, THREAD_VARIABLES, StudyWorkers, picklable
 
 if TYPE_CHECKING:
-    from layerprobe.stage import ResolvedStudy, Stage
+    from layerprobe.stage import Stage
 
 POLL_SECONDS = 0.2
 """Time between two looks at the events of running tasks."""
 
 
 def execute(
-    tasks: Sequence[Stage], study: ResolvedStudy, settings: Settings, on_event: Callable[[Event], None]
-) -> Iterator[Finished]:
+    workloads: Sequence[Workload], settings: Settings, on_event: Callable[[Event], None]
+) -> Iterator[Finished | Failed]:
     """Run tasks on a Ray cluster, each as soon as its parents are finished.
 
     Ray places a task where its threads, its memory and, on an accelerator, one device are free. Workers keep model and data
@@ -39,34 +39,36 @@ def execute(
             repeatedly.
     """
     with _cluster(settings.address) as ray:
-        yield from _run(ray, tasks, study, settings, on_event)
+        yield from _run(ray, workloads, settings, on_event)
 
 
 def _run(
-    ray: Any, tasks: Sequence[Stage], study: ResolvedStudy, settings: Settings, on_event: Callable[[Event], None]
-) -> Iterator[Finished]:
+    ray: Any, workloads: Sequence[Workload], settings: Settings, on_event: Callable[[Event], None]
+) -> Iterator[Finished | Failed]:
     threads = settings.threads or 1
     environment = {"env_vars": dict.fromkeys(THREAD_VARIABLES, str(threads))}
     board = ray.remote(num_cpus=0)(_Board).remote()
     compute = ray.remote(max_retries=MOST_LOSSES - 1, runtime_env=environment)(_compute)
-    shared = ray.put(_Run(uuid.uuid4().hex, study, settings, threads, Path.cwd()))
-    order, sorter = in_order(tasks)
-    running: dict[Any, Stage] = {}
+    studies = [replace(workload, tasks=()) for workload in workloads]
+    shared = ray.put(_Run(uuid.uuid4().hex, studies, settings, threads, Path.cwd()))
+    schedule = Schedule(workloads, keep_going=settings.keep_going)
+    running: dict[Any, StudyTask] = {}
     try:
-        while sorter.is_active():
-            for task in sorted(sorter.get_ready(), key=order.__getitem__):
+        while schedule.active:
+            for one in schedule.startable():
+                task, study = one.task, workloads[one.study].study
                 needs: dict[str, float] = {"num_cpus": threads, "memory": task.memory(study)}
                 if task.accelerator and study.device == "cuda":
                     needs["num_gpus"] = 1
                 _check_room(ray, task, needs)
-                running[compute.options(**needs, name=task.id).remote(shared, task, board)] = task
+                schedule.start(one)
+                running[compute.options(**needs, name=task.id).remote(shared, tuple(one), board)] = one
             done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
             for event in ray.get(board.drain.remote()):
                 on_event(event)
             for reference in done:
-                task = running.pop(reference)
-                result = _result(ray, reference, task)
-                sorter.done(task)
+                result = _result(ray, reference, running.pop(reference))
+                schedule.end(result)
                 yield result
     finally:
         for reference in running:
@@ -124,23 +126,16 @@ def _check_room(ray: Any, task: Stage, needs: dict[str, float]) -> None:
         )
 
 
-def _result(ray: Any, reference: Any, task: Stage) -> Finished:
-    """What a task returned.
-
-    Raises:
-        StudyError: if its workers ended repeatedly.
-    """
+def _result(ray: Any, reference: Any, one: StudyTask) -> Finished | Failed:
+    """What a task returned; a failure if its workers ended repeatedly."""
     try:
-        result = ray.get(reference)
+        return ray.get(reference)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
-        raise StudyError(
-            f"A Ray worker that ran {task.id} ended {MOST_LOSSES} times ({_first_line(error)}), perhaps because memory ran "
-            "out; use fewer CPUs per machine, or a smaller study."
-        ) from None
-    if isinstance(result, Failed):
-        print(result.trace, file=sys.stderr, end="")
-        raise result.error
-    return result
+        lost = StudyError(
+            f"A Ray worker that ran {one.task.id} ended {MOST_LOSSES} times ({_first_line(error)}), perhaps because memory "
+            "ran out; use fewer CPUs per machine, or a smaller study."
+        )
+        return Failed(one.task, lost, study=one.study)
 
 
 def _first_line(error: BaseException) -> str:
@@ -153,14 +148,14 @@ class _Run:
     """What all tasks of one run share."""
 
     id: str
-    study: ResolvedStudy
+    studies: Sequence[Workload]
     settings: Settings
     threads: int
     folder: Path
     """The caller's working folder, to which paths of the study may be relative."""
 
 
-def _compute(run: _Run, task: Stage, board: Any) -> Finished | Failed:
+def _compute(run: _Run, one: tuple[int, Stage], board: Any) -> Finished | Failed:
     """One task, on a worker of the cluster."""
     import ray
 
@@ -181,18 +176,18 @@ def _compute(run: _Run, task: Stage, board: Any) -> Finished | Failed:
     try:
         if run.folder.is_dir():
             os.chdir(run.folder)
-        worker = _worker(run)
-        worker.on_event, worker.gauge = send, gauge
-        return worker.run(task)
+        workers = _workers_of(run)
+        workers.on_event, workers.gauge = send, gauge
+        return workers.run(StudyTask(*one))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         trace = "" if isinstance(error, LayerprobeError) else traceback.format_exc()
-        return Failed(picklable(error), trace)
+        return Failed(one[1], picklable(error), trace, one[0])
 
 
-def _worker(run: _Run) -> Worker:
-    """This process's worker for a run, with the model and the data that it has loaded."""
+def _workers_of(run: _Run) -> StudyWorkers:
+    """This process's workers for a run, with the models and the data that they have loaded."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -200,12 +195,12 @@ def _worker(run: _Run) -> Worker:
         torch.set_num_threads(run.threads)
         threadpool_limits(run.threads)
         _workers.clear()
-        _workers[run.id] = Worker(run.study, run.settings, lambda event: None)
+        _workers[run.id] = StudyWorkers(run.studies, run.settings, lambda event: None)
     return _workers[run.id]
 
 
-_workers: dict[str, Worker] = {}
-"""The worker of the last run that this process computed for, by the run's id."""
+_workers: dict[str, StudyWorkers] = {}
+"""The workers of the last run that this process computed for, by the run's id."""
 
 
 class _Board:

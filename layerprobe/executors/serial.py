@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
-from layerprobe.executors._events import Event, Finished, Settings
-from layerprobe.executors._worker import Worker
-
-if TYPE_CHECKING:
-    from layerprobe.stage import ResolvedStudy, Stage
+from layerprobe import interrupt
+from layerprobe.errors import LayerprobeError
+from layerprobe.executors._events import Event, Failed, Finished, Settings, Workload
+from layerprobe.executors._schedule import Schedule
+from layerprobe.executors._worker import StudyWorkers
 
 
 def execute(
-    tasks: Sequence[Stage], study: ResolvedStudy, settings: Settings, on_event: Callable[[Event], None]
-) -> Iterator[Finished]:
+    workloads: Sequence[Workload], settings: Settings, on_event: Callable[[Event], None]
+) -> Iterator[Finished | Failed]:
     """Run tasks in their order."""
-    from layerprobe.context import shared_context
-
-    worker = Worker(study, settings, on_event, context=shared_context(study))
+    schedule = Schedule(workloads, keep_going=settings.keep_going)
+    workers = StudyWorkers(workloads, settings, on_event)
     with ExitStack() as stack:
         if settings.threads is not None:
             stack.enter_context(limited_threads(settings.threads))
-        for task in tasks:
-            yield worker.run(task)
+        while schedule.active:
+            task = schedule.startable()[0]
+            schedule.start(task)
+            result: Finished | Failed
+            try:
+                result = workers.run(task)
+            except Exception as error:
+                if interrupt.heard() or not settings.keep_going:
+                    raise
+                trace = "" if isinstance(error, LayerprobeError) else traceback.format_exc()
+                result = Failed(task.task, error, trace, task.study)
+            schedule.end(result)
+            yield result
 
 
 def limited_threads(threads: int) -> ExitStack:

@@ -4,7 +4,7 @@ import pandas as pd
 from fabricated import record
 
 from layerprobe.data._near_copies import SHINGLE, THRESHOLD
-from layerprobe.pipeline import NEAR_COPIES
+from layerprobe.description import NEAR_COPIES
 from layerprobe.report import near_copy_sentences
 from layerprobe.report.page import render_page
 from layerprobe.report.sections import made

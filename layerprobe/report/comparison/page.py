@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 PAGE = "index.html"
 RECORD = "compare.json"
 """File that identifies the folder of a comparison."""
+RUN_RECORD = "run.json"
+"""File that identifies the folder of a run."""
 
 
-def compare_runs(runs: Sequence[Run], out: str | Path) -> Path:
+def compare_runs(runs: Sequence[Run], out: str | Path, *, notes: Sequence[str] = ()) -> Path:
     """Write one self-contained page about several runs: other models, other data, other settings.
 
     Runs with the same test examples and labels are compared example by example; others are shown together as separate
@@ -29,7 +32,9 @@ def compare_runs(runs: Sequence[Run], out: str | Path) -> Path:
 
     Args:
         runs: two or more finished runs.
-        out: a new or empty folder, or that of an earlier comparison; `index.html` and `compare.json` are written to it.
+        out: a new or empty folder, one that holds run folders alone, or that of an earlier comparison; `index.html` and
+            `compare.json` are written to it.
+        notes: what else limits the comparison, in sentences for the page.
 
     Returns:
         Path of the page.
@@ -48,8 +53,8 @@ def compare_runs(runs: Sequence[Run], out: str | Path) -> Path:
     if not comparison.common:
         methods = "; ".join(f"{run.folder} has {', '.join(run.methods)}" for run in compared)
         raise StudyError(f"The runs have no method in common ({methods}); compare runs that share at least one.")
-    _check_folder(folder)
-    html = render_page(tables, comparison, SECTIONS)
+    check_folder(folder)
+    html = render_page(tables, replace(comparison, notes=notes), SECTIONS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(
@@ -75,24 +80,34 @@ def _check_different(runs: Sequence[Run]) -> None:
         raise StorageError(f"A comparison takes two run folders or more, and got {given}; name another run.")
     seen: dict[Path | frozenset[str], Run] = {}
     for run in runs:
-        trainings = frozenset(task.key for task in run.record.tasks if task.stage == "adapt")
-        identities = ((run.folder.resolve(), "the same folder, given twice"), (trainings, "the same training"))
+        keys = frozenset(task.key for task in run.record.tasks)
+        identities = ((run.folder.resolve(), "the same folder, given twice"), (keys, "the same training and analysis"))
         for identity, what in identities:
             if identity and identity in seen:
                 raise StorageError(
                     f"{seen[identity].folder} and {run.folder} are {what}; a comparison takes runs that differ in model, "
-                    "data or method."
+                    "data, method or settings."
                 )
             seen[identity] = run
 
 
-def _check_folder(out: Path) -> None:
+def check_folder(out: Path) -> None:
+    """Refuse a folder in which something else than a comparison and its runs would be written over.
+
+    Raises:
+        StorageError: in one sentence.
+    """
     if out.exists() and not out.is_dir():
         raise StorageError(f"{out} is a file, not a folder; give another with --out.")
-    if out.exists() and any(out.iterdir()) and not _is_comparison(out):
+    if out.exists() and not all(map(_is_run, out.iterdir())) and not _is_comparison(out):
         raise StorageError(
             f"{out} holds something other than a comparison; nothing in it was touched. Give an empty or new folder with --out."
         )
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a path is the folder of a run."""
+    return (path / RUN_RECORD).is_file()
 
 
 def _is_comparison(folder: Path) -> bool:

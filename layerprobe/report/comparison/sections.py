@@ -47,6 +47,11 @@ def costs(tables: Tables, comparison: Comparison) -> dict[str, Any]:
     return {"costs": measured, "rows": rows, "note": timing_note(timed_costs_of(comparison.runs))}
 
 
+def notes_of(comparison: Comparison) -> list[str]:
+    """What limits the comparison."""
+    return [*comparison.notes, *setting_notes(comparison)]
+
+
 def _section(id: str, title: str, **options: Any) -> Section[Comparison]:
     return Section(id=id, title=title, template=f"comparison/{id}.html.j2", **options)
 
@@ -68,6 +73,6 @@ SECTIONS = (
         "cost", "What did it cost?", requires=("cost",), missing=NO_COST, figures={"cost": figures.cost}, context=costs
     ),
     _section("each", "What does each run report?"),
-    _section("comparable", "What can be compared?", context=lambda _, comparison: {"notes": setting_notes(comparison)}),
+    _section("comparable", "What can be compared?", context=lambda _, comparison: {"notes": notes_of(comparison)}),
     _section("made", "How was this made?", context=lambda tables, _: {"downloads": downloads(tables)}),
 )

@@ -61,6 +61,8 @@ class Comparison:
     """Labels of runs that have the same test examples, two or more per group."""
     unpaired: Sequence[str]
     """Why methods of such a group could not be paired."""
+    notes: Sequence[str] = ()
+    """What else limits the comparison, in sentences."""
 
     @property
     def name(self) -> str:

@@ -1,0 +1,148 @@
+"""A run folder while its tasks run: locked, with a record that is kept up to date, completed or marked as failed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from layerprobe import interrupt
+from layerprobe.context import shared_context
+from layerprobe.description import collect, describe, opened_folders, task_record
+from layerprobe.errors import LayerprobeError, StorageError
+from layerprobe.executors import Finished, Workload
+from layerprobe.files import is_disk_full
+from layerprobe.graph import expand
+from layerprobe.record import RunRecord
+from layerprobe.runs import LOCK, PAGE, Run
+from layerprobe.stage import ResolvedStudy, Stage
+from layerprobe.store import Artifact, ArtifactStore
+
+
+class Recording:
+    """One run in the making: enter it to create its folder, `describe` it, `add` results, and `complete` it.
+
+    Leaving it with an error marks the run as failed.
+    """
+
+    def __init__(self, record: RunRecord, folder: Path, store: ArtifactStore, *, name: str = "") -> None:
+        self.record, self.folder, self.store, self.name = record, folder, store, name
+        self.finished: dict[Stage, Artifact] = {}
+        self.error: BaseException | None = None
+        """Why it failed."""
+        self.ended = False
+        """Whether it is complete, with its page."""
+        self._resolved: ResolvedStudy | None = None
+        self._result: Run | None = None
+        self._lock = FileLock(folder / LOCK, timeout=0)
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        Run.prepare(self.folder)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise StorageError(
+                f"Another run is writing to {self.folder}; wait for it, or give another folder with --out."
+            ) from None
+        try:
+            self._result = Run.create(self.folder, self.record)
+        except BaseException as error:
+            self._unlock()
+            if (shown := self._in_words(error)) is not error:
+                raise shown from error
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None and self.error is None and not self.ended:
+                self.fail(error)
+                if self.error is not error:
+                    raise self.error from error  # type: ignore[misc]
+        finally:
+            self._unlock()
+
+    @property
+    def result(self) -> Run:
+        """The run as far as it is written."""
+        assert self._result is not None
+        return self._result
+
+    @property
+    def workload(self) -> Workload:
+        """All tasks of the study."""
+        assert self._resolved is not None
+        return Workload(self._resolved, expand(self._resolved.study, self._resolved.n_layers), self.name)
+
+    def describe(self, resolved: ResolvedStudy) -> None:
+        """Record what is known of data, model and methods before the first task."""
+        self._resolved = resolved
+        describe(self.record, shared_context(resolved))
+
+    def add(self, done: Finished) -> None:
+        """Record a finished task."""
+        self.finished[done.task] = done.artifact
+        self.record.recomputed += done.damaged
+        self.record.tasks = [task_record(task, artifact) for task, artifact in self.finished.items()]
+        self.result.save()
+
+    def damaged(self) -> tuple[Stage, ...]:
+        """Tasks whose artifacts were reused and turn out to be damaged; these artifacts are removed."""
+        known = len(self.store.damaged)
+        reused = [task for task, artifact in self.finished.items() if artifact.reused]
+        found = tuple(task for task in reused if not self.store.verify(self.finished[task]))
+        self.record.recomputed += self.store.damaged[known:]
+        return found
+
+    def complete(self) -> None:
+        """Collect the tables of all tasks and write the page."""
+        from layerprobe.report import write_report
+
+        assert self._resolved is not None
+        result, record = self.result, self.record
+        record.artifacts = list(opened_folders(self.finished))
+        collect(result, shared_context(self._resolved), self.finished, self.workload.tasks)
+        record.provenance.finished = datetime.now(UTC).isoformat(timespec="seconds")
+        record.provenance.seconds = time.perf_counter() - self._start
+        record.status = "complete"
+        result.save()
+        write_report(result, self.folder / PAGE)
+        self.ended = True
+
+    def fail(self, error: BaseException) -> None:
+        """Record why the run failed, and keep it in `error` as it is to be shown."""
+        self.record.status, self.record.error = "failed", _one_line(error)
+        try:
+            self.result.save()
+        except OSError:  # on a full disk the first error is the one to show
+            print(f"The record of the run in {self.folder} could not be updated.", file=sys.stderr)
+        self.error = self._in_words(error)
+
+    def _in_words(self, error: BaseException) -> BaseException:
+        """The error, or where the disk is full, one that says so."""
+        if isinstance(error, LayerprobeError) or not is_disk_full(error):
+            return error
+        return StorageError(
+            f"The disk is full: the run in {self.folder} could not be written. Every finished task is kept in "
+            f"{self.store.root}; free some space, or give a folder on a larger disk with --out, and run the same command "
+            "again."
+        )
+
+    def _unlock(self) -> None:
+        self._lock.release()
+        (self.folder / LOCK).unlink(missing_ok=True)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt) or interrupt.heard():
+        return "interrupted"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, LayerprobeError) else f"{type(error).__name__}: {text}"
