@@ -79,6 +79,24 @@ def add_band(figure: go.Figure, x: Any, low: Any, high: Any, colour: str, **opti
     )
 
 
+def ink_on(value: float, scale: str = SCALE) -> str:
+    """Black or white, whichever has the higher contrast to a colour of a scale: at least 4.5:1 by WCAG 2.2.
+
+    Args:
+        value: position on the scale, 0 to 1.
+        scale: name of one of plotly's scales.
+    """
+    (colour,) = sample_colorscale(scale, [min(1.0, max(0.0, value))], colortype="tuple")
+    light = luminance(colour)
+    return "#000" if (light + 0.05) / 0.05 > 1.05 / (light + 0.05) else "#fff"
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of red, green and blue in 0 to 1 (WCAG 2.2)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
 def label_layers(figure: go.Figure, **options: Any) -> None:
     """Title the x axis and put one tick per layer."""
     figure.update_xaxes(title="layer (0 = embeddings)", dtick=1, **options)
