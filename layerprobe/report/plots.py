@@ -119,9 +119,13 @@ class Plots:
             )
             for key, (title, values) in (controls or {}).items()
         ]
+        # Diagrams next to each other need some width: on a narrow screen they are scrolled.
+        several = "grid" not in css and any(_columns(figure) > 1 for figure in self.drawn[identity].values())
+        css = f"grid {css}" if several else css
         place = Markup('<div class="{}" data-figure="{}" role="group" aria-label="{}" id="{}"></div>').format(
             f"plot {css}".strip(), identity, label, anchor(identity)
         )
+        place = Markup('<div class="wide">{}</div>').format(place) if several else place
         return Plot(
             Markup('<div class="controls">{}</div>').format(Markup().join(selects)) if selects else Markup(), place
         )
@@ -131,6 +135,12 @@ class Plots:
         content = compact(figure.to_plotly_json())
         self.template = content["layout"].pop("template", self.template)
         return content
+
+
+def _columns(figure: Mapping[str, Any]) -> int:
+    """Number of diagrams of a figure next to each other."""
+    axes = [axis for name, axis in figure["layout"].items() if name.startswith("xaxis")]
+    return len({tuple(axis.get("domain", (0, 1))) for axis in axes})
 
 
 def anchor(identity: str) -> str:

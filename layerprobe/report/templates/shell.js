@@ -50,7 +50,8 @@
     node.setAttribute("role", "region");
     node.setAttribute("aria-label", `${words || (before && before.textContent) || "Table"}, scrolls sideways`);
   };
-  const sizes = new ResizeObserver(changes => changes.forEach(({target}) => scrollable(target.matches(".wide") ? target : target.closest(".wide"))));
+  // The cue changes sizes itself, which must not happen while they are observed.
+  const sizes = new ResizeObserver(changes => requestAnimationFrame(() => new Set(changes.map(({target}) => target.closest(".wide"))).forEach(scrollable)));
   document.querySelectorAll(".wide").forEach(node => { sizes.observe(node); [...node.children].forEach(child => sizes.observe(child)); });
   if (location.hash) reveal();
   mark();

@@ -28,7 +28,7 @@ SHOWN = (
 PER_LINE = 3
 """Layers next to each other."""
 LINE_HEIGHT = 300
-WIDTH, GAP, POINTS = 0.04, 0.04, 24
+WIDTH, GAP, POINTS = 0.04, 0.04, 16
 """Width of the bars of kinds and the gap between two of them, as shares of a diagram; points of a band's edge."""
 
 
