@@ -40,8 +40,10 @@ def literal(value: Value) -> Value:
         result = dataclasses.replace(value, **parts)
     elif isinstance(value, Mapping):
         result = LiteralTables(value)
-    elif type(value) in (list, tuple):
-        result = type(value)(literal(part) for part in value)  # type: ignore[call-arg]
+    elif isinstance(value, list):
+        result = [literal(part) for part in value]
+    elif isinstance(value, tuple):
+        result = tuple(literal(part) for part in value)
     return result
 
 

@@ -87,7 +87,9 @@ def _add_flows(figure: go.Figure, flows: pd.DataFrame, row: int, col: int) -> No
     leaving, arriving = dict(starts), dict(ends)
     order = list(KINDS)
     flow: Any
-    for flow in sorted(flows.itertuples(), key=lambda one: (order.index(one.kind_base), order.index(one.kind_adapted))):
+    for flow in sorted(
+        flows.itertuples(), key=lambda one: (order.index(str(one.kind_base)), order.index(str(one.kind_adapted)))
+    ):
         high, left, right = flow.count * unit, leaving[flow.kind_base], arriving[flow.kind_adapted]
         leaving[flow.kind_base] += high
         arriving[flow.kind_adapted] += high
@@ -111,14 +113,17 @@ def _add_flows(figure: go.Figure, flows: pd.DataFrame, row: int, col: int) -> No
             showlegend=False,
             **place,
         )
-    for side, tops, x, anchor in (("base", starts, WIDTH / 2, "left"), ("adapted", ends, 1 - WIDTH / 2, "right")):
+    for side, tops, middle_of_bar, anchor in (
+        ("base", starts, WIDTH / 2, "left"),
+        ("adapted", ends, 1 - WIDTH / 2, "right"),
+    ):
         counts = flows.groupby(f"kind_{side}")["count"].sum()
         for kind, top in tops.items():
             if kind not in counts:
                 continue
             count = int(counts[kind])
             figure.add_bar(
-                x=[x],
+                x=[middle_of_bar],
                 y=[count * unit],
                 base=[top],
                 width=[WIDTH],
