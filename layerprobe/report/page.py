@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
+import base64
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
 from layerprobe.files import write_text
 from layerprobe.record import Finding
+from layerprobe.report.literal import draws_literally
+from layerprobe.report.plots import Plots, anchor
 from layerprobe.report.queries import having
-from layerprobe.report.section import FigureFunction, Record, Section, Tables
+from layerprobe.report.section import FigureFunction, Section, Tables
 from layerprobe.report.sections import REGISTRY
 
 if TYPE_CHECKING:
@@ -22,8 +26,11 @@ if TYPE_CHECKING:
 
     from layerprobe.runs import Run
 
-Values = Sequence[str] | Mapping[str, str]
-"""Values of an option, or values with the words that are shown for them."""
+POLICY = (
+    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""Content security policy: only the page's own scripts run, named by their hashes, and nothing is loaded or sent."""
 
 
 def write_report(run: Run, path: str | Path) -> Path:
@@ -63,7 +70,7 @@ def figure_function(name: str, sections: Sequence[Section[Any]] = REGISTRY) -> F
     known = {name: function for section in sections for name, function in section.figures.items()}
     if name not in known:
         raise KeyError(f"there is no figure {name!r}; the figures are {', '.join(sorted(known))}")
-    return known[name]
+    return draws_literally(known[name])
 
 
 def render_page(tables: Tables, record: Any, sections: Sequence[Section[Any]] = REGISTRY) -> str:
@@ -75,121 +82,83 @@ def render_page(tables: Tables, record: Any, sections: Sequence[Section[Any]] = 
         sections: in the order of the page.
     """
     environment, plots = make_environment(), Plots()
-    answer = findings(tables, record, sections)
-    parts, data = [], {}
-    for section in sections:
+    found = findings(tables, record, sections)
+    html, data, scripts = {}, {}, []
+    # The first section links to figures of the others, so it is rendered last.
+    for section in (*sections[1:], *sections[:1]):
         absent = [name for name in section.requires if having(tables, name) is None]
         if absent:
-            html = environment.get_template("missing.html.j2").render(section=section, absent=absent)
+            text = environment.get_template("missing.html.j2").render(section=section, absent=absent)
         else:
             context = dict(section.context(tables, record))
             if "data" in context:
                 data[f"data-{section.id}"] = context.pop("data")
             template = environment.get_template(section.template or f"{section.id}/template.html.j2")
+            linked = [finding.model_copy(update={"figure": _target(finding, plots)}) for finding in found]
             plot = plots.placer(section, tables, record)
-            html = template.render(section=section, record=record, findings=answer, plot=plot, **context)
-        parts.append((section, html, not absent))
-    scripts = {
-        section.id: [f"{section.id}/{name}" for name in section.scripts] for section, _, present in parts if present
-    }
+            text = template.render(section=section, record=record, findings=linked, plot=plot, **context)
+            if section.scripts:
+                scripts.append([f"{section.id}/{name}" for name in section.scripts])
+        html[section.id] = with_ids(text, section.id)
+    code = _script(environment, scripts)
     return environment.get_template("page.html.j2").render(
-        record=record, sections=parts, figures=plots.drawn, json_data=data, scripts=scripts
+        record=record,
+        run=re.sub(r"[^\w.-]+", "-", record.name).strip("-")[:80] or "run",
+        sections=[(section, html[section.id], plots.contents.get(section.id, {})) for section in sections],
+        anchor=anchor,
+        json_data={"figures": plots.drawn, "template": plots.template, **data},
+        scripts=code,
+        policy=POLICY.format(scripts=" ".join(f"'sha256-{_sha256(text)}'" for text in code)),
     )
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A place for a figure on the page, and the controls that choose among its variants."""
-
-    controls: Markup
-    """Labelled select elements; empty if there is nothing to choose."""
-    place: Markup
-
-    def __html__(self) -> str:
-        return self.place
+def _target(finding: Finding, plots: Plots) -> str:
+    """What a finding links to: its figure if the page shows it, else its section."""
+    return anchor(finding.figure) if finding.figure in plots.drawn else finding.figure
 
 
-class Plots:
-    """Figures of a page: `drawn[id][variant]` as plotly JSON, where a figure without variants has the variant ''."""
+def with_ids(html: str, section: str) -> str:
+    """The HTML of a section in which each heading has an id, made of the section's and the heading's words."""
+    taken: dict[str, int] = {}
 
-    def __init__(self) -> None:
-        self.drawn: dict[str, dict[str, Any]] = {}
+    def opened(match: re.Match[str]) -> str:
+        level, attributes, content = match.groups()
+        if " id=" in attributes:
+            return match.group()
+        words = re.sub(r"<[^>]*>|&[#\w]+;", "", content).lower()
+        name = f"{section}-{re.sub(r'[^a-z0-9]+', '-', words).strip('-')[:60] or 'heading'}"
+        taken[name] = taken.get(name, 0) + 1
+        number = f"-{taken[name]}" if taken[name] > 1 else ""
+        return f'<h{level}{attributes} id="{name}{number}">{content}</h{level}>'
 
-    def placer(self, section: Section[Record], tables: Tables, record: Record) -> Callable[..., Plot | None]:
-        """The function `plot` of a section's template."""
+    return re.sub(r"<h([2-4])([^>]*)>(.*?)</h\1>", opened, html, flags=re.S)
 
-        def plot(
-            name: str,
-            label: str,
-            *,
-            css: str = "",
-            choices: Mapping[str, tuple[str, Values]] | None = None,
-            **options: Any,
-        ) -> Plot | None:
-            """Draw one of the section's figures; None, which is false in a template, if there is nothing to draw.
 
-            Args:
-                name: of the figure.
-                label: description for screen readers.
-                css: further classes of the element.
-                choices: options of the figure that the reader chooses: option -> (label of the control, values), where
-                    the values may map to the words that are shown for them.
-                options: fixed options of the figure.
-            """
-            chosen = choices or {}
-            variants = {}
-            for values in itertools.product(*(values for _, values in chosen.values())):
-                figure = section.figures[name](tables, record, **options, **dict(zip(chosen, values, strict=True)))
-                if figure is not None:
-                    variants["|".join(values)] = figure
-            controls = {key: choice for key, choice in chosen.items() if len(choice[1]) > 1 or len(chosen) > 1}
-            return self.add(name, label, variants, css=css, controls=controls)
+def _script(environment: jinja2.Environment, sections: Iterable[Sequence[str]]) -> list[Markup]:
+    """The scripts of a page: plotly's, and one of the page's own and its sections', each of these in a block."""
+    from markupsafe import Markup
 
-        return plot
+    def source(name: str) -> str:
+        assert environment.loader is not None
+        return environment.loader.get_source(environment, name)[0]
 
-    def add(
-        self,
-        name: str,
-        label: str,
-        variants: Mapping[str, Any],
-        *,
-        css: str = "",
-        controls: Mapping[str, tuple[str, Values]] | None = None,
-    ) -> Plot | None:
-        """Keep a figure's variants for the page and return its place."""
-        from markupsafe import Markup
+    parts = [
+        source("plots.js"),
+        *("{\n" + "\n".join(map(source, names)) + "\n}" for names in sections),
+        source("shell.js"),
+    ]
+    plotly = resources.files("layerprobe.report").joinpath("vendor", "plotly-cartesian.min.js").read_text("utf-8")
+    return [Markup(text.replace("</script", "<\\/script")) for text in (plotly, "\n".join(parts))]
 
-        if not variants:
-            return None
-        identity = name if name not in self.drawn else f"{name}-{len(self.drawn)}"
-        self.drawn[identity] = {key: figure.to_plotly_json() for key, figure in variants.items()}
-        selects = [
-            Markup('<div><label for="{0}">{1}</label><select id="{0}" data-chooses="{2}">{3}</select></div>').format(
-                f"{identity}-{key}",
-                title,
-                identity,
-                Markup().join(
-                    Markup('<option value="{}">{}</option>').format(value, words)
-                    for value, words in (
-                        values.items() if isinstance(values, Mapping) else zip(values, values, strict=True)
-                    )
-                ),
-            )
-            for key, (title, values) in (controls or {}).items()
-        ]
-        place = Markup('<div class="{}" data-figure="{}" role="img" aria-label="{}"></div>').format(
-            f"plot {css}".strip(), identity, label
-        )
-        return Plot(
-            Markup('<div class="controls">{}</div>').format(Markup().join(selects)) if selects else Markup(), place
-        )
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def make_environment() -> jinja2.Environment:
-    """Templates of the pages and of their sections, with plotly and `json`, which embeds a value into a script element."""
+    """Templates of the pages and of their sections, with `json`, which embeds a value into a script element."""
     import jinja2
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     shared, sections, comparison = (
         jinja2.PackageLoader("layerprobe.report", folder)
@@ -203,13 +172,10 @@ def make_environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["json"] = lambda value: Markup(_json(value))
-    environment.globals["plotly"] = Markup(get_plotlyjs().replace("</script", "<\\/script"))
     return environment
 
 
 def _json(value: Any) -> str:
     """JSON that is safe inside a script element."""
-    from plotly.utils import PlotlyJSONEncoder
-
-    text = json.dumps(value, cls=PlotlyJSONEncoder, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

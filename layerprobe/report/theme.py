@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ SCALE = "Viridis"
 BY_DEPTH = [[0.0, "#4f63d9"], [0.3, "#9a52c6"], [0.55, "#cf4a86"], [0.8, "#d8612f"], [1.0, "#bd8000"]]
 WITHOUT_DEPTH = ("#1f8f7a", "#4d8f2f", "#3b8fb5", "#8a7a3a")
 """Colours of methods that have no depth: LoRA, bias terms, checkpoints."""
+LETTER = 6.3
+"""Mean width of a letter in the title of an axis, in pixels."""
 PLAIN = "#888"
 """Colour of controls, baselines and helper lines."""
 EMPHASIS = "#D55E00"
@@ -79,6 +82,24 @@ def add_band(figure: go.Figure, x: Any, low: Any, high: Any, colour: str, **opti
     )
 
 
+def ink_on(value: float, scale: str = SCALE) -> str:
+    """Black or white, whichever has the higher contrast to a colour of a scale: at least 4.5:1 by WCAG 2.2.
+
+    Args:
+        value: position on the scale, 0 to 1.
+        scale: name of one of plotly's scales.
+    """
+    (colour,) = sample_colorscale(scale, [min(1.0, max(0.0, value))], colortype="tuple")
+    light = luminance(colour)
+    return "#000" if (light + 0.05) / 0.05 > 1.05 / (light + 0.05) else "#fff"
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of red, green and blue in 0 to 1 (WCAG 2.2)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
 def label_layers(figure: go.Figure, **options: Any) -> None:
     """Title the x axis and put one tick per layer."""
     figure.update_xaxes(title="layer (0 = embeddings)", dtick=1, **options)
@@ -98,9 +119,25 @@ def styled(figure: go.Figure, *, height: int) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 60, "r": 20, "t": 36, "b": 50},
         font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "y": -0.22},
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "xanchor": "left", "x": 0},
     )
     grid = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.4)", "automargin": True}
     figure.update_xaxes(**grid)
     figure.update_yaxes(**grid)
+    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        axis.hoverformat = ".1%" if "%" in (axis.tickformat or "") else ".4~f"
+    figure.for_each_yaxis(lambda axis: _wrap_title(axis, height))
     return figure
+
+
+def _wrap_title(axis: go.layout.YAxis, height: int) -> None:
+    """Break the lines of a vertical title that are longer than the axis, which plotly would cut."""
+    low, high = axis.domain or (0, 1)
+    if axis.title.text:
+        room = max(12, int((height - 150) * (high - low) / LETTER))
+        lines = [
+            wrapped
+            for line in axis.title.text.split("<br>")
+            for wrapped in textwrap.wrap(line, room, break_long_words=False)
+        ]
+        axis.title = {"text": "<br>".join(lines), "font": {"size": 12}}

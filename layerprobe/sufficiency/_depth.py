@@ -265,5 +265,6 @@ def _failed(method: str, row: pd.Series) -> str:
     if needed is None:
         return f"{method} the difference is so close to the margin that more test examples alone may not be enough"
     unit = 10 ** max(0, len(str(needed)) - 2)  # two significant digits, rounded up
-    condition = "there is no true difference" if needed == row["needed"] else "the true difference is the observed one"
+    equal = pd.notna(row["needed"]) and needed == row["needed"]
+    condition = "there is no true difference" if equal else "the true difference is the observed one"
     return f"{method} about {-(-needed // unit) * unit:,} test examples could decide with {100 * POWER:.0f}% power, if {condition}"

@@ -1,11 +1,12 @@
 """Several runs on one page: paired only on the same examples, refused in one sentence where there is nothing to compare."""
 
-import base64
 import json
 import re
 import subprocess
 import sys
-from io import BytesIO
+from html import unescape
+from io import StringIO
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -76,8 +77,8 @@ def refused(result, *words):
 
 
 def download(html, name):
-    link = re.search(rf'download="{name}.csv" href="data:text/csv;base64,([^"]+)"', html)
-    return pd.read_csv(BytesIO(base64.b64decode(link.group(1))))
+    link = re.search(rf'download="{name}.csv" href="data:text/csv;charset=utf-8,([^"]+)"', html)
+    return pd.read_csv(StringIO(unquote(unescape(link.group(1)))))
 
 
 def test_a_user_gets_a_page_and_may_write_it_again(runs, tmp_path):

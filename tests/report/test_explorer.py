@@ -230,7 +230,7 @@ def hexadecimal(text):
 def test_words_on_the_strongest_colour_keep_a_contrast_of_four_and_a_half(tmp_path):
     html = page(tmp_path / "run", tables())
     themes = re.findall(r":root \{([^}]*)\}", html)
-    assert len(themes) == 2  # light and dark
+    assert len(themes) == 3  # light, dark and print
     for theme in themes:
         values = dict(re.findall(r"--([\w-]+): ([^;]+);", theme))
         paper, ink = (hexadecimal(values[name].lstrip("#")) for name in ("page", "ink"))

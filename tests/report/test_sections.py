@@ -149,10 +149,10 @@ def test_a_new_section_is_its_folder_and_a_line_of_the_registry(tmp_path, monkey
 
     monkeypatch.setattr(pages, "make_environment", environment)
     html = pages.render_page(*study(), [*REGISTRY, section])
-    assert "Toys changed. <a href" in html and '<li><a href="#toy">Toy</a></li>' in html
+    assert "Toys changed. <a href" in html and '<li><a href="#toy">Toy</a>' in html
     assert "<script>alert" not in html and html.count("&lt;script&gt;alert") == 1
     assert '<label for="toy-layer">Layer</label><select id="toy-layer" data-chooses="toy">' in html
-    assert 'class="plot grid" data-figure="toy" role="img" aria-label="Toy"' in html
+    assert 'class="plot grid" data-figure="toy" role="group" aria-label="Toy" id="figure-toy"' in html
     drawn = json.loads(re.search(r'id="figures">(.*?)</script>', html, flags=re.S).group(1))
     assert list(drawn["toy"]) == ["0", "1"]
     assert json.loads(re.search(r'id="data-toy">(.*?)</script>', html, flags=re.S).group(1)) == {"evil": EVIL}
@@ -162,7 +162,7 @@ def test_a_new_section_is_its_folder_and_a_line_of_the_registry(tmp_path, monkey
 def test_every_figure_of_the_page_has_its_data_and_its_label(tmp_path):
     html = page(tmp_path / "run", study()[0])
     drawn = json.loads(re.search(r'id="figures">(.*?)</script>', html, flags=re.S).group(1))
-    places = re.findall(r'<div class="plot[^"]*" data-figure="([^"]+)" role="img" aria-label="[^"]+"', html)
+    places = re.findall(r'<div class="plot[^"]*" data-figure="([^"]+)" role="group" aria-label="[^"]+"', html)
     assert len(places) == len(set(places)) == html.count("data-figure=") and set(places) == set(drawn)
 
 

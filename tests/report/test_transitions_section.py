@@ -1,6 +1,7 @@
 """Transitions of latents on the page: counts reach the diagram, and claims need an excess at all layers at once."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -43,30 +44,58 @@ def study(*tables):
     return complete({"transitions": table, "similarity": pd.concat(drift)}, record())
 
 
+def bands(figure, axis):
+    """Latents by flow in one diagram, read off the heights of the bands at both ends, and the text of each band."""
+    drawn = [trace for trace in figure.data if trace.xaxis == axis]
+    # A bar's height is its kind's count times the unit of the diagram; all bars of one side are all latents.
+    tall = {trace.name: trace.y[0] for trace in drawn if trace.type == "bar"}
+    kinds = {
+        name: int(re.search(r": ([\d,]+) latents", trace.hovertemplate).group(1))
+        for trace in drawn
+        for name in [trace.name]
+        if trace.type == "bar"
+    }
+    unit = sum(tall.values()) / sum(kinds.values())
+    assert tall == pytest.approx({name: count * unit for name, count in kinds.items()})
+    flows, texts = {}, {}
+    for trace in drawn:
+        if trace.type == "scatter":
+            y, half = np.array(trace.y), len(trace.y) // 2
+            left, right = y[-1] - y[0], y[half] - y[half - 1]
+            assert left == pytest.approx(right)
+            flows[trace.name], texts[trace.name] = round(left / unit), trace.text
+    return flows, texts
+
+
 def test_bands_are_the_counts_of_each_layer_and_add_up():
     figure = figure_function("transitions")(*study())
-    first, second = figure.data
-    names = second.node.label
-    flows = {
-        (names[source], names[target]): value
-        for source, target, value in zip(second.link.source, second.link.target, second.link.value, strict=True)
-    }
-    assert flows == {("general", "task"): 25, ("general", "general"): 75, ("unexplained", "unexplained"): 100}
-    assert all(source < 4 <= target for source, target in zip(second.link.source, second.link.target, strict=True))
-    assert sum(first.link.value) == sum(second.link.value) == 200
-    at = list(zip(second.link.source, second.link.target, strict=True)).index((names.index("general"), 4))
-    assert np.allclose(second.link.customdata[at], [0.25, 0.05, 0.2, 0.15, 0.25])
-    assert [note.text for note in figure.layout.annotations] == ["layer 1: base → adapted", "layer 2: base → adapted"]
-    assert max(first.domain.x) < min(second.domain.x)
-    close = figure_function("transitions")(*study(), matches="close")
-    assert sum(close.data[0].link.value) == 100
+    flows, texts = bands(figure, "x2")
+    assert flows == {"general to task": 25, "general to general": 75, "unexplained to unexplained": 100}
+    assert texts["general to task"] == (
+        "general → task<br>25 latents: 25.0%, null 5.0%<br>excess +20.0% (+15.0% to +25.0%)"
+    )
+    assert sum(bands(figure, "x")[0].values()) == 200
+    titles = [note.text for note in figure.layout.annotations if note.text.startswith("layer")]
+    assert titles == ["layer 1: base → adapted", "layer 2: base → adapted"]
+    labels = {note.text for note in figure.layout.annotations if note.xref == "x2"}
+    assert labels == {"general 100", "unexplained 100", "task 25", "general 75"}
+    assert sum(bands(figure_function("transitions")(*study(), matches="close"), "x")[0].values()) == 100
+
+
+def test_bands_and_bars_stay_within_their_diagram_and_do_not_overlap_where_they_begin():
+    drawn = figure_function("transitions")(*study()).data
+    scatters = [trace for trace in drawn if trace.xaxis == "x2" and trace.type == "scatter"]
+    assert all(min(trace.y) >= 0 and max(trace.y) <= 1.000001 for trace in scatters)
+    edges = sorted((trace.y[0], trace.y[-1]) for trace in scatters)
+    assert all(bottom <= top + 1e-9 for (_, bottom), (top, _) in pairwise(edges))
 
 
 def test_many_layers_are_drawn_in_lines_that_do_not_overlap():
     table = pd.concat([rows().query("layer == 1").assign(layer=layer) for layer in range(7)])
     figure = figure_function("transitions")(*study(table))
-    boxes = [(*trace.domain.x, *trace.domain.y) for trace in figure.data]
-    assert len(boxes) == 7 and figure.layout.height == 900
+    numbers = ["", *range(2, 8)]
+    boxes = [(*figure.layout[f"xaxis{n}"].domain, *figure.layout[f"yaxis{n}"].domain) for n in numbers]
+    assert figure.layout.height == 900
     for i, (left, right, bottom, top) in enumerate(boxes):
         assert 0 <= left < right <= 1 and 0 <= bottom < top <= 1
         for other in boxes[:i]:

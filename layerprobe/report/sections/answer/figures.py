@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
-from layerprobe.report.theme import EMPHASIS, SCALE, label_layers, styled
+from layerprobe.report.theme import EMPHASIS, SCALE, ink_on, label_layers, styled
 
 
 def row_names(methods: Sequence[str], record: RunRecord) -> list[str]:
@@ -65,7 +65,7 @@ def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
                 y=y,
                 text=f"{round(change, 2) + 0.0:.2f}",
                 showarrow=False,
-                font={"color": "#111" if change > 0.6 else "#fff", "size": 13},
+                font={"color": ink_on(change), "size": 13},
             )
             if verdict == "changed":
                 figure.add_shape(

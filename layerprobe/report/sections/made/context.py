@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
+from urllib.parse import quote
 
 from layerprobe.record import RunRecord
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.made.sentences import near_copy_sentences
 
-LARGEST_DOWNLOAD = 400_000
-"""Bytes of a table as CSV up to which the page embeds it; the path of a larger one is shown instead."""
+LARGEST_DOWNLOADS = 600_000
+"""Characters of all tables as CSV up to which the page embeds them, the smallest first; the path of others is shown."""
+PLAIN = ",.:;/()[]+-_=|@!*'~?"
+"""Characters besides letters and digits that an address may hold as they are."""
 
 
 def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
@@ -24,11 +26,11 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
 
 
 def downloads(tables: Tables) -> list[dict[str, Any]]:
-    """Name, number of rows and, for a small table, a link with its content as CSV."""
-    links = []
-    for name in sorted(tables):
-        content = tables[name].to_csv(index=False).encode()
-        small = len(content) <= LARGEST_DOWNLOAD
-        link = "data:text/csv;base64," + base64.b64encode(content).decode() if small else None
-        links.append({"name": name, "rows": len(tables[name]), "link": link})
-    return links
+    """Name, number of rows and, as far as the page has room for it, a link with the content as CSV."""
+    content = {name: quote(tables[name].to_csv(index=False), safe=PLAIN) for name in sorted(tables)}
+    room, links = LARGEST_DOWNLOADS, {}
+    for name in sorted(content, key=lambda name: len(content[name])):
+        if (room := room - len(content[name])) < 0:
+            break
+        links[name] = f"data:text/csv;charset=utf-8,{content[name]}"
+    return [{"name": name, "rows": len(tables[name]), "link": links.get(name)} for name in content]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
@@ -24,6 +28,8 @@ SHOWN = (
 PER_LINE = 3
 """Layers next to each other."""
 LINE_HEIGHT = 300
+WIDTH, GAP, POINTS = 0.04, 0.04, 16
+"""Width of the bars of kinds and the gap between two of them, as shares of a diagram; points of a band's edge."""
 
 
 def methods_in(tables: Tables, record: RunRecord) -> list[str]:
@@ -55,52 +61,93 @@ def transitions(
     if rows is None:
         return None
     rows = rows[(rows.seed == rows.seed.min()) & (rows.kind_adapted != LABEL)]
-    layers, names = sorted(rows.layer.unique()), list(KINDS)
+    layers = sorted(rows.layer.unique())
     lines = -(-len(layers) // PER_LINE)
     columns = min(PER_LINE, len(layers))
-    figure = go.Figure()
+    figure = make_subplots(
+        rows=lines,
+        cols=columns,
+        subplot_titles=[f"layer {layer}: base → adapted" for layer in layers],
+        horizontal_spacing=0.04,
+        vertical_spacing=0.1 / lines,
+    )
     for i, layer in enumerate(layers):
-        line, column = divmod(i, PER_LINE)
-        left, right = (column + 0.06) / columns, (column + 0.94) / columns
-        top, bottom = 1 - line / lines - 0.1 / lines, 1 - (line + 1) / lines + 0.04 / lines
-        flows = rows[(rows.layer == layer) & (rows["count"] > 0)]
-        hover = (
-            f"layer {layer}: %{{source.label}} → %{{target.label}}<br>%{{value}} latents: %{{customdata[0]:.1%}}, null "
-            "%{customdata[1]:.1%}<br>excess %{customdata[2]:+.1%} (%{customdata[3]:+.1%} to %{customdata[4]:+.1%})"
-            "<extra></extra>"
-        )
-        figure.add_sankey(
-            arrangement="fixed",
-            domain={"x": [left, right], "y": [bottom, top]},
-            node={
-                "label": names * 2,
-                "color": list(KINDS.values()) * 2,
-                "x": [0.001] * len(names) + [0.999] * len(names),
-                "y": [*_heights(flows, "kind_base"), *_heights(flows, "kind_adapted")],
-                "pad": 12,
-                "thickness": 14,
-                "hovertemplate": "%{label}: %{value} latents<extra></extra>",
-            },
-            link={
-                "source": [names.index(kind) for kind in flows.kind_base],
-                "target": [len(names) + names.index(kind) for kind in flows.kind_adapted],
-                "value": flows["count"].tolist(),
-                "color": [_pale(KINDS[kind]) for kind in flows.kind_base],
-                "customdata": flows[["rate", "null_rate", "excess", "low", "high"]].to_numpy(),
-                "hovertemplate": hover,
-            },
-        )
-        title = f"layer {layer}: base → adapted"
-        place = {"x": (left + right) / 2, "y": top, "xanchor": "center", "yanchor": "bottom"}
-        figure.add_annotation(text=title, showarrow=False, xref="paper", yref="paper", **place)
-    return styled(figure, height=LINE_HEIGHT * lines)
+        _add_flows(figure, rows[(rows.layer == layer) & (rows["count"] > 0)], *(n + 1 for n in divmod(i, PER_LINE)))
+    figure = styled(figure, height=LINE_HEIGHT * lines).update_layout(barmode="overlay")
+    figure.update_xaxes(visible=False, range=[0, 1], fixedrange=True)
+    return figure.update_yaxes(visible=False, range=[1, 0], fixedrange=True)
 
 
-def _heights(flows: pd.DataFrame, side: str) -> list[float]:
-    """Vertical positions of the middle of each kind on one side, from the top."""
+def _add_flows(figure: go.Figure, flows: pd.DataFrame, row: int, col: int) -> None:
+    """Draw the diagram of one layer: bars of kinds on both sides, and a band for each flow between two of them."""
+    place = {"row": row, "col": col}
+    starts, ends = _heights(flows, "kind_base"), _heights(flows, "kind_adapted")
+    unit = (1 - GAP * (len(KINDS) - 1)) / max(1, flows["count"].sum())
+    # From top to bottom on the left, and within each kind by where a band leads, so that bands cross as little as may be.
+    leaving, arriving = dict(starts), dict(ends)
+    order = list(KINDS)
+    flow: Any
+    for flow in sorted(
+        flows.itertuples(), key=lambda one: (order.index(str(one.kind_base)), order.index(str(one.kind_adapted)))
+    ):
+        high, left, right = flow.count * unit, leaving[flow.kind_base], arriving[flow.kind_adapted]
+        leaving[flow.kind_base] += high
+        arriving[flow.kind_adapted] += high
+        text = (
+            f"{flow.kind_base} → {flow.kind_adapted}<br>{flow.count:,} latents: {flow.rate:.1%}, null {flow.null_rate:.1%}"
+            f"<br>excess {flow.excess:+.1%} ({flow.low:+.1%} to {flow.high:+.1%})"
+        )
+        x, bend = np.linspace(WIDTH, 1 - WIDTH, POINTS), _bend(np.linspace(0, 1, POINTS))
+        middle = left + (right - left) * bend
+        figure.add_scatter(
+            x=[*x, *x[::-1]],
+            y=[*middle, *(middle + high)[::-1]],
+            mode="lines",
+            line={"width": 0},
+            fill="toself",
+            fillcolor=_pale(KINDS[flow.kind_base]),
+            hoveron="fills",
+            hoverinfo="text",
+            text=text,
+            name=f"{flow.kind_base} to {flow.kind_adapted}",
+            showlegend=False,
+            **place,
+        )
+    for side, tops, middle_of_bar, anchor in (
+        ("base", starts, WIDTH / 2, "left"),
+        ("adapted", ends, 1 - WIDTH / 2, "right"),
+    ):
+        counts = flows.groupby(f"kind_{side}")["count"].sum()
+        for kind, top in tops.items():
+            if kind not in counts:
+                continue
+            count = int(counts[kind])
+            figure.add_bar(
+                x=[middle_of_bar],
+                y=[count * unit],
+                base=[top],
+                width=[WIDTH],
+                marker={"color": KINDS[kind], "line": {"width": 0}},
+                hovertemplate=f"{side}, {kind}: {count:,} latents<extra></extra>",
+                name=f"{side}: {kind}",
+                showlegend=False,
+                **place,
+            )
+            label = {"x": WIDTH + 0.02 if side == "base" else 0.98 - WIDTH, "y": top + count * unit / 2}
+            figure.add_annotation(text=f"{kind} {count:,}", showarrow=False, xanchor=anchor, **label, **place)
+
+
+def _bend(t: np.ndarray) -> np.ndarray:
+    """From 0 to 1, level at both ends."""
+    return t * t * (3 - 2 * t)
+
+
+def _heights(flows: pd.DataFrame, side: str) -> dict[str, float]:
+    """Top of each kind on one side, from 0 at the top to 1; kinds are apart by `GAP`."""
     counts = flows.groupby(side)["count"].sum().reindex(list(KINDS)).fillna(0)
-    shares = counts / max(1, counts.sum())
-    return (shares.cumsum() - shares / 2).clip(0.001, 0.999).tolist()
+    shares = counts / max(1, counts.sum()) * (1 - GAP * (len(KINDS) - 1))
+    tops = shares.cumsum() - shares + GAP * np.arange(len(KINDS))
+    return {str(kind): float(top) for kind, top in tops.items()}
 
 
 def _pale(colour: str) -> str:
