@@ -276,7 +276,9 @@ def run(
         write_report(result, folder / PAGE)
     except BaseException as error:
         if result is not None:
-            result.record.status, result.record.error = "failed", _one_line(error)
+            cut = isinstance(error, KeyboardInterrupt) or interrupt.heard()
+            result.record.status = "interrupted" if cut else "failed"
+            result.record.error = (interrupt.heard() or "Ctrl-C") if cut else _one_line(error)
             _save_quietly(result)
         if is_disk_full(error) and not isinstance(error, LayerprobeError):
             raise StorageError(
@@ -469,8 +471,6 @@ def _stay_offline(study: Study) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt) or interrupt.heard():
-        return "interrupted"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, LayerprobeError) else f"{type(error).__name__}: {text}"
 
