@@ -43,7 +43,7 @@ class Provenance(_Model):
     packages: dict[str, str]
     """Version of each package that the numbers depend on."""
     device: str
-    """Device that was computed on."""
+    """Device that was computed on: `cpu`, `cuda` or `mps`."""
     precision: str | None = None
     """Precision of fine-tuning, such as `bf16`; None until it is known."""
     started: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from layerprobe.adaptation._ranks import Ranks, SharedBatches, SharedExamples
 from layerprobe.adaptation._trained import frozen_in_eval
+from layerprobe.device import float32_matmul, in_float64
 from layerprobe.encoder import collate
 from layerprobe.layers import resumed
 from layerprobe.progress import report
@@ -79,7 +80,7 @@ def equalise_steps(groups: Sequence[Sequence[Tensor]], before: Sequence[Sequence
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([tensor.double().norm() for tensor in tensors]).norm()
+    return torch.stack([in_float64(tensor).norm() for tensor in tensors]).norm()
 
 
 class _Apart(TrainerCallback):
@@ -106,7 +107,8 @@ class _Trainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         if self.ranks.count == 1:
             return super().get_train_dataloader()
-        rows, batch_size = self.train_dataset, self.args.train_batch_size * self.ranks.count
+        rows: Any = self.train_dataset
+        batch_size = self.args.train_batch_size * self.ranks.count
         order = LengthGroupedSampler(batch_size, lengths=[len(row["input_ids"]) for row in rows])
         return DataLoader(
             SharedExamples(rows, self.data_collator, self.ranks),
@@ -202,7 +204,11 @@ def train_blocks(
             trainer.add_callback(_Keeper(kept, keep))
         if groups := training.method.step_groups(model, encoder):
             trainer.add_callback(_EqualSteps([[model.get_parameter(name) for name in group] for group in groups]))
-        with nullcontext() if frozen is None else resumed(model, frozen.layer, lambda: trainer.frozen_batch):
+        tf32 = config.resolved_precision == "tf32"
+        with ExitStack() as stack:
+            stack.enter_context(float32_matmul(tf32=tf32))
+            if frozen is not None:
+                stack.enter_context(resumed(model, frozen.layer, lambda: trainer.frozen_batch))
             # The Trainer starts with a full garbage collection, which takes a second over the imported modules.
             gc.freeze()
             try:
