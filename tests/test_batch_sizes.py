@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from running import LIGHT, assert_equal_tables, run_study, write_study
+from running import LIGHT, run_study, write_study
 
 from layerprobe import device
 from layerprobe.activations import CaptureConfig, _capture, capture
@@ -95,5 +95,3 @@ def test_adapted_models_are_captured_in_the_batches_of_base(tmp_path, tiny_bert,
     # Batches change float32 activations by rounding alone.
     one, two = (run.table("similarity").set_index(["method", "layer"]).value for run in (result, usual))
     assert (one - two).abs().max() < 1e-5
-    with pytest.raises(AssertionError):
-        assert_equal_tables(result, usual)

@@ -61,10 +61,9 @@ class HostCopies:
         value = value.contiguous()
         buffers, waiting = self._buffers[self._turn], self._waiting[self._turn]
         place = len(waiting)
-        if place == len(buffers):
-            buffers.append(self.transfer.buffer(value.numel(), value.dtype))
-        elif buffers[place].numel() < value.numel() or buffers[place].dtype != value.dtype:
-            buffers[place] = self.transfer.buffer(value.numel(), value.dtype)
+        if place == len(buffers) or buffers[place].numel() < value.numel() or buffers[place].dtype != value.dtype:
+            with torch.inference_mode(False):  # a buffer outlives the mode that the values are computed in
+                buffers[place : place + 1] = [self.transfer.buffer(value.numel(), value.dtype)]
         target = buffers[place][: value.numel()].view(value.shape)
         waiting.append((self.transfer.start(value, target), target, use))
 

@@ -70,7 +70,7 @@ class Trainer(SAETrainer[Any, Any]):
         def read(chosen: np.ndarray) -> np.ndarray:
             return np.asarray(self.rows[chosen], dtype=np.float32)
 
-        return batches(self.rows, self.order, self.sae.device, read)
+        yield from batches(self.rows, self.order, self.sae.device, read)
 
     def advance(self) -> None:
         """One step on the next batch."""
