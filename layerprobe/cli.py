@@ -39,7 +39,7 @@ Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        metavar="auto|fp32|bf16",
+        metavar="auto|fp32|tf32|bf16",
         help="Precision of fine-tuning. auto: bf16 if the processor supports it, else fp32.",
     ),
 ]
@@ -264,10 +264,12 @@ def doctor() -> None:
     for package, version in versions().items():
         print(f"{package:14} {version}")
     with _one_sentence():
-        from layerprobe import adaptation, bundled, resolve
+        from layerprobe import accelerators, adaptation, bundled, resolve
 
         device = resolve.resolve_device("auto")
         print(f"{'device':14} {device}, fine-tuning in {adaptation.precision(device)}")
+        for heading, text in accelerators.describe(device):
+            print(f"{heading:14} {text}")
         assets = {"minilm-l6": bundled.model_folder, "tweets": bundled.data_files, "bbc-news": bundled.data_files}
         for name, find in assets.items():
             try:

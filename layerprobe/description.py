@@ -116,6 +116,8 @@ def _finite(bound: float) -> float | None:
 def _notes(context: Context) -> list[str]:
     """What a reader must know of how the examples were used."""
     notes = [note for ood in context.ood for note in ood.notes]
+    if context.resolved.device == "mps":
+        notes.append("The device mps has no float64, so sums in float64 were computed on the CPU.")
     if context.resolved.sae_layers and context.resolved.sae_source == "train":
         notes.append(
             "The source has too few examples that fine-tuning did not see, so dictionaries were trained on training "

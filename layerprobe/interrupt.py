@@ -1,4 +1,4 @@
-"""Whether the user has pressed Ctrl-C: also where that came out as another error."""
+"""Whether the user has pressed Ctrl-C or a scheduler has sent SIGTERM: also where that came out as another error."""
 
 from __future__ import annotations
 
@@ -13,28 +13,39 @@ _heard: list[int] = []
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Remember a Ctrl-C that comes inside this context.
+    """Remember a Ctrl-C or SIGTERM that comes inside this context; either raises `KeyboardInterrupt`.
 
     One that falls into the middle of an import can break a lock of Python's or be swallowed by a library, and then comes
-    out as an error that says nothing of it.
+    out as an error that says nothing of it. A second SIGTERM raises nothing: the first one's clean-up goes on.
     """
     _heard.clear()
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not usual or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        _heard.append(number)
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, note)
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    # Where someone else handles a signal, or it is ignored (as Ctrl-C is in the background of a shell), that stays.
+    usual = {number: handler for number, handler in handlers.items() if signal.getsignal(number) is handler}
+    if threading.current_thread() is not threading.main_thread():
+        usual = {}
+    for number in usual:
+        signal.signal(number, _note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
-def heard() -> bool:
-    """Whether one came."""
-    return bool(_heard)
+def resume_listening() -> None:
+    """Take SIGTERM back from a library that has set its own handler inside of `listening`."""
+    if signal.getsignal(signal.SIGINT) is _note and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _note)
+
+
+def heard() -> str | None:
+    """What came first: `Ctrl-C`, `SIGTERM`, or None."""
+    return ("SIGTERM" if _heard[0] == signal.SIGTERM else "Ctrl-C") if _heard else None
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _heard.append(number)
+    if number == signal.SIGTERM and _heard.count(number) > 1:
+        return
+    raise KeyboardInterrupt

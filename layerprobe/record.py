@@ -43,7 +43,7 @@ class Provenance(_Model):
     packages: dict[str, str]
     """Version of each package that the numbers depend on."""
     device: str
-    """Device that was computed on."""
+    """Device that was computed on: `cpu`, `cuda` or `mps`."""
     precision: str | None = None
     """Precision of fine-tuning, such as `bf16`; None until it is known."""
     started: str
@@ -243,8 +243,8 @@ class RunRecord(_Model):
 
     schema_version: Literal[2] = Field(default=SCHEMA, alias="schema")
     """Version of this record, `schema` in the file."""
-    status: Literal["running", "complete", "failed"] = "running"
-    """State of the run."""
+    status: Literal["running", "complete", "failed", "interrupted"] = "running"
+    """State of the run: `interrupted` by Ctrl-C or SIGTERM, `failed` by an error; still `running` if the process was killed."""
     name: str
     """Name of the study."""
     question: str

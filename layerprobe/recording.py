@@ -119,7 +119,9 @@ class Recording:
 
     def fail(self, error: BaseException) -> None:
         """Record why the run failed, and keep it in `error` as it is to be shown."""
-        self.record.status, self.record.error = "failed", _one_line(error)
+        cut = isinstance(error, KeyboardInterrupt) or interrupt.heard()
+        self.record.status = "interrupted" if cut else "failed"
+        self.record.error = (interrupt.heard() or "Ctrl-C") if cut else _one_line(error)
         try:
             self.result.save()
         except OSError:  # on a full disk the first error is the one to show
@@ -142,7 +144,5 @@ class Recording:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt) or interrupt.heard():
-        return "interrupted"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, LayerprobeError) else f"{type(error).__name__}: {text}"

@@ -120,7 +120,7 @@ class ResolvedStudy:
     n_layers: int
     width: int
     device: str
-    precision: Literal["bf16", "fp32"]
+    precision: Literal["bf16", "tf32", "fp32"]
     """Of training."""
     corpus: str
     """Fingerprint of the labelled examples."""

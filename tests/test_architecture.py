@@ -14,7 +14,7 @@ SOURCE = Path(layerprobe.__file__).parent
 LIBRARIES = ("similarity", "sae", "adaptation", "activations", "internals", "sufficiency", "metalearning", "energy")
 BELOW = {"errors", "files", "onsets", "progress", "stats"}
 """What every library may import."""
-MODELS = BELOW | {"data", "encoder", "families", "layers", "pooled"}
+MODELS = BELOW | {"data", "device", "encoder", "families", "layers", "pooled"}
 """What libraries that run a model may import."""
 MAY_IMPORT = dict.fromkeys(LIBRARIES, MODELS) | dict.fromkeys(("similarity", "sufficiency", "energy"), BELOW)
 ABOVE = {

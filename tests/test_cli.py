@@ -225,3 +225,27 @@ def test_an_interruption_that_surfaces_as_another_error_is_reported_as_one(capsy
     assert "resume with: layerprobe run x.toml" in capsys.readouterr().err
     with pytest.raises(RuntimeError), _one_sentence():
         raise RuntimeError("a bug")
+
+
+def test_a_second_sigterm_does_not_disturb_the_clean_up_of_the_first_nor_another_handler(monkeypatch):
+    import os
+    import signal
+
+    from layerprobe import interrupt
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with interrupt.listening():
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(3))  # as a library may
+            interrupt.resume_listening()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupt.heard() == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.signal(signal.SIGTERM, other := lambda *_: None)  # of a program that uses this package
+        with interrupt.listening():
+            assert signal.getsignal(signal.SIGTERM) is other and interrupt.heard() is None
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])

@@ -237,16 +237,17 @@ def started(study_path, tmp_path):
 
 
 @linux
-def test_an_interrupted_run_of_two_jobs_leaves_no_process_and_can_be_resumed(study_path, tmp_path):
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_an_interrupted_run_of_two_jobs_leaves_no_process_and_can_be_resumed(study_path, tmp_path, number, name):
     process, workers = started(study_path, tmp_path)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
+    os.killpg(process.pid, number)  # a terminal or a scheduler sends it to all of them
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert f"with: layerprobe run {study_path} --out {tmp_path / 'out'}" in err and "--jobs 2" in err
     assert "Traceback" not in err
     assert_end(workers)
     record = Run.load(tmp_path / "out").record
-    assert (record.status, record.error) == ("failed", "interrupted")
+    assert (record.status, record.error) == ("interrupted", name)
     result = run_study(study_path, tmp_path / "out", tmp_path / "home", *LIGHT)
     assert result.record.status == "complete" and result.record.recomputed == []
     assert "capture" in stages(result, reused=True)

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from running import LIGHT, assert_equal_tables, run_study, stages, start, wait_for_line, write_study
 from tiny import write_csv
+from typer.testing import CliRunner
 
 from layerprobe import Run, Study, pipeline
 from layerprobe.activations import ActivationStore
+from layerprobe.cli import app
 from layerprobe.errors import StorageError, StudyError
 from layerprobe.graph import expand
 from layerprobe.stages import REGISTRY
@@ -489,13 +491,22 @@ def test_a_killed_run_resumes_after_its_last_finished_task(study_path, tmp_path)
     assert "similarity" in stages(result, reused=False) and result.record.recomputed == []
 
 
-def test_an_interrupted_run_names_the_command_that_resumes_it(study_path, tmp_path):
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_an_interrupted_run_names_the_command_that_resumes_it(study_path, tmp_path, number, name):
     process = start(study_path, tmp_path / "out", tmp_path / "home")
     wait_for_line(process, "] capture: base")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert f"with: layerprobe run {study_path} --out {tmp_path / 'out'}" in err
     assert "Traceback" not in err
     record = Run.load(tmp_path / "out").record
-    assert (record.status, record.error) == ("failed", "interrupted")
+    assert (record.status, record.error) == ("interrupted", name)
+    if number == signal.SIGTERM:
+        refused = CliRunner().invoke(app, ["report", str(tmp_path / "out")])
+        assert (
+            refused.exit_code == 2
+            and "is interrupted (SIGTERM); finish it first with: layerprobe run" in refused.stderr
+        )
+        result = run_study(study_path, tmp_path / "out", tmp_path / "home", *LIGHT)
+        assert result.record.status == "complete" and "adapt" in stages(result, reused=True)

@@ -6,20 +6,25 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from layerprobe.activations._store import ROWS, ActivationStore, matrix_file
+from layerprobe.activations._streaming import HostCopies
 from layerprobe.data import Examples
+from layerprobe.device import MOST_EXAMPLES, batch_size, forward_bytes
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import ArgumentError, EncoderError, StorageError
 from layerprobe.files import is_disk_full
 from layerprobe.layers import blocks, forward, refuse_autocast
 from layerprobe.progress import track
+
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class CaptureConfig:
     """Whether to store the mean and the first token of all examples."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of stored token rows; pooled vectors are always float32."""
-    batch_size: int = 32
-    """Examples per batch."""
+    batch_size: int | None = None
+    """Examples per batch. None: 32 on the CPU, on an accelerator as many as fit its free memory. Stores that are to be
+    compared bit by bit need one size (`ActivationStore.batch_size`)."""
 
 
 def capture(
@@ -96,10 +102,15 @@ def capture(
                 "token_rows",
             )
     model.to(device)
+    size = config.batch_size
+    if size is None:
+        architecture: Any = model.config
+        each = forward_bytes(architecture, max(lengths), kept=n_layers + 1 + 2 * len(layers))
+        size = batch_size(device, each, usual=BATCH_SIZE, most=MOST_EXAMPLES)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writer = _Writer(folder, layers, encoder.width, lengths, with_tokens, config)
-        batches = length_sorted_batches(lengths, config.batch_size)
+        writer = _Writer(folder, layers, encoder.width, lengths, with_tokens, config, HostCopies(device))
+        batches = length_sorted_batches(lengths, size)
         with torch.inference_mode(), refuse_autocast(model, device):
             for indices in track(batches, "capturing"):
                 inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
@@ -111,7 +122,7 @@ def capture(
             "n_rows": writer.n_rows,
             "dtype": config.dtype,
             "max_length": config.max_length,
-            "batch_size": config.batch_size,
+            "batch_size": size,
             "example_ids": list(examples.ids),
         }
         return ActivationStore.seal(folder, record, checksums)
@@ -136,7 +147,9 @@ class _Writer:
         lengths: Sequence[int],
         with_tokens: int,
         config: CaptureConfig,
+        copies: HostCopies,
     ) -> None:
+        self.copies = copies
         self.folder, self.with_tokens, self.dtype = folder, with_tokens, np.dtype(config.dtype)
         self.n_rows = sum(lengths[:with_tokens])
         self.order: list[int] = []
@@ -161,12 +174,19 @@ class _Writer:
         for layer, file in self.tokens.items():
             value = layers[layer]
             if len(kept):
-                rows = value.reshape(-1, value.shape[-1]).index_select(0, kept).cpu().numpy()
-                file.write(np.ascontiguousarray(self._converted(rows, layer)).data)
+                rows = value.reshape(-1, value.shape[-1]).index_select(0, kept)
+                self.copies.take(rows, partial(self._write, file, layer))
             if self.pooled:
                 mean = torch.einsum("btd,bt->bd", value, weights) / counts
-                self.pooled["mean", layer][indices] = mean.cpu().numpy()
-                self.pooled["cls", layer][indices] = value[:, 0].cpu().numpy()
+                self.copies.take(mean, partial(self._place, "mean", layer, indices))
+                self.copies.take(value[:, 0], partial(self._place, "cls", layer, indices))
+        self.copies.next_batch()
+
+    def _write(self, file: _RowFile, layer: int, rows: np.ndarray) -> None:
+        file.write(np.ascontiguousarray(self._converted(rows, layer)).data)
+
+    def _place(self, unit: str, layer: int, indices: np.ndarray, rows: np.ndarray) -> None:
+        self.pooled[unit, layer][indices] = rows
 
     def _converted(self, rows: np.ndarray, layer: int) -> np.ndarray:
         if self.dtype != rows.dtype and (largest := np.abs(rows).max()) > np.finfo(self.dtype).max:
@@ -178,6 +198,8 @@ class _Writer:
     def close(self, encoder: Encoder, encodings: Sequence[Mapping[str, list[int]]]) -> dict[str, str]:
         """Write what each row is; returns the checksums of the files that were hashed while they were written."""
         import pandas as pd
+
+        self.copies.close()
 
         ordered = [encodings[i] for i in self.order]
         lengths = [len(encoding["input_ids"]) for encoding in ordered]

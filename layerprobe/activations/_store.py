@@ -43,6 +43,7 @@ class ActivationStore:
         layers: layers that are stored, 0 = output of the embeddings ... L = output of the last block.
         width: length of a row.
         n_rows: token rows per layer.
+        batch_size: examples per forward pass of the capture.
         example_ids: ids of the examples, in the order in which they were passed to `capture`.
     """
 
@@ -52,6 +53,7 @@ class ActivationStore:
         self.layers: tuple[int, ...] = tuple(record["layers"])
         self.width: int = record["width"]
         self.n_rows: int = record["n_rows"]
+        self.batch_size: int | None = record.get("batch_size")
         self.example_ids: np.ndarray = np.array(record["example_ids"], dtype=np.str_)
 
     @classmethod

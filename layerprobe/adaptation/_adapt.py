@@ -17,6 +17,7 @@ from layerprobe.adaptation._cost import Cost, Meter, TrainingFlops
 from layerprobe.adaptation._frozen import FrozenValues, compute_frozen, open_frozen
 from layerprobe.adaptation._labels import LabelMatch, fit_order, match_labels
 from layerprobe.adaptation._quality import Quality, probabilities, quality
+from layerprobe.adaptation._ranks import Ranks
 from layerprobe.adaptation._validation import HeldOut
 from layerprobe.adaptation.methods import Method
 from layerprobe.data import Corpus
@@ -86,6 +87,10 @@ def adapt(
     Blocks below the lowest trained one are in eval mode, and computed once over the training examples, in float32
     whatever the precision of training; training reads their output from disk.
 
+    In a script that `accelerate launch` or `torchrun` started in several processes, they train one model together: the
+    batches are those of one process, and each computes its part of them (docs/scaling.md). All of them return; only the
+    first writes.
+
     Args:
         encoder: the pretrained encoder.
         corpus: training and test examples, and the names of their classes.
@@ -102,7 +107,7 @@ def adapt(
     Raises:
         EncoderError: if a checkpoint does not fit the encoder.
         ArgumentError: if the method does not fit the encoder, a checkpoint has other labels or another pooling, frozen
-            values do not fit, or training diverged.
+            values do not fit, the batch size cannot be shared by the processes, or training diverged.
         StorageError: if the disk has no room for the frozen values.
     """
     import pandas as pd
@@ -110,6 +115,9 @@ def adapt(
     method.check(encoder)
     config = method.configured(config or AdaptConfig())
     train, test = corpus.train, corpus.test
+    ranks = Ranks.join(config.device)
+    if method.trains_blocks:
+        ranks.check_batch(config.batch_size)
     model: Any = encoder.classifier(corpus.label_names, seed=seed, pooling=config.pooling)
     before = quality(probabilities(model, encoder, test, config), test.labels)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -146,8 +154,15 @@ def adapt(
     search: RateSearch | None = None
     with tempfile.TemporaryDirectory() as scratch:
         if frozen is None and needed:
-            compute_frozen(encoder, train, needed, scratch, config)
-            frozen = open_frozen(scratch)
+            if ranks.several_machines:
+                raise ArgumentError(
+                    "{frozen} is not set, but the processes run on several machines, which share no temporary folder; write "
+                    "the values by compute_frozen to a shared folder first, and pass open_frozen of it.",
+                    "frozen",
+                )
+            written = ranks.agreed(scratch)
+            ranks.once(lambda: compute_frozen(encoder, train, needed, written, config))
+            frozen = open_frozen(written)
         training = Training(
             encoder=encoder,
             corpus=corpus,
@@ -163,6 +178,8 @@ def adapt(
 
         def keep(step: int) -> None:
             steps.append(step)
+            if ranks.index:
+                return
             snapshot = copy.deepcopy(model)
             method.finish(snapshot)
             _save(snapshot, encoder, folder.with_name(f"step-{step:06d}"))
@@ -170,7 +187,7 @@ def adapt(
         with Meter() as meter:
             rate = method.learning_rate(config)
             if config.searches_rates and method.trains_blocks:
-                search = search_rate(training, rate)
+                search = ranks.agreed(search_rate(training, rate))
                 rate = search.rate
             # A control is trained at the rate that a search gives on the true labels.
             training = replace(training, labels=method.training_labels(train.labels, seed))
@@ -184,8 +201,12 @@ def adapt(
         )
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     method.finish(model)
-    _save(model, encoder, folder)
-    predictions = probabilities(load_classifier(folder, encoder), encoder, test, config)
+
+    def saved() -> np.ndarray:
+        _save(model, encoder, folder)
+        return probabilities(load_classifier(folder, encoder), encoder, test, config)
+
+    predictions = ranks.once(saved)
     frozen_seconds = sum(values.seconds for values in read)
     return Adaptation(
         checkpoint=folder,

@@ -39,8 +39,9 @@ class AdaptConfig:
     """A checkpoint's label -> the data's, for checkpoints whose labels have other names."""
     max_length: int = 128
     """Tokens per example, special ones included; longer examples are truncated."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the blocks' training; `auto` is bf16 where the processor has instructions for it, else fp32."""
+    precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"
+    """Precision of the blocks' training; `auto` is bf16 where the processor has instructions for it, else fp32. `tf32`
+    is float32 whose matrix products round their factors to 10 bits, on NVIDIA GPUs."""
     device: str = "cpu"
     """Where to compute."""
 
@@ -50,7 +51,7 @@ class AdaptConfig:
         return self.search or self.tuning == "equal"
 
     @property
-    def resolved_precision(self) -> Literal["bf16", "fp32"]:
+    def resolved_precision(self) -> Literal["bf16", "tf32", "fp32"]:
         """Precision of the blocks' training on this device."""
         from layerprobe.adaptation._trained import precision
 

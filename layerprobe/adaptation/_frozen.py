@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.adaptation.methods import Method, cached_layers
 from layerprobe.data import Examples
+from layerprobe.device import MOST_EXAMPLES, batch_size, forward_bytes
 from layerprobe.encoder import Encoder, collate, head_row, length_sorted_batches, tokenize
 from layerprobe.errors import StorageError
 from layerprobe.families import FAMILIES
@@ -135,7 +136,9 @@ def compute_frozen(
             np.lib.format.write_array_header_1_0(files[layer], header)
         stack.enter_context(edited(model, {layer: partial(write, layer) for layer in counts}))
         stack.enter_context(skipping(model, range(max(counts) + 1, last + 1)))
-        batches = length_sorted_batches(tokens, BATCH)
+        # Rows are in the order of lengths, whatever the size of batches.
+        each = forward_bytes(model.config, max(tokens))
+        batches = length_sorted_batches(tokens, batch_size(config.device, each, usual=BATCH, most=MOST_EXAMPLES))
         for indices in track(batches, "frozen blocks"):
             batch_start, written = time.perf_counter(), 0.0
             inputs = {key: value.to(config.device) for key, value in collate(encoder, encodings, indices).items()}

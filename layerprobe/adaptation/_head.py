@@ -177,7 +177,7 @@ class _Objective:
     @torch.no_grad()
     def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each example, in float64."""
-        return nn.functional.cross_entropy(self._logits(inputs).double().cpu(), labels.cpu(), reduction="none")
+        return nn.functional.cross_entropy(self._logits(inputs).cpu().double(), labels.cpu(), reduction="none")
 
     @torch.no_grad()
     def right(self, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from layerprobe.adaptation._config import AdaptConfig
 from layerprobe.adaptation._validation import SEARCH_FACTORS, HeldOut, validation_folds, validation_part
 from layerprobe.data import Examples
+from layerprobe.device import MOST_EXAMPLES, batch_size, forward_bytes
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import MeasureError
 from layerprobe.progress import track
@@ -137,10 +138,13 @@ def probabilities(model: Any, encoder: Encoder, examples: Examples, config: Adap
     encodings = tokenize(encoder, examples, config.max_length)
     model.to(config.device).eval()
     result = np.zeros((len(encodings), model.config.num_labels))
-    batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], BATCH)
+    lengths = [len(e["input_ids"]) for e in encodings]
+    each = forward_bytes(model.config, max(lengths, default=1))
+    size = batch_size(config.device, each, usual=BATCH, most=MOST_EXAMPLES)
+    batches = length_sorted_batches(lengths, size)
     for indices in track(batches, "evaluating"):
         inputs = {key: value.to(config.device) for key, value in collate(encoder, encodings, indices).items()}
-        result[indices] = model(**inputs).logits.to("cpu", torch.float64).softmax(dim=1).numpy()
+        result[indices] = model(**inputs).logits.cpu().double().softmax(dim=1).numpy()
     return result
 
 

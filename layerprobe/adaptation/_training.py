@@ -5,15 +5,19 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from layerprobe.adaptation._ranks import Ranks, SharedBatches, SharedExamples
 from layerprobe.adaptation._trained import frozen_in_eval
+from layerprobe.device import float32_matmul, in_float64
 from layerprobe.encoder import collate
 from layerprobe.layers import resumed
 from layerprobe.progress import report
@@ -76,13 +80,48 @@ def equalise_steps(groups: Sequence[Sequence[Tensor]], before: Sequence[Sequence
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([tensor.double().norm() for tensor in tensors]).norm()
+    return torch.stack([in_float64(tensor).norm() for tensor in tensors]).norm()
+
+
+class _Apart(TrainerCallback):
+    """Lets the processes of one training draw different dropout masks."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.ranks.index:
+            torch.manual_seed(args.seed + self.ranks.index)
 
 
 class _Trainer(Trainer):
-    """The Trainer, with the frozen values of each batch kept apart from the model's inputs."""
+    """The Trainer, with the frozen values of each batch kept apart from the model's inputs, on one device or several.
+
+    On several, each process computes its part of the batches of one process (the Trainer's own way would give each process
+    batches of its own, and weigh the last ones wrongly).
+    """
 
     frozen_batch: torch.Tensor
+    ranks = Ranks()
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.ranks.count == 1:
+            return super().get_train_dataloader()
+        rows: Any = self.train_dataset
+        batch_size = self.args.train_batch_size * self.ranks.count
+        order = LengthGroupedSampler(batch_size, lengths=[len(row["input_ids"]) for row in rows])
+        return DataLoader(
+            SharedExamples(rows, self.data_collator, self.ranks),
+            sampler=SharedBatches(order, batch_size, self.ranks),
+            batch_size=None,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.ranks.count == 1:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        weight = inputs.pop("weight")
+        return model(**inputs).loss * weight
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         if "frozen" in inputs:
@@ -104,6 +143,9 @@ def train_blocks(
     in bf16 the result differs from training without them by the rounding of the frozen part; in float32 it agrees to
     numerical tolerance.
 
+    Where a launcher started several processes, each computes its part of every batch; with dropout off, weights and losses
+    are those of one process up to rounding.
+
     Args:
         training: data, method and configuration.
         model: a classifier.
@@ -115,6 +157,8 @@ def train_blocks(
         The training log: step, epoch, loss, learning_rate, split.
     """
     encoder, config = training.encoder, training.config
+    ranks = Ranks.join(config.device)
+    ranks.check_batch(config.batch_size)
     layer = training.method.frozen_layer(encoder.n_layers)
     frozen = training.frozen.get(layer) if layer else None
 
@@ -127,37 +171,44 @@ def train_blocks(
     rows = [{**training.encodings[i], "labels": int(training.labels[i]), "example": int(i)} for i in examples]
     steps = config.epochs * -(-len(examples) // config.batch_size)
     with tempfile.TemporaryDirectory() as scratch, frozen_in_eval(model, layer):
-        trainer = _Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                num_train_epochs=config.epochs,
-                per_device_train_batch_size=config.batch_size,
-                learning_rate=learning_rate,
-                train_sampling_strategy="group_by_length",
-                bf16=config.resolved_precision == "bf16",
-                use_cpu=config.device == "cpu",
-                optim="adamw_torch_fused",
-                seed=training.seed,
-                data_seed=training.seed,
-                logging_steps=max(1, steps // 50),
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=config.device == "cuda",
-                remove_unused_columns=False,
-            ),
-            train_dataset=rows,
-            data_collator=collated,
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size // ranks.count,
+            learning_rate=learning_rate,
+            train_sampling_strategy="group_by_length",
+            bf16=config.resolved_precision == "bf16",
+            use_cpu=config.device == "cpu",
+            optim="adamw_torch_fused",
+            seed=training.seed,
+            data_seed=training.seed,
+            logging_steps=max(1, steps // 50),
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=config.device == "cuda",
+            remove_unused_columns=False,
+            average_tokens_across_devices=ranks.count == 1,
+            # Every trained parameter is used in every step.
+            ddp_find_unused_parameters=False if ranks.count > 1 else None,
         )
+        # On a machine with several GPUs the Trainer would use all of them, with as many times the batch size.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        trainer = _Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collated)
+        trainer.ranks = ranks
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Reporter)
+        trainer.add_callback(_Apart(ranks))
         if config.checkpoints and keep is not None:
             kept = {steps * i // (config.checkpoints + 1) for i in range(1, config.checkpoints + 1)} - {0, steps}
             trainer.add_callback(_Keeper(kept, keep))
         if groups := training.method.step_groups(model, encoder):
             trainer.add_callback(_EqualSteps([[model.get_parameter(name) for name in group] for group in groups]))
-        with nullcontext() if frozen is None else resumed(model, frozen.layer, lambda: trainer.frozen_batch):
+        tf32 = config.resolved_precision == "tf32"
+        with ExitStack() as stack:
+            stack.enter_context(float32_matmul(tf32=tf32))
+            if frozen is not None:
+                stack.enter_context(resumed(model, frozen.layer, lambda: trainer.frozen_batch))
             # The Trainer starts with a full garbage collection, which takes a second over the imported modules.
             gc.freeze()
             try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerprobe import interrupt
 from layerprobe.errors import LayerprobeError, StudyError
 from layerprobe.executors._events import Event, Failed, Finished, Settings, Workload
 from layerprobe.executors._schedule import Schedule, StudyTask
@@ -92,6 +93,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
     try:
         _check_reachable(address)
         ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
+        interrupt.resume_listening()  # Ray would end the process
     except (OSError, RuntimeError, ValueError) as error:
         raise StudyError(
             f"No Ray cluster could be reached at --address {address}: {_first_line(error)}; start one with `ray start --head`, "

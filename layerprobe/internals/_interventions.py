@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from layerprobe.device import MOST_EXAMPLES, batch_size, forward_bytes
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import ArgumentError, EncoderError
 from layerprobe.families import FAMILIES
@@ -80,7 +81,10 @@ def interventions(
     cases, left_out = _cases(adapted, encoder)
     encodings = tokenize(encoder, examples, max_length)
     logits: dict[Case, np.ndarray] = {}
-    batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], BATCH_SIZE)
+    lengths = [len(e["input_ids"]) for e in encodings]
+    config: Any = adapted.config
+    each = forward_bytes(config, max(lengths), kept=2 * encoder.n_layers + 2)
+    batches = length_sorted_batches(lengths, batch_size(device, each, usual=BATCH_SIZE, most=MOST_EXAMPLES))
     with torch.inference_mode():
         for indices in track(batches, "interventions"):
             inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}

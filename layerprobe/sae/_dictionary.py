@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from layerprobe.device import MOST_ROWS, batch_size
 from layerprobe.errors import MeasureError, StorageError
 from layerprobe.progress import track
 
@@ -121,7 +122,10 @@ def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"]) -> csc_array:
             "the layer that it was trained on.",
             "rows",
         )
-    batches = track(list(row_batches(len(rows))), "encoding")
+    # A row, its activations before and after the non-linearity, and one more matrix of their size to compute them.
+    each = 4 * (dictionary.d_in + 3 * dictionary.d_sae)
+    size = batch_size(dictionary.device, each, usual=BATCH_ROWS, most=MOST_ROWS)
+    batches = track(list(row_batches(len(rows), size)), "encoding")
 
     def dense(batch: slice) -> Float[Tensor, "m d_sae"]:
         # A copy: torch warns of read-only arrays, which memory-mapped rows are.
@@ -131,9 +135,9 @@ def encode(dictionary: Dictionary, rows: Num[np.ndarray, "n d"]) -> csc_array:
     return to_sparse(map(dense, batches), (len(rows), dictionary.d_sae))
 
 
-def row_batches(n: int) -> Iterator[slice]:
+def row_batches(n: int, size: int = BATCH_ROWS) -> Iterator[slice]:
     """Slices of consecutive rows."""
-    return (slice(start, min(start + BATCH_ROWS, n)) for start in range(0, n, BATCH_ROWS))
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def check_finite(rows: Float[Tensor, "m d"], start: int) -> Float[Tensor, "m d"]:

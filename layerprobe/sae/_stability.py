@@ -57,7 +57,7 @@ def of_equal_energy(
     Raises:
         ArgumentError: if there is no live latent in one of the groups.
     """
-    energy = codes.power(2).sum(0) * dictionary.decoder.double().square().sum(1).cpu().numpy()
+    energy = codes.power(2).sum(0) * dictionary.decoder.cpu().double().square().sum(1).numpy()
     groups = {"stable": stable & live, "unstable": ~stable & live}
     if not all(group.any() for group in groups.values()):
         raise ArgumentError("{stable} has no live latent in one of the groups; there is nothing to compare.", "stable")

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from layerprobe.data import Examples
+from layerprobe.device import MOST_EXAMPLES, batch_size, forward_bytes
 from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
 from layerprobe.errors import ArgumentError, EncoderError, MeasureError
 from layerprobe.layers import blocks, forward, refuse_autocast, resumed
@@ -71,8 +72,12 @@ def task_loss(
 
     _check(model, encoder, examples, layer, dictionaries)
     encodings = tokenize(encoder, examples, max_length)
-    batches = length_sorted_batches([len(e["input_ids"]) for e in encodings], BATCH_EXAMPLES)
+    lengths = [len(e["input_ids"]) for e in encodings]
     runs = _Runs(model, layer, examples.labels, [*dictionaries.values()])
+    config: Any = model.config
+    widest = max((dictionary.d_sae for dictionary in dictionaries.values()), default=0)
+    each = forward_bytes(config, max(lengths), kept=encoder.n_layers + 1) + 12 * max(lengths) * widest
+    batches = length_sorted_batches(lengths, batch_size(runs.device, each, usual=BATCH_EXAMPLES, most=MOST_EXAMPLES))
     total = torch.zeros(encoder.width, dtype=torch.float64, device=float64_device(runs.device))
     n_tokens = 0
     with torch.inference_mode(), refuse_autocast(model, str(runs.device)):

@@ -19,6 +19,7 @@ from layerprobe.sae._config import Plan
 from layerprobe.sae._dictionary import Dictionary
 from layerprobe.sae._rows import Scale, evenly_spaced, order
 from layerprobe.sae._selection import nth_largest
+from layerprobe.sae._staging import batches
 
 LOGGED_STEPS = 200
 ENCODER = ("W_enc", "b_enc", "b_gate", "b_mag", "r_mag")
@@ -66,8 +67,10 @@ class Trainer(SAETrainer[Any, Any]):
         self.sae.train()
 
     def _batches(self) -> Iterator[Tensor]:
-        for chosen in self.order:
-            yield torch.from_numpy(np.asarray(self.rows[chosen], dtype=np.float32)).to(self.sae.device)
+        def read(chosen: np.ndarray) -> np.ndarray:
+            return np.asarray(self.rows[chosen], dtype=np.float32)
+
+        yield from batches(self.rows, self.order, self.sae.device, read)
 
     def advance(self) -> None:
         """One step on the next batch."""

@@ -97,6 +97,7 @@ class BasisControls(LayerStage):
 
     name: ClassVar = "basis-controls"
     version: ClassVar = 1
+    accelerator: ClassVar = True
     tables: ClassVar = (BASIS_CONTROLS,)
     first_guess: ClassVar = 8.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -45,6 +45,8 @@ class _Capture(ModelStage):
             base.copy_to(folder / "rows")
             return
         examples, config = self.examples(context), self.config(context.resolved)
+        if base is not None:  # equal weights give equal bits only in equal batches
+            config = replace(config, batch_size=base.batch_size)
         store = capture(model, context.encoder, examples, folder / "rows", config, device=context.device)
         if base is not None:
             store.share_files(base)

@@ -109,6 +109,7 @@ class Exclusive(LayerStage):
 
     name: ClassVar = "exclusive"
     version: ClassVar = 1
+    accelerator: ClassVar = True
     tables: ClassVar = (EXCLUSIVE,)
 
     @classmethod

@@ -71,6 +71,7 @@ class RandomChange(ModelStage):
             token_examples=study.activations.examples,
             pooled=unit != "token",
             dtype=study.activations.dtype,
+            batch_size=stored.batch_size,
         )
         tables, folds = [], []
         for draw in range(study.similarity.random_changes):

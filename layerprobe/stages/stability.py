@@ -113,7 +113,7 @@ class Stability(LayerStage):
             return
         groups = {"none": np.zeros(one.d_sae, dtype=bool)}
         groups |= sae.of_equal_energy(one, codes[0], stable[0], live[0], seed=context.seed)
-        energy = codes[0].power(2).sum(0) * one.decoder.double().square().sum(1).cpu().numpy()
+        energy = codes[0].power(2).sum(0) * one.decoder.cpu().double().square().sum(1).numpy()
         of = {"none": 0, "stable": int((stable[0] & live[0]).sum()), "unstable": int((~stable[0] & live[0]).sum())}
         losses = sae.task_loss(
             context.adapted_model(parents["classifier"]).to(context.device),

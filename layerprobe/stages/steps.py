@@ -123,6 +123,7 @@ class Steps(ModelStage):
             layers=tuple(layer for layer in self.layers if isinstance(layer, int)),
             token_examples=context.study.activations.examples,
             pooled=False,
+            batch_size=base.batch_size,
         )
         for step, path in checkpoints.items():
             model = load_classifier(path, context.encoder)

@@ -7,7 +7,7 @@ import torch
 from adapting import QUIET, adapted, changed
 from tiny import make_encoder
 
-from layerprobe.adaptation import compute_frozen, open_frozen, precision, reference
+from layerprobe.adaptation import TrainingFlops, _training, compute_frozen, open_frozen, precision, reference
 from layerprobe.data import load_corpus
 from layerprobe.encoder import head_parameter_names, load_classifier, load_encoder
 from layerprobe.errors import ArgumentError
@@ -127,7 +127,7 @@ def test_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
         assert precision("cpu") == expected
     assert precision("mps") == "fp32"
     assert [precision("cpu", choice) for choice in ("bf16", "fp32")] == ["bf16", "fp32"]
-    for device, choice, message in (("cpu", "fp16", "is auto, bf16 or fp32"), ("mps", "bf16", "use fp32")):
+    for device, choice, message in (("cpu", "fp16", "is auto, bf16, tf32 or fp32"), ("mps", "bf16", "use fp32")):
         with pytest.raises(ArgumentError, match=message):
             precision(device, choice)
 
@@ -143,3 +143,63 @@ def test_a_head_is_no_worse_than_uniform_even_without_signal(n, tiny_encoder, tm
     for seed in range(2):
         result = adapted(tiny_encoder, corpus, tmp_path / "out", "head", seed=seed)
         assert result.after.loss < np.log(2) + 0.1
+
+
+def test_precision_on_a_gpu_follows_its_instructions(monkeypatch):
+    """A GPU without bf16 emulates it, which torch counts as support unless it is asked not to."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or new)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0) if new else (7, 5))
+    new = True
+    assert [precision("cuda", choice) for choice in ("auto", "tf32", "fp32")] == ["bf16", "tf32", "fp32"]
+    new = False
+    assert precision("cuda") == "fp32"
+    for choice, message in (("bf16", "bf16, which the device cuda cannot train in"), ("tf32", "compute capability 8")):
+        with pytest.raises(ArgumentError, match=message):
+            precision("cuda", choice)
+    with pytest.raises(ArgumentError, match="tf32, which the device cpu does not compute in"):
+        precision("cpu", "tf32")
+
+
+def test_tf32_is_on_while_blocks_are_trained_and_off_where_anything_is_measured(
+    tiny_encoder, tiny_corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("layerprobe.adaptation._trained.has_tf32", lambda device: True)
+    # Counting operations runs single examples forwards and backwards, in any precision.
+    monkeypatch.setattr("layerprobe.adaptation._fit.fit_flops", lambda *args, **options: TrainingFlops(0, 0, 0))
+    seen = {True: set(), False: set()}
+    forward = torch.nn.Linear.forward
+
+    def watched(module, x):
+        # The passes of training are those with gradients through the blocks.
+        seen[torch.is_grad_enabled()].add(torch.get_float32_matmul_precision())
+        return forward(module, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    adapted(tiny_encoder, tiny_corpus, tmp_path / "a", "top:1", precision="tf32", n=32)
+    assert seen == {True: {"high"}, False: {"highest"}} and torch.get_float32_matmul_precision() == "highest"
+    seen[True].clear()
+    adapted(tiny_encoder, tiny_corpus, tmp_path / "b", "top:1", precision="fp32", n=32)
+    assert seen[True] == {"highest"}
+
+
+def test_one_process_trains_on_one_gpu_whatever_the_machine_has(tiny_encoder, tiny_corpus, tmp_path, monkeypatch):
+    """The Trainer would divide among all GPUs, with as many times the batch size."""
+    seen = []
+
+    class Watched(_training._Trainer):
+        def train(self, *args, **kwargs):
+            seen.append((self.args.n_gpu, self._train_batch_size))
+            return super().train(*args, **kwargs)
+
+    class Arguments(_training.TrainingArguments):
+        def _setup_devices_of_four_gpus(self):
+            self._n_gpu = 4
+
+        def __post_init__(self):
+            super().__post_init__()
+            self._setup_devices_of_four_gpus()
+
+    monkeypatch.setattr(_training, "_Trainer", Watched)
+    monkeypatch.setattr(_training, "TrainingArguments", Arguments)
+    adapted(tiny_encoder, tiny_corpus, tmp_path / "a", "full", batch_size=8, n=32)
+    assert seen == [(1, 8)]

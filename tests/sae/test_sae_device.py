@@ -17,7 +17,7 @@ from tiny import make_encoder, write_csv
 from layerprobe import sae
 from layerprobe.data import load_corpus
 from layerprobe.encoder import load_encoder
-from layerprobe.sae import CrosscoderConfig, SaeConfig
+from layerprobe.sae import CrosscoderConfig, SaeConfig, _dictionary, _staging
 from layerprobe.sae.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.numerical
@@ -117,3 +117,40 @@ def test_the_task_loss_stays_on_the_model_s_device(tmp_path, monkeypatch):
         assert not computed_on_host(device)
         assert {shape[-1] for shape in device.to_host if shape} <= {2}  # logits alone
     pd.testing.assert_frame_equal(there, here, rtol=1e-4)
+
+
+def test_rows_that_fit_are_staged_once_and_give_the_same_dictionary(rows, tmp_path, monkeypatch):
+    config, staged = replace(CONFIG, samples=20 * 250), []
+    here, stage = sae.train(rows, tmp_path / "here", config), _staging.stage
+    monkeypatch.setattr(_staging, "STAGED_AT_A_TIME", 700)  # several parts, the last one shorter
+    monkeypatch.setattr(_staging, "stage", lambda *args: staged.append(len(args[0])) or stage(*args))
+    for free, times in ((2 * rows.nbytes - 1, 0), (2 * rows.nbytes, 1)):
+        monkeypatch.setattr(_staging, "free_bytes", lambda device, free=free: free)
+        with stand_in_device(monkeypatch) as device:
+            there = sae.train(rows, tmp_path / f"staged {times}", config, device=DEVICE)
+            assert not computed_on_host(device) and staged == [len(rows)] * times
+            weights = {key: value.cpu() for key, value in there.sae.state_dict().items()}
+        for key, value in here.sae.state_dict().items():
+            torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_staged_batches_are_the_rows_themselves(kind, monkeypatch):
+    rows = np.random.default_rng(0).standard_normal((50, 3)).astype(kind)
+    rows.setflags(write=False)
+    order = [np.array([0, 7, 49]), np.array([3, 4]), np.arange(50)]
+    monkeypatch.setattr(_staging, "STAGED_AT_A_TIME", 16)
+    for free in (None, 0, 10**9):
+        monkeypatch.setattr(_staging, "free_bytes", lambda device, free=free: free)
+        found = list(_staging.batches(rows, order, torch.device("cpu"), lambda chosen: rows[chosen].astype(np.float32)))
+        for batch, chosen in zip(found, order, strict=True):
+            assert batch.dtype == torch.float32
+            np.testing.assert_array_equal(batch.numpy(), rows[chosen].astype(np.float32))
+
+
+def test_encoding_in_larger_batches_gives_the_same_activations(trained, rows, monkeypatch):
+    dictionary, _ = trained
+    usual, sizes = encoded(dictionary, rows), []
+    monkeypatch.setattr(_dictionary, "batch_size", lambda *args, **options: sizes.append(args) or 300)
+    np.testing.assert_allclose(encoded(dictionary, rows).toarray(), usual.toarray(), atol=1e-6)
+    assert sizes[0][1] >= 4 * (dictionary.d_in + 2 * dictionary.d_sae)

@@ -1,0 +1,79 @@
+"""What doctor and the docs say of accelerators is true of the tests and the stages."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from layerprobe import accelerators
+from layerprobe.cli import app
+from layerprobe.stages import REGISTRY
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs" / "accelerators.md"
+
+
+def test_doctor_lists_the_tests_that_pytest_finds():
+    command = [sys.executable, "-m", "pytest", "-m", "accelerator", "--collect-only", "-q", "-p", "no:xdist"]
+    done = subprocess.run([*command, "-o", "addopts=", "tests"], cwd=ROOT, capture_output=True, text=True)
+    found = {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert done.returncode == 0 and found, done.stdout + done.stderr
+    shown = CliRunner().invoke(app, ["doctor"]).stdout
+    assert set(re.findall(r"tests/\S+::\S+", shown)) == found
+    assert "python -m pytest -m accelerator" in shown
+
+
+def test_marks_are_found_on_tests_and_on_files(tmp_path):
+    (tests := tmp_path / "tests" / "part").mkdir(parents=True)
+    (tests / "test_one.py").write_text(
+        "import pytest\n@pytest.mark.accelerator\ndef test_a(): pass\ndef test_b(): pass\n"
+        "@pytest.mark.parametrize('x', [pytest.mark.other])\ndef test_c(x): pass\n"
+    )
+    (tests / "test_two.py").write_text("import pytest\npytestmark = [pytest.mark.accelerator]\ndef test_d(): pass\n")
+    assert accelerators.test_names(tmp_path / "tests") == [
+        "tests/part/test_one.py::test_a",
+        "tests/part/test_two.py::test_d",
+    ]
+
+
+def test_doctor_names_the_accelerator_its_memory_and_its_number_formats(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Big GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(accelerators.devices, "free_bytes", lambda device: 15 * 10**9)
+    lines = list(accelerators.describe("cuda", tmp_path / "missing"))
+    assert lines[0] == ("accelerator", "Big GPU, 15.0 GB free, bf16 no, TF32 no")
+    assert len(lines) == 2 and "pip download --no-deps --no-binary layerprobe layerprobe==" in lines[1][1]
+    assert next(accelerators.describe("cpu", tmp_path)) == ("accelerator", "none that torch can use")
+
+
+def rows():
+    """The cells of the table of stages."""
+    section = DOCS.read_text(encoding="utf-8").partition("## What runs where")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    return {
+        cells[0].strip("` "): cells[1:] for cells in ([c.strip() for c in line.strip("|").split("|")] for line in lines)
+    }
+
+
+def test_the_docs_say_for_every_stage_what_runs_where():
+    table = rows()
+    assert list(table) == [stage.name for stage in REGISTRY]
+    for stage in REGISTRY:
+        on_device, on_cpu = table[stage.name]
+        assert (on_device != "nothing") == stage.accelerator, stage.name
+        assert on_device and on_cpu
+
+
+@pytest.mark.parametrize("stage", REGISTRY, ids=lambda stage: stage.name)
+def test_a_stage_that_uses_the_device_declares_it(stage):
+    """Executors give the device to one such task at a time, and a cluster shows its GPU to no other."""
+    classes = [one for one in stage.__mro__ if one.__module__.startswith("layerprobe.stages")]
+    source = "".join(map(inspect.getsource, classes))
+    uses = "context.device" in source or "adapt_config(context" in source
+    assert stage.accelerator == uses
