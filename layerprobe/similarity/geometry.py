@@ -13,6 +13,7 @@ from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import array, constant, finite, grouped, sample_rows, unit_rows
 from layerprobe.similarity._measure import MIN_EXAMPLES
 from layerprobe.similarity._paired import N_FOLDS
+from layerprobe.similarity._spectra import eigenvalues
 from layerprobe.stats import assign_folds, jackknife
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _participation_ratio(eigenvalues: Float[np.ndarray, " d"]) -> float:
 
 def _eigenvalues(scatter: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " d"]:
     """Eigenvalues, 0 for directions that exist by rounding only (with fewer rows than features)."""
-    values = np.maximum(np.linalg.eigvalsh(scatter), 0)
+    values = np.maximum(eigenvalues(scatter), 0)
     return np.where(values > 1e-12 * values[-1], values, 0)
 
 
