@@ -153,7 +153,7 @@ MEASURES = (
         label="Procrustes similarity",
         invariances=SHAPE,
         citation="Ding et al. 2021; Williams et al. 2021",
-        resampling=Linear(_procrustes),
+        resampling=Linear(_procrustes, single=True),
         sensitivity=SENSITIVITY,
         caption="Orthogonal Procrustes: how well one side fits the other after the best rotation. Unrelated data do not score "
         "0 (about .68 with 500 rows of 384 features), so compare with the null.",
@@ -165,7 +165,7 @@ MEASURES = (
         range=(0.0, pi / 2),
         invariances=SHAPE,
         citation="Williams et al. 2021",
-        resampling=Linear(_procrustes_angle),
+        resampling=Linear(_procrustes_angle, single=True),
         sensitivity=SENSITIVITY,
     ),
     Measure(
@@ -175,7 +175,7 @@ MEASURES = (
         range=(0.0, pi / 2),
         invariances=SHAPE,
         citation="Williams et al. 2021; alpha = 1",
-        resampling=Linear(_shape_distance),
+        resampling=Linear(_shape_distance, single=True),
         sensitivity=SENSITIVITY,
     ),
 )
