@@ -127,6 +127,9 @@ class Linear(Resampling):
     of_all_pairs: Callable[..., Float[np.ndarray, "layers layers"]] | None = None
     """The values between all pairs of a list of representations at once, from Gram matrices of their rows: takes
     `(layers, batch)`, with the rows of a minibatch or None."""
+    single: bool = False
+    """Whether cross products in float32 are accurate enough for shuffled examples: not where sides are whitened, which
+    magnifies rounding in directions of little variance."""
 
     def statistic(self, measure: Measure, pair: PairedRows) -> Statistic:
         return lambda fold: self.of_products(pair.products.without(fold))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from layerprobe.similarity._arrays import checked, constant, doubles, finite, is_constant, stays
+from layerprobe.similarity._arrays import checked, constant, doubles, finite, is_constant, library, stays
 from layerprobe.similarity._statistics import Pair, Products, Sums
 
 BUDGET = 24_000_000
@@ -90,13 +90,25 @@ def statistics(
     chunks = _chunks(counts, folds, sum(x.shape[1] for x in layers.values()), 0 if one_row_each else len(layers))
     ends = np.cumsum([sizes.sum() for _, sizes in chunks])
     spans = [(order[end - sizes.sum() : end], fold, sizes) for (fold, sizes), end in zip(chunks, ends, strict=True)]
-    means = {}
+    means, converted = {}, {}
     for name, x in layers.items():
-        total = sum(finite(_take(x, rows), caller, numbers=rows, shape=x.shape).sum(0) for rows, _, _ in spans)
+        parts = (_take(x, rows) for rows, _, _ in spans)
+        if len(spans) == 1:
+            converted[name] = next(parts)
+            parts = iter([converted[name]])
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = sum(part.sum(0) for part in parts)
+        if not bool(library(total).isfinite(total).all()):  # so is a value, unless the sum overflows
+            for rows, _, _ in spans:
+                finite(_take(x, rows), caller, numbers=rows, shape=x.shape)
         means[name] = total / len(order)
     sums = Sums({name: x.shape[1] for name, x in layers.items()}, pairs, int(folds.max()) + 1, one_row_each)
     for rows, fold, sizes in spans:
-        sums.add({name: _take(x, rows) - means[name] for name, x in layers.items()}, sizes, fold)
+        centred = {
+            name: (converted.pop(name) if name in converted else _take(x, rows)) - means[name]
+            for name, x in layers.items()
+        }
+        sums.add(centred, sizes, fold)
     for name, x in layers.items():
         if (name, name) in sums.pairs:
             spread = np.trace(sums.pairs[name, name].totals["cross"]) / len(order)

@@ -91,7 +91,12 @@ class Pair:
     @cached_property
     def totals(self) -> dict[str, Any]:
         """Sums over all folds."""
-        return {name: of_folds.sum(0) for name, of_folds in self.sums.items()}
+        totals = {
+            name: of_folds[0] if len(of_folds) == 1 else of_folds.sum(0)
+            for name, of_folds in self.sums.items()
+            if not (self.one_row_each and name in ALIASES)
+        }
+        return totals | ({alias: totals[name] for alias, name in ALIASES.items()} if self.one_row_each else {})
 
     def without(self, name: str, fold: int | None) -> Any:
         """A sum over the whole sample, or without one fold."""

@@ -7,18 +7,22 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import array, constant, finite, grouped, sample_rows, unit_rows
 from layerprobe.similarity._measure import MIN_EXAMPLES
 from layerprobe.similarity._paired import N_FOLDS
+from layerprobe.similarity._spectra import eigenvalues
 from layerprobe.stats import assign_folds, jackknife
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["anisotropy", "describe", "effective_rank", "intrinsic_dimension", "participation_ratio"]
+
+CANDIDATES = 16
+"""Nearest rows that are sorted to find two outside any fold."""
 
 
 def anisotropy(x: Any) -> float:
@@ -71,7 +75,7 @@ def intrinsic_dimension(x: Any, *, discard: float = 0.1) -> float:
     from scipy.spatial.distance import cdist
 
     x = _rows(x, "intrinsic_dimension", min_rows=20)
-    return _two_nn(cdist(x, x), discard=discard)
+    return _two_nn(_nearest_two(cdist(x, x)), discard=discard)
 
 
 def describe(x: Any, groups: Any = None, *, max_rows: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -126,11 +130,7 @@ def describe(x: Any, groups: Any = None, *, max_rows: int = 1000, seed: int = 0)
     squares = np.einsum("nd,nd->n", rows, rows)
     squared = squares[:, None] + squares[None] - 2 * rows @ rows.T
     squared[squared < 1e-12 * squares.mean()] = 0
-    distances = np.where(apart, np.sqrt(squared), np.inf)
-
-    def dimension(fold: int | None) -> float:
-        kept = np.flatnonzero(folds[sample] != (-1 if fold is None else fold))
-        return _two_nn(distances[np.ix_(kept, kept)])
+    nearest = _nearest_without(np.where(apart, np.sqrt(squared), np.inf), folds[sample])
 
     width = float(x.shape[1])
     statistics: list[tuple[str, Callable[[int | None], float], float, float, int]] = [
@@ -143,7 +143,7 @@ def describe(x: Any, groups: Any = None, *, max_rows: int = 1000, seed: int = 0)
         ),
         ("effective_rank", lambda fold: _effective_rank(spectrum(fold)), 1.0, width, len(x)),
         ("participation_ratio", lambda fold: _participation_ratio(spectrum(fold)), 1.0, width, len(x)),
-        ("intrinsic_dimension", dimension, 0.0, np.inf, len(sample)),
+        ("intrinsic_dimension", lambda fold: _two_nn(nearest(fold)), 0.0, np.inf, len(sample)),
     ]
     table = []
     for name, statistic, low, high, n_rows in statistics:
@@ -160,11 +160,51 @@ def _mean_cosine(total: Float[np.ndarray, " d"], n: int) -> float:
     return float((total @ total - n) / (n * (n - 1)))
 
 
-def _two_nn(distances: Float[np.ndarray, "n n"], *, discard: float = 0.1) -> float:
-    """TwoNN from the distance of every two rows; pairs that may not be neighbours are infinitely far apart."""
+def _nearest_two(distances: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n 2"]:
+    """Distance of each row to its two nearest others; pairs that may not be neighbours are infinitely far apart."""
     distances = distances.copy()
     np.fill_diagonal(distances, np.inf)
-    nearest = np.partition(distances, 1, axis=1)[:, :2]
+    return np.partition(distances, 1, axis=1)[:, :2]
+
+
+def _nearest_without(
+    distances: Float[np.ndarray, "n n"], folds: Int[np.ndarray, " n"]
+) -> Callable[[int | None], Float[np.ndarray, "m 2"]]:
+    """`_nearest_two` of the rows that remain when a fold is left out, as a function of the fold.
+
+    Each row's nearest rows are sorted once: two of them almost always lie outside the fold. For the rows where they do
+    not, all distances are searched.
+
+    Args:
+        distances: distance of every two rows, infinite where they may not be neighbours.
+        folds: fold of each row.
+    """
+    distances = distances.copy()
+    np.fill_diagonal(distances, np.inf)
+    count = min(CANDIDATES, len(distances))
+    candidates = np.argpartition(distances, count - 1, axis=1)[:, :count]
+    near = np.take_along_axis(distances, candidates, axis=1)
+    order = np.argsort(near, axis=1)
+    near, fold_of = np.take_along_axis(near, order, axis=1), folds[np.take_along_axis(candidates, order, axis=1)]
+
+    def without(fold: int | None) -> Float[np.ndarray, "m 2"]:
+        if fold is None:
+            return near[:, :2]
+        kept = folds != fold
+        place = np.cumsum(fold_of[kept] != fold, axis=1)
+        first, second = (np.argmax(place >= number, axis=1)[:, None] for number in (1, 2))
+        two = np.concatenate([np.take_along_axis(near[kept], which, axis=1) for which in (first, second)], axis=1)
+        scarce = place[:, -1] < 2
+        if scarce.any():
+            rows = np.flatnonzero(kept)[scarce]
+            two[scarce] = np.partition(distances[np.ix_(rows, np.flatnonzero(kept))], 1, axis=1)[:, :2]
+        return two
+
+    return without
+
+
+def _two_nn(nearest: Float[np.ndarray, "n 2"], *, discard: float = 0.1) -> float:
+    """TwoNN from the distances of each row to its two nearest others."""
     repeated = int((nearest[:, 0] <= 0).sum())
     if repeated:
         raise MeasureError(
@@ -190,7 +230,7 @@ def _participation_ratio(eigenvalues: Float[np.ndarray, " d"]) -> float:
 
 def _eigenvalues(scatter: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " d"]:
     """Eigenvalues, 0 for directions that exist by rounding only (with fewer rows than features)."""
-    values = np.maximum(np.linalg.eigvalsh(scatter), 0)
+    values = np.maximum(eigenvalues(scatter), 0)
     return np.where(values > 1e-12 * values[-1], values, 0)
 
 

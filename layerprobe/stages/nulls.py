@@ -53,7 +53,7 @@ class Nulls(ModelStage):
     """Each measure in each changed layer when whole examples are permuted among examples of equal length."""
 
     name: ClassVar = "nulls"
-    version: ClassVar = 3
+    version: ClassVar = 4
     tables: ClassVar = (SIMILARITY_NULLS,)
     first_guess: ClassVar = 8.0
 

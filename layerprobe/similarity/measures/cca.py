@@ -10,6 +10,7 @@ from jaxtyping import Float
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._measure import ANY_LINEAR, SHAPE, Linear, Measure
 from layerprobe.similarity._passes import linear_value
+from layerprobe.similarity._spectra import eigen, left_vectors, one_thread, singular_values
 from layerprobe.similarity._statistics import Products
 
 SINGULAR = 1e-10
@@ -78,7 +79,12 @@ def _mean_cca(products: Products) -> float:
 
 
 def _mean_squared_cca(products: Products) -> float:
-    return float((_correlations(products, "mean_squared_cca") ** 2).mean())
+    _check_rows(products, "mean_squared_cca")
+    if products.identical:
+        return 1.0
+    # The squared correlations sum to the squared Frobenius norm: no decomposition is required.
+    whitened = _whitened(products, "mean_squared_cca")
+    return float(np.clip(np.vdot(whitened, whitened) / min(whitened.shape), 0, 1))
 
 
 def _svcca(products: Products, *, variance: float = 0.99) -> float:
@@ -92,7 +98,7 @@ def _svcca(products: Products, *, variance: float = 0.99) -> float:
             "variance",
         )
     whitened = basis_x.T @ products.cross @ basis_y
-    return float(np.clip(np.linalg.svd(whitened, compute_uv=False), 0, 1).mean())
+    return float(np.clip(singular_values(whitened), 0, 1).mean())
 
 
 def _pwcca(products: Products) -> float:
@@ -107,8 +113,8 @@ def _pwcca(products: Products) -> float:
             "x",
             "y",
         )
-    root_x, root_y = _root(products.scatter_x, "pwcca"), _root(products.scatter_y, "pwcca")
-    left, values, _ = np.linalg.svd(_whitened(products.cross, root_x, root_y), full_matrices=False)
+    root_x = _root(products.scatter_x, "pwcca")
+    left, values = left_vectors(_whitened(products, "pwcca", root_x))
     # x_j' h_i over all columns j: the directions are the rows' inverse root times the left vectors.
     weights = np.abs(root_x @ left).sum(0)
     return float(np.clip(values, 0, 1) @ weights / weights.sum())
@@ -118,8 +124,7 @@ def _correlations(products: Products, caller: str) -> Float[np.ndarray, " k"]:
     _check_rows(products, caller)
     if products.identical:
         return np.ones(products.widths[0])
-    roots = _root(products.scatter_x, caller), _root(products.scatter_y, caller)
-    return np.clip(np.linalg.svd(_whitened(products.cross, *roots), compute_uv=False), 0, 1)
+    return np.clip(singular_values(_whitened(products, caller)), 0, 1)
 
 
 def _check_rows(products: Products, caller: str) -> None:
@@ -133,7 +138,8 @@ def _check_rows(products: Products, caller: str) -> None:
 def _root(scatter: Float[np.ndarray, "d d"], caller: str) -> Float[np.ndarray, "d d"]:
     """Cholesky root L of a scatter matrix, L L' = scatter."""
     try:
-        root = np.linalg.cholesky(scatter)
+        with one_thread():
+            root = np.linalg.cholesky(scatter)
     except np.linalg.LinAlgError:
         root = np.zeros_like(scatter)
     # L_ii^2 is the part of column i that the columns before it do not explain.
@@ -146,17 +152,27 @@ def _root(scatter: Float[np.ndarray, "d d"], caller: str) -> Float[np.ndarray, "
 
 
 def _whitened(
-    cross: Float[np.ndarray, "d_x d_y"], root_x: Float[np.ndarray, "d_x d_x"], root_y: Float[np.ndarray, "d_y d_y"]
+    products: Products, caller: str, root_x: Float[np.ndarray, "d_x d_x"] | None = None
 ) -> Float[np.ndarray, "d_x d_y"]:
+    """Cross product of the whitened sides, whose singular values are the canonical correlations.
+
+    Args:
+        products: statistics of the two sides.
+        caller: name of the measure, for error messages.
+        root_x: Cholesky root of the scatter matrix of x, if it is known.
+    """
     from scipy.linalg import solve_triangular
 
-    half = solve_triangular(root_x, cross, lower=True, check_finite=False)
-    return solve_triangular(root_y, half.T, lower=True, check_finite=False).T
+    root_x = _root(products.scatter_x, caller) if root_x is None else root_x
+    root_y = _root(products.scatter_y, caller)
+    with one_thread():
+        half = solve_triangular(root_x, products.cross, lower=True, check_finite=False)
+        return solve_triangular(root_y, half.T, lower=True, check_finite=False).T
 
 
 def _leading(scatter: Float[np.ndarray, "d d"], variance: float) -> Float[np.ndarray, "d k"]:
     """Whitened leading principal directions."""
-    values, vectors = np.linalg.eigh(scatter)
+    values, vectors = eigen(scatter)
     values, vectors = values[::-1], vectors[:, ::-1]
     share = np.cumsum(values) / values.sum()
     kept = min(int(np.searchsorted(share, variance - 1e-12) + 1), int((values > SINGULAR * values[0]).sum()))

@@ -229,7 +229,7 @@ MEASURES = (
         range=(-1.0, 1.0),
         invariances=SHAPE,
         citation="Kornblith et al. 2019; debiased by Song et al. 2012",
-        resampling=Linear(_cka, _cka_of_all_pairs),
+        resampling=Linear(_cka, _cka_of_all_pairs, single=True),
         sensitivity="ignores rotation and scale, and weights directions by their variance",
         caption="Centred kernel alignment (CKA), debiased: unrelated representations score about 0, and pairs of tokens of "
         "one example are left out. Look for the layer at which the line leaves 1.",
@@ -241,7 +241,7 @@ MEASURES = (
         range=(0.0, pi / 2),
         invariances=SHAPE,
         citation="Williams et al. 2021, of the biased CKA",
-        resampling=Linear(_cka_angle),
+        resampling=Linear(_cka_angle, single=True),
         sensitivity="ignores rotation and scale, and weights directions by their squared variance",
     ),
 )

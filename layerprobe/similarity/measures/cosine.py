@@ -12,8 +12,8 @@ from layerprobe.similarity._arrays import array, checked, doubles, finite, group
 from layerprobe.similarity._measure import Measure, RowMean
 from layerprobe.similarity._paired import PairedRows
 
-CHUNK = 16_384
-"""Rows converted to float64 at a time."""
+CHUNK = 512
+"""Rows converted to float64 at a time, few enough to stay in the cache."""
 
 
 def paired_cosine(x: Any, y: Any) -> float:

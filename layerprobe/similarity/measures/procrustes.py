@@ -12,6 +12,7 @@ from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import checked, finite
 from layerprobe.similarity._measure import SHAPE, Linear, Measure
 from layerprobe.similarity._passes import linear_value, products
+from layerprobe.similarity._spectra import eigen, singular_values
 from layerprobe.similarity._statistics import Products
 
 
@@ -102,7 +103,7 @@ def _procrustes(products: Products) -> float:
     norms = np.sqrt(np.trace(products.scatter_x)) * np.sqrt(np.trace(products.scatter_y))
     # The nuclear norm of a positive semi-definite matrix is its trace: identical sides need no decomposition.
     cross = products.cross
-    nuclear = np.trace(cross) if products.identical else np.linalg.svd(cross, compute_uv=False).sum()
+    nuclear = np.trace(cross) if products.identical else singular_values(cross).sum()
     return float(nuclear / norms)
 
 
@@ -117,7 +118,7 @@ def _shape_distance(products: Products, *, alpha: float = 1.0) -> float:
         return _procrustes_angle(products)
     scatter_x, scatter_y = products.scatter_x, products.scatter_y
     white_x, white_y = _whitening(scatter_x, alpha), _whitening(scatter_y, alpha)
-    nuclear = np.linalg.svd(white_x @ products.cross @ white_y, compute_uv=False).sum()
+    nuclear = singular_values(white_x @ products.cross @ white_y).sum()
     norms = np.sqrt(np.trace(white_x @ scatter_x @ white_x)) * np.sqrt(np.trace(white_y @ scatter_y @ white_y))
     return _angle(float(nuclear / norms))
 
@@ -129,7 +130,7 @@ def _angle(cosine: float, low: float = 0) -> float:
 def _whitening(scatter: Float[np.ndarray, "d d"], alpha: float) -> Float[np.ndarray, "d d"]:
     if alpha == 1:
         return np.eye(len(scatter))
-    values, vectors = np.linalg.eigh(scatter)
+    values, vectors = eigen(scatter)
     if values[0] <= 1e-10 * values[-1]:
         raise MeasureError(
             f"shape_distance: {{alpha}} is {alpha}, but a representation of width {len(scatter)} has constant or linearly "
@@ -152,7 +153,7 @@ MEASURES = (
         label="Procrustes similarity",
         invariances=SHAPE,
         citation="Ding et al. 2021; Williams et al. 2021",
-        resampling=Linear(_procrustes),
+        resampling=Linear(_procrustes, single=True),
         sensitivity=SENSITIVITY,
         caption="Orthogonal Procrustes: how well one side fits the other after the best rotation. Unrelated data do not score "
         "0 (about .68 with 500 rows of 384 features), so compare with the null.",
@@ -164,7 +165,7 @@ MEASURES = (
         range=(0.0, pi / 2),
         invariances=SHAPE,
         citation="Williams et al. 2021",
-        resampling=Linear(_procrustes_angle),
+        resampling=Linear(_procrustes_angle, single=True),
         sensitivity=SENSITIVITY,
     ),
     Measure(
@@ -174,7 +175,7 @@ MEASURES = (
         range=(0.0, pi / 2),
         invariances=SHAPE,
         citation="Williams et al. 2021; alpha = 1",
-        resampling=Linear(_shape_distance),
+        resampling=Linear(_shape_distance, single=True),
         sensitivity=SENSITIVITY,
     ),
 )
