@@ -17,7 +17,7 @@ from torch import Tensor
 from layerprobe.errors import ArgumentError
 from layerprobe.sae._config import Plan
 from layerprobe.sae._dictionary import Dictionary
-from layerprobe.sae._rows import Scale, evenly_spaced, order
+from layerprobe.sae._rows import Scale, evenly_spaced, order, read
 from layerprobe.sae._sparse import nth_largest
 
 LOGGED_STEPS = 200
@@ -67,7 +67,7 @@ class Trainer(SAETrainer[Any, Any]):
 
     def _batches(self) -> Iterator[Tensor]:
         for chosen in self.order:
-            yield torch.from_numpy(np.asarray(self.rows[chosen], dtype=np.float32)).to(self.sae.device)
+            yield torch.from_numpy(read(self.rows, chosen)).to(self.sae.device)
 
     def advance(self) -> None:
         """One step on the next batch."""
