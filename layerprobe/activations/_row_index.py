@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROWS_PER_GROUP = 65_536
+ROWS_PER_GROUP = 16_384
 """Rows that are held before they are written."""
 SCHEMA = pa.schema(
     [("example", pa.int32()), ("token_index", pa.int32()), ("token", pa.string()), ("special", pa.bool_())]
