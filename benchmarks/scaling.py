@@ -127,7 +127,7 @@ def captured(n: int, scratch: Path, n_layers: int = 2) -> tuple[Any, Callable[[]
     examples = Examples(tuple(map(str, range(n))), texts, None, np.zeros(n, dtype=np.int64))
     model = encoder.classifier(["a", "b"], seed=0)
     config = CaptureConfig(max_length=64)
-    capture(model, encoder, examples.take(range(64)), scratch / "warm", config)  # first calls load and allocate
+    capture(model, encoder, examples.take(range(min(n, 64))), scratch / "warm", config)  # first calls load and allocate
     return encoder, lambda: capture(model, encoder, examples, scratch / "rows", config)
 
 

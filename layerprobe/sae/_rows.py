@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Num, UInt64
 
-from layerprobe.files import release_pages
+from layerprobe.files import RESIDENT_BYTES, release_pages
 
 CALIBRATION_ROWS = 8192
 READ_ROWS = 16_384
+MAPPED_ROWS = 256
+"""Rows of a large memory map that are read before its pages are released."""
 SHUFFLED_ROWS = 2**20
 """Up to this number, rows are shuffled as a list of numbers; above, by a bijection that is computed piece by piece."""
 ROUNDS = 6
@@ -45,9 +47,15 @@ def measure(rows: np.ndarray) -> Scale:
 
 
 def read(rows: Num[np.ndarray, "n d"], chosen: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch d"]:
-    """Some rows in float32; a large memory map leaves no more than these in memory."""
-    part = np.asarray(rows[chosen], dtype=np.float32)
-    release_pages(rows)
+    """Some rows in float32, without leaving the pages of a large memory map in memory."""
+    if rows.nbytes <= RESIDENT_BYTES:
+        return np.asarray(rows[chosen], dtype=np.float32)
+    part = np.empty((len(chosen), rows.shape[1]), dtype=np.float32)
+    # Each row that is read maps up to 64 KiB around it, so that a whole batch would map as much as a large file.
+    for start in range(0, len(chosen), MAPPED_ROWS):
+        some = slice(start, start + MAPPED_ROWS)
+        part[some] = rows[chosen[some]]
+        release_pages(rows)
     return part
 
 

@@ -1,14 +1,17 @@
 """The order of rows in training: every row once per pass, in memory that does not depend on their number."""
 
+import re
+import sys
 import tracemalloc
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
 from layerprobe.sae import _rows
-from layerprobe.sae._rows import order, permuted, read
+from layerprobe.sae._rows import measure, order, permuted, read
 
 N = 5003
 
@@ -62,8 +65,34 @@ def test_memory_does_not_depend_on_the_rows():
     assert max(peaks) < 5e6 and peaks[1] < 1.2 * peaks[0]
 
 
-def test_read_rows_are_those_of_the_file(tmp_path):
-    values = np.random.default_rng(0).standard_normal((100, 5)).astype(np.float16)
+@pytest.mark.parametrize("kept", [0, 2**30])
+def test_read_rows_are_those_of_the_file(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr("layerprobe.files.RESIDENT_BYTES", kept)
+    monkeypatch.setattr(_rows, "RESIDENT_BYTES", kept)
+    values = np.random.default_rng(0).standard_normal((1000, 5)).astype(np.float16)
     np.save(tmp_path / "rows.npy", values)
     rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    np.testing.assert_array_equal(read(rows, np.array([3, 5, 99])), values[[3, 5, 99]].astype(np.float32))
+    chosen = np.arange(3, 1000, 2)
+    np.testing.assert_array_equal(read(rows, chosen), values[chosen].astype(np.float32))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_training_leaves_no_more_of_a_large_file_in_memory(tmp_path, monkeypatch):
+    """Of 40 MB, read whole for its mean and row by row for its batches, at most 18 MB are mapped at any time."""
+    monkeypatch.setattr("layerprobe.files.RESIDENT_BYTES", 1)
+    monkeypatch.setattr(_rows, "RESIDENT_BYTES", 1)
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((100_000, 100), dtype=np.float32))
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    seen = []
+    real = _rows.release_pages
+
+    def release(mapped):
+        maps = Path("/proc/self/smaps").read_text().split(str(tmp_path / "rows.npy"))[1]
+        seen.append(int(re.search(r"Rss:\s+(\d+) kB", maps)[1]) / 1000)
+        real(mapped)
+
+    monkeypatch.setattr(_rows, "release_pages", release)
+    measure(rows)
+    for batch in islice(order(len(rows), 1024, 0), 5):
+        read(rows, batch)
+    assert len(seen) == 7 + 5 * 4 and 1 < max(seen) < 18.5
