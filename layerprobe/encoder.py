@@ -185,6 +185,8 @@ def same_body(one: nn.Module, other: nn.Module, encoder: Encoder) -> bool:
 # Tokens and batches ---------------------------------------------------------------------------------------------------
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+COUNTED_AT_A_TIME = 1024
+"""Examples that `token_counts` tokenizes at a time."""
 
 
 def tokenize(encoder: Encoder, examples: Examples, max_length: int) -> list[dict[str, list[int]]]:
@@ -201,6 +203,15 @@ def tokenize(encoder: Encoder, examples: Examples, max_length: int) -> list[dict
         )
     keys = [key for key in (*_INPUTS, "special_tokens_mask") if key in encoded]
     return [{key: encoded[key][i] for key in keys} for i in range(len(examples))]
+
+
+def token_counts(encoder: Encoder, examples: Examples, max_length: int) -> np.ndarray:
+    """Number of tokens of each example as `tokenize` gives them, without holding the tokens of all examples."""
+    counts = np.zeros(len(examples), dtype=np.int64)
+    for start in range(0, len(examples), COUNTED_AT_A_TIME):
+        part = range(start, min(start + COUNTED_AT_A_TIME, len(examples)))
+        counts[part] = [len(one["input_ids"]) for one in tokenize(encoder, examples.take(part), max_length)]
+    return counts
 
 
 def length_sorted_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -6,10 +6,14 @@ import contextlib
 import errno
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+RESIDENT_BYTES = 256 * 2**20
+"""Memory maps up to this size keep the pages that were read."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -54,3 +58,14 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def release_pages(mapped: Any) -> None:
+    """Drop the pages of a large read-only `numpy.memmap` from this process; the system's file cache keeps them.
+
+    Otherwise a process that has read a whole file is as large as the file. Does nothing for other arrays and for maps of
+    up to 256 MiB.
+    """
+    source = getattr(mapped, "_mmap", None)
+    if source is not None and mapped.mode == "r" and len(source) > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+        source.madvise(mmap.MADV_DONTNEED)

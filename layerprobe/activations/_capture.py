@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from layerprobe.activations._row_index import RowIndexWriter
 from layerprobe.activations._store import ROWS, ActivationStore, matrix_file
 from layerprobe.activations._streaming import HostCopies
 from layerprobe.data import Examples
 from layerprobe.device import MOST_EXAMPLES, batch_size, forward_bytes
-from layerprobe.encoder import Encoder, collate, length_sorted_batches, tokenize
+from layerprobe.encoder import Encoder, collate, length_sorted_batches, token_counts, tokenize
 from layerprobe.errors import ArgumentError, EncoderError, StorageError
 from layerprobe.files import is_disk_full
 from layerprobe.layers import blocks, forward, refuse_autocast
@@ -59,7 +60,8 @@ def capture(
 ) -> ActivationStore:
     """Run a model over examples once and store the output of every layer.
 
-    Rows are written batch by batch; memory holds one batch. Padding is neither stored nor averaged. To compare two
+    Rows are written batch by batch and texts are tokenized twice, once for their lengths and once in their batch; memory
+    holds one batch and a few numbers per example. Padding is neither stored nor averaged. To compare two
     models, capture both with equal arguments: padding alone changes float32 activations by 2e-7.
 
     Args:
@@ -89,14 +91,13 @@ def capture(
         raise ArgumentError("{examples} is empty; capture at least one example.", "examples")
     if folder.exists() and any(folder.iterdir()):
         raise StorageError(f"{folder} is not empty; give a new folder for the activations.")
-    encodings = tokenize(encoder, examples, config.max_length)
-    lengths = [len(encoding["input_ids"]) for encoding in encodings]
+    lengths = token_counts(encoder, examples, config.max_length)
     with_tokens = len(lengths) if config.token_examples is None else min(config.token_examples, len(lengths))
     if config.token_rows is not None:
         with_tokens = int(np.searchsorted(np.cumsum(lengths[:with_tokens]), config.token_rows, side="right"))
     if not config.pooled:  # the other examples are not needed
-        examples, encodings, lengths = examples.take(range(with_tokens)), encodings[:with_tokens], lengths[:with_tokens]
-        if not encodings:
+        examples, lengths = examples.take(range(with_tokens)), lengths[:with_tokens]
+        if not with_tokens:
             raise ArgumentError(
                 f"{{token_rows}} is {config.token_rows}, less than the tokens of the first example; raise it.",
                 "token_rows",
@@ -109,13 +110,15 @@ def capture(
         size = batch_size(device, each, usual=BATCH_SIZE, most=MOST_EXAMPLES)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writer = _Writer(folder, layers, encoder.width, lengths, with_tokens, config, HostCopies(device))
+        writer = _Writer(folder, layers, encoder, lengths, with_tokens, config, HostCopies(device))
         batches = length_sorted_batches(lengths, size)
         with torch.inference_mode(), refuse_autocast(model, device):
             for indices in track(batches, "capturing"):
-                inputs = {key: value.to(device) for key, value in collate(encoder, encodings, indices).items()}
-                writer.add(indices, forward(model, inputs)[0], inputs["attention_mask"].bool())
-        checksums = writer.close(encoder, encodings)
+                encodings = tokenize(encoder, examples.take(indices), config.max_length)
+                inputs = collate(encoder, encodings, range(len(encodings)))
+                inputs = {key: value.to(device) for key, value in inputs.items()}
+                writer.add(indices, encodings, forward(model, inputs)[0], inputs["attention_mask"].bool())
+        checksums = writer.close()
         record = {
             "layers": list(layers),
             "width": encoder.width,
@@ -143,31 +146,37 @@ class _Writer:
         self,
         folder: Path,
         layers: Sequence[int],
-        width: int,
-        lengths: Sequence[int],
+        encoder: Encoder,
+        lengths: np.ndarray,
         with_tokens: int,
         config: CaptureConfig,
         copies: HostCopies,
     ) -> None:
         self.copies = copies
-        self.folder, self.with_tokens, self.dtype = folder, with_tokens, np.dtype(config.dtype)
-        self.n_rows = sum(lengths[:with_tokens])
-        self.order: list[int] = []
+        self.with_tokens, self.dtype = with_tokens, np.dtype(config.dtype)
+        self.n_rows = int(lengths[:with_tokens].sum())
+        self.index = RowIndexWriter(folder / ROWS, encoder.tokenizer)
+        width = encoder.width
         self.tokens = {
             layer: _RowFile(folder / matrix_file("token", layer), (self.n_rows, width), self.dtype) for layer in layers
         }
         self.pooled = {
-            (unit, layer): np.lib.format.open_memmap(
-                folder / matrix_file(unit, layer), mode="w+", dtype=np.float32, shape=(len(lengths), width)
-            )
+            (unit, layer): _PooledFile(folder / matrix_file(unit, layer), (len(lengths), width))
             for unit in ("mean", "cls")
             for layer in layers
             if config.pooled
         }
 
-    def add(self, indices: np.ndarray, layers: tuple[Tensor, ...], mask: Tensor) -> None:
+    def add(
+        self,
+        indices: np.ndarray,
+        encodings: Sequence[Mapping[str, list[int]]],
+        layers: tuple[Tensor, ...],
+        mask: Tensor,
+    ) -> None:
         stored = indices < self.with_tokens
-        self.order.extend(int(i) for i in indices[stored])
+        for position in np.flatnonzero(stored):
+            self.index.add(int(indices[position]), encodings[position])
         kept = (mask & torch.from_numpy(stored).to(mask.device)[:, None]).flatten().nonzero().squeeze(1)
         weights = mask.to(layers[0].dtype)
         counts = weights.sum(1, keepdim=True)
@@ -178,15 +187,12 @@ class _Writer:
                 self.copies.take(rows, partial(self._write, file, layer))
             if self.pooled:
                 mean = torch.einsum("btd,bt->bd", value, weights) / counts
-                self.copies.take(mean, partial(self._place, "mean", layer, indices))
-                self.copies.take(value[:, 0], partial(self._place, "cls", layer, indices))
+                self.copies.take(mean, partial(self.pooled["mean", layer].write, indices))
+                self.copies.take(value[:, 0], partial(self.pooled["cls", layer].write, indices))
         self.copies.next_batch()
 
     def _write(self, file: _RowFile, layer: int, rows: np.ndarray) -> None:
         file.write(np.ascontiguousarray(self._converted(rows, layer)).data)
-
-    def _place(self, unit: str, layer: int, indices: np.ndarray, rows: np.ndarray) -> None:
-        self.pooled[unit, layer][indices] = rows
 
     def _converted(self, rows: np.ndarray, layer: int) -> np.ndarray:
         if self.dtype != rows.dtype and (largest := np.abs(rows).max()) > np.finfo(self.dtype).max:
@@ -195,23 +201,31 @@ class _Writer:
             )
         return rows.astype(self.dtype, copy=False)
 
-    def close(self, encoder: Encoder, encodings: Sequence[Mapping[str, list[int]]]) -> dict[str, str]:
-        """Write what each row is; returns the checksums of the files that were hashed while they were written."""
-        import pandas as pd
-
+    def close(self) -> dict[str, str]:
+        """Complete all files; returns the checksums of those that were hashed while they were written."""
         self.copies.close()
-
-        ordered = [encodings[i] for i in self.order]
-        lengths = [len(encoding["input_ids"]) for encoding in ordered]
-        ids = [token for encoding in ordered for token in encoding["input_ids"]]
-        rows = {
-            "example": np.repeat(np.array(self.order, dtype=np.int32), lengths),
-            "token_index": np.array([index for length in lengths for index in range(length)], dtype=np.int32),
-            "token": np.array(encoder.tokenizer.convert_ids_to_tokens(ids), dtype=object),
-            "special": np.array([flag for e in ordered for flag in e["special_tokens_mask"]], dtype=bool),
-        }
-        pd.DataFrame(rows).to_parquet(self.folder / ROWS, index=False)
+        self.index.close()
+        for file in self.pooled.values():
+            file.close()
         return {file.path.name: file.close() for file in self.tokens.values()}
+
+
+class _PooledFile:
+    """An `.npy` file of known shape whose rows are written in any order, without a memory map that grows with it."""
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self._file, self._row_bytes = path.open("wb"), 4 * shape[1]
+        description = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, description)
+        self._start = self._file.tell()
+
+    def write(self, indices: np.ndarray, rows: np.ndarray) -> None:
+        for index, row in zip(indices.tolist(), rows.astype("<f4", copy=False), strict=True):
+            self._file.seek(self._start + index * self._row_bytes)
+            self._file.write(row.tobytes())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _RowFile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerprobe.device import free_bytes
+from layerprobe.sae._rows import read
 
 STAGED_AT_A_TIME = 16_384
 
@@ -18,7 +19,6 @@ def batches(
     rows: np.ndarray,
     order: Iterable[np.ndarray],
     device: torch.device,
-    read: Callable[[np.ndarray], np.ndarray],
 ) -> Iterator[Float[Tensor, "batch d"]]:
     """The rows of each batch in float32, on the device.
 
@@ -29,7 +29,6 @@ def batches(
         rows: (n, d); may be memory-mapped.
         order: row numbers of each batch.
         device: where training computes.
-        read: reads rows by their numbers, in float32.
     """
     free = free_bytes(device)
     staged = None if free is None or 2 * rows.nbytes > free else stage(rows, device)
@@ -37,7 +36,7 @@ def batches(
         if staged is not None:
             yield staged[torch.from_numpy(chosen).to(device)].float()
             continue
-        batch = torch.from_numpy(read(chosen))
+        batch = torch.from_numpy(read(rows, chosen))
         if device.type == "cuda":
             # The allocator of pinned memory keeps it until the copy is done.
             yield batch.pin_memory().to(device, non_blocking=True)

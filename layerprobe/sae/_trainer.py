@@ -67,10 +67,7 @@ class Trainer(SAETrainer[Any, Any]):
         self.sae.train()
 
     def _batches(self) -> Iterator[Tensor]:
-        def read(chosen: np.ndarray) -> np.ndarray:
-            return np.asarray(self.rows[chosen], dtype=np.float32)
-
-        yield from batches(self.rows, self.order, self.sae.device, read)
+        yield from batches(self.rows, self.order, self.sae.device)
 
     def advance(self) -> None:
         """One step on the next batch."""
@@ -212,7 +209,7 @@ def finish(sae: Any, plan: Plan, rows: np.ndarray, factor: float, folder: Path) 
 @torch.no_grad()
 def _calibrate(sae: Any, rows: np.ndarray, k: int) -> None:
     """Set the threshold so that k latents per row are active on average."""
-    sample = torch.from_numpy(np.array(rows[evenly_spaced(len(rows))], dtype=np.float32)).to(sae.device)
+    sample = torch.from_numpy(read(rows, evenly_spaced(len(rows)))).to(sae.device)
     hidden = torch.addmm(sae.b_enc, sample - sae.b_dec, sae.W_enc) * sae.W_dec.norm(dim=-1)
     # When the dictionary is saved, the decoder's norms are folded into the encoder, so the threshold is in the units of
     # these scores. A latent is active strictly above it.

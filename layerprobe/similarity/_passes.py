@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from layerprobe.files import release_pages
 from layerprobe.similarity._arrays import checked, constant, doubles, finite, is_constant, library, stays
 from layerprobe.similarity._statistics import Pair, Products, Sums
 
@@ -131,5 +132,8 @@ def _chunks(counts: np.ndarray, folds: np.ndarray, width: int, grams: int) -> li
 def _take(x: Any, rows: np.ndarray) -> Any:
     consecutive = len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all()
     if consecutive:
-        return doubles(x[int(rows[0]) : int(rows[-1]) + 1])
-    return doubles(x[rows.tolist()] if stays(x) else x[rows])
+        part = doubles(x[int(rows[0]) : int(rows[-1]) + 1])
+    else:
+        part = doubles(x[rows.tolist()] if stays(x) else x[rows])
+    release_pages(x)
+    return part
