@@ -188,7 +188,7 @@ class FewShotSection(_Section):
     """Query examples per class, which accuracy is measured on."""
     within_group: StrictBool = False
     """Whether all classes of an episode are of one group (`data.group`), which is harder."""
-    inner: Annotated[tuple[StrictStr, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("head", "full")
+    inner: Annotated[tuple[StrictStr, ...], BeforeValidator(as_tuple), Field(min_length=1)] = ("head", "full")
     """How deep the inner loop adapts: `head` (ANIL), `top:k`, `full` (MAML) or `body` (BOIL)."""
     inner_steps: Count = 5
     """Gradient steps of the inner loop."""
@@ -223,7 +223,7 @@ class FewShotSection(_Section):
     probes: Annotated[StrictInt, Field(ge=50)] = 2000
     """Meta-test examples that layers are compared on, outside the supports of those episodes."""
     baselines: Annotated[
-        tuple[Literal["pretrained", "random", "multiclass", "multitask"], ...], BeforeValidator(_as_tuple)
+        tuple[Literal["pretrained", "random", "multiclass", "multitask"], ...], BeforeValidator(as_tuple)
     ] = ("pretrained", "random", "multiclass", "multitask")
     """Bodies without meta-training: pretrained, with random weights, or fine-tuned on the meta-train classes (as one
     classifier of all of them, or on episodes with one shared head and no inner loop)."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from layerprobe.errors import ArgumentError
 from layerprobe.sae._config import Plan
 from layerprobe.sae._dictionary import Dictionary
-from layerprobe.sae._rows import Scale, evenly_spaced, order
+from layerprobe.sae._rows import Scale, evenly_spaced, order, read
 from layerprobe.sae._selection import nth_largest
 from layerprobe.sae._staging import batches
 

@@ -142,7 +142,7 @@ def test_staged_batches_are_the_rows_themselves(kind, monkeypatch):
     monkeypatch.setattr(_staging, "STAGED_AT_A_TIME", 16)
     for free in (None, 0, 10**9):
         monkeypatch.setattr(_staging, "free_bytes", lambda device, free=free: free)
-        found = list(_staging.batches(rows, order, torch.device("cpu"), lambda chosen: rows[chosen].astype(np.float32)))
+        found = list(_staging.batches(rows, order, torch.device("cpu")))
         for batch, chosen in zip(found, order, strict=True):
             assert batch.dtype == torch.float32
             np.testing.assert_array_equal(batch.numpy(), rows[chosen].astype(np.float32))
