@@ -3,7 +3,10 @@
     python benchmarks/similarity.py             # speed: 13 x 13 layers, n = 4,096, d = 768; about two minutes on two cores
     python benchmarks/similarity.py --coverage  # share of 95% intervals that cover planted truth; about ten minutes
 
-Run it on an otherwise idle machine. Ratios are of medians within one run.
+    python benchmarks/similarity.py --units     # one pair in units of one singular value decomposition, and what they consist of
+
+Install the packages compared with by `pip install "layerprobe[bench]" -c constraints.txt`: pytorch-cka and rsatoolbox. netrep is
+in no package index. Run it on an otherwise idle machine. Ratios are of medians within one run.
 """
 
 from __future__ import annotations
@@ -67,22 +70,10 @@ def speed() -> None:
     peer(layers, minibatch)
     x, y = flat[3], flat[16]
     one = seconds(lambda: cka(x, y), 5)
-    svd = seconds(lambda: np.linalg.svd(doubles[3][:D], compute_uv=False))
-    line("one pair: CKA", f"{one * 1e3:6.0f} ms;  one SVD of {D} x {D}: {svd * 1e3:.0f} ms")
+    line("one pair: CKA", f"{one * 1e3:6.0f} ms")
+    units(x, y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in (
-            "cka_angle",
-            "procrustes",
-            "procrustes_angle",
-            "shape_distance",
-            "mean_cca",
-            "mean_squared_cca",
-            "svcca",
-            "pwcca",
-        ):
-            taken = seconds(lambda name=name: measures[name](x, y))
-            line(f"    {name}", f"{taken * 1e3:6.0f} ms   {taken / one:.2f}x CKA; {(taken - one) / svd:+.1f} SVDs more")
         for name in ("rsa", "mutual_knn", "jaccard_knn", "linear_predictivity"):
             taken = seconds(lambda name=name: measures[name](x[:1000], y[:1000]), 1)
             line(f"    {name} (1,000 rows)", f"{taken * 1e3:6.0f} ms")
@@ -96,14 +87,69 @@ def speed() -> None:
     second_opinions(x[:300, :20], y[:300, :20])
 
 
+def units(x: np.ndarray, y: np.ndarray, rounds: int = 5) -> None:
+    """Each measure of one pair, and the parts that it consists of, in turns and in units of one SVD on one thread."""
+    from scipy.linalg import solve_triangular
+    from threadpoolctl import threadpool_limits
+
+    a, b = (z.astype(np.float64) - z.mean(0, dtype=np.float64) for z in (x, y))
+    square, cross, root = a[:D], a.T @ b, np.linalg.cholesky(a.T @ a)
+    scatter = root @ root.T
+
+    def one_thread(function: Callable[[], object]) -> Callable[[], object]:
+        def limited() -> None:
+            with threadpool_limits(1, user_api="blas"):
+                function()
+
+        return limited
+
+    def both_converted() -> None:
+        for z in (x, y):
+            rows = z.astype(np.float64)
+            rows - rows.mean(0)
+
+    bare: dict[str, Callable[[], object]] = {
+        "SVD, singular values only (the unit)": one_thread(lambda: np.linalg.svd(square, compute_uv=False)),
+        "the same on all threads": lambda: np.linalg.svd(square, compute_uv=False),
+        "SVD with vectors": one_thread(lambda: np.linalg.svd(square)),
+        "eigenvalues of a symmetric matrix": one_thread(lambda: np.linalg.eigvalsh(scatter)),
+        "eigenvalues and vectors": one_thread(lambda: np.linalg.eigh(scatter)),
+        "eigenvalues and vectors on all threads": lambda: np.linalg.eigh(scatter),
+        "Gram matrix of the cross product": lambda: cross @ cross.T,
+        "Cholesky root": one_thread(lambda: np.linalg.cholesky(scatter)),
+        "triangular solve": one_thread(lambda: solve_triangular(root, cross, lower=True, check_finite=False)),
+        "conversion to float64 and centring, both sides": both_converted,
+        "X'X, Y'Y and X'Y": lambda: (a.T @ a, b.T @ b, a.T @ b),
+    }
+    names = [
+        *("cka", "cka_angle", "procrustes", "procrustes_angle", "shape_distance"),
+        *("mean_squared_cca", "mean_cca", "svcca", "pwcca"),
+    ]
+    calls = {**bare, **{name: lambda name=name: measures[name](x, y) for name in names}}  # type: ignore[misc]
+    times: dict[str, list[float]] = {what: [] for what in calls}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(rounds):
+            for what, call in calls.items():
+                times[what].append(seconds(call, 1))
+    unit = median(times["SVD, singular values only (the unit)"])
+    print(
+        f"one pair, {len(x):,} rows of width {D}, in units of one SVD of {D} x {D} on one thread: {unit * 1e3:.0f} ms"
+    )
+    for what in calls:
+        line(f"    {what}", f"{median(times[what]) / unit:5.2f}")
+    print(
+        "    a measure = conversion + X'X, Y'Y, X'Y + Gram matrix and its eigenvalues (procrustes)"
+        " + 2 roots, 2 solves (mean_cca)\n"
+        "    or 2 decompositions with vectors (svcca); pwcca has vectors of the Gram matrix instead of eigenvalues"
+    )
+
+
 def peer(layers: dict[str, dict[int, np.ndarray]], ours: float) -> None:
-    """The same minibatch estimate by the package pytorch-cka, if it is installed (base x adapted only)."""
-    try:
-        import torch
-        from cka.hsic import hsic
-    except ImportError:
-        line("pytorch-cka is not installed (pip install pytorch-cka)", "-")
-        return
+    """The same minibatch estimate by the package pytorch-cka (base x adapted only)."""
+    import torch
+    from cka.hsic import hsic
+
     tensors = {side: [torch.from_numpy(x) for x in by.values()] for side, by in layers.items()}
 
     def theirs() -> None:
@@ -156,14 +202,11 @@ def memory() -> None:
 
 
 def second_opinions(x: np.ndarray, y: np.ndarray) -> None:
-    """RSA compared with rsatoolbox, if it is installed."""
-    try:
-        from rsatoolbox.data import Dataset
-        from rsatoolbox.rdm import calc_rdm
-        from rsatoolbox.rdm import compare as compare_rdms
-    except ImportError:
-        line("rsatoolbox is not installed (pip install rsatoolbox)", "-")
-        return
+    """RSA compared with rsatoolbox."""
+    from rsatoolbox.data import Dataset
+    from rsatoolbox.rdm import calc_rdm
+    from rsatoolbox.rdm import compare as compare_rdms
+
     start = time.perf_counter()
     theirs = float(
         compare_rdms(*(calc_rdm(Dataset(z.astype(np.float64)), "correlation") for z in (x, y)), "spearman")[0, 0]
@@ -225,4 +268,10 @@ def coverage(draws: int = 200) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coverage", action="store_true", help="coverage of the intervals instead of speed")
-    sys.exit(coverage() if parser.parse_args().coverage else speed())
+    parser.add_argument("--units", action="store_true", help="one pair only, in units of one SVD")
+    options = parser.parse_args()
+    if options.units:
+        pair = sides()
+        units(pair["base"][3], pair["adapted"][3])
+    else:
+        sys.exit(coverage() if options.coverage else speed())

@@ -93,10 +93,9 @@ def statistics(
     spans = [(order[end - sizes.sum() : end], fold, sizes) for (fold, sizes), end in zip(chunks, ends, strict=True)]
     means, converted = {}, {}
     for name, x in layers.items():
-        parts = (_take(x, rows) for rows, _, _ in spans)
-        if len(spans) == 1:
-            converted[name] = next(parts)
-            parts = iter([converted[name]])
+        if len(spans) == 1:  # all rows fit in memory, and are converted once
+            converted[name] = _take(x, spans[0][0])
+        parts = (converted[name] if name in converted else _take(x, rows) for rows, _, _ in spans)
         with np.errstate(invalid="ignore", over="ignore"):
             total = sum(part.sum(0) for part in parts)
         if not bool(library(total).isfinite(total).all()):  # so is a value, unless the sum overflows

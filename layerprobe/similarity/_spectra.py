@@ -18,6 +18,7 @@ ROUNDING = 8 * np.finfo(np.float64).eps
 
 @cache
 def _controller() -> Any:
+    import scipy.linalg  # noqa: F401  # whose BLAS has to be loaded before it is found
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()

@@ -194,7 +194,13 @@ def test_float32_moves_shuffles_by_less_than_a_thousandth_of_their_spread(monkey
 def test_the_number_of_threads_is_restored():
     from threadpoolctl import threadpool_info
 
-    before = [library["num_threads"] for library in threadpool_info()]
     with spectra.one_thread():
-        assert all(library["num_threads"] == 1 for library in threadpool_info() if library["user_api"] == "blas")
-    assert [library["num_threads"] for library in threadpool_info()] == before
+        pass  # loads the libraries that it limits
+
+    def threads():
+        return [library["num_threads"] for library in threadpool_info() if library["internal_api"] == "openblas"]
+
+    before = threads()
+    with spectra.one_thread():
+        assert set(threads()) <= {1}
+    assert threads() == before
