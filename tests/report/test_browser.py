@@ -116,6 +116,16 @@ def test_a_page_is_accessible_and_nothing_leaves_its_frame(name, width, scheme, 
         if one["impact"] in ("serious", "critical")
     ]
     assert not serious
+    # A figure keeps its height, also after the window changed: nothing of it covers what follows.
+    page.set_viewport_size({"width": width, "height": 1300})
+    page.wait_for_timeout(400)
+    lower = page.evaluate(
+        """() => [...document.querySelectorAll(".plot")].filter(plot => {
+            const drawn = plot.querySelector(".main-svg");
+            return drawn && drawn.getBoundingClientRect().bottom > plot.getBoundingClientRect().bottom + 1;
+        }).map(plot => plot.dataset.figure)"""
+    )
+    assert not lower
     # Texts of figures, which axe does not judge: none is cut by its figure, or runs out of the page.
     cut = page.evaluate(
         """() => [...document.querySelectorAll(".plot")].flatMap(plot => {
