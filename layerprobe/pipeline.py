@@ -18,9 +18,11 @@ from layerprobe import hub, interrupt
 from layerprobe.context import Context, shared_context
 from layerprobe.display import Display
 from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError, StudyError
-from layerprobe.executors import Settings, find_executor
+from layerprobe.executors import Finished, Settings, find_executor
+from layerprobe.facts import Facts, KeptFacts
 from layerprobe.files import is_disk_full
 from layerprobe.graph import expand
+from layerprobe.outputs import Outputs, page_source, tables_source
 from layerprobe.provenance import provenance
 from layerprobe.record import (
     ArtifactRecord,
@@ -34,7 +36,7 @@ from layerprobe.record import (
     StudyRecord,
     TaskRecord,
 )
-from layerprobe.resolve import resolve
+from layerprobe.resolve import is_resolved_here, resolve
 from layerprobe.runs import LOCK, PAGE, Run
 from layerprobe.stage import ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages import REGISTRY
@@ -116,7 +118,8 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: P
     store = ArtifactStore(home)
     _stay_offline(study)
     try:
-        resolved = resolve(study, device, precision).resolved
+        facts = KeptFacts(study, device, precision, store.root).recall()
+        resolved = facts.resolved if facts else resolve(study, device, precision).resolved
     except (DataError, EncoderError) as error:
         name = study.data.source if isinstance(error, DataError) else study.model.name
         if not hub.is_hub_id(name):
@@ -131,22 +134,41 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: P
 
 
 def _planned(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) -> Iterable[PlannedTask]:
-    """Every task with its key, as far as its parents are finished; reads `meta.json` files alone."""
+    """Every task with its key, as far as its parents are finished."""
+    for task, key, artifact, problem in _inspected(expand(resolved.study, resolved.n_layers), resolved, store):
+        if problem is not None:
+            damaged.append(f"{task.id} is damaged ({problem}) and would be computed again.")
+        yield PlannedTask(task.name, task.title, key, artifact is not None, task.size(resolved))
+
+
+def _inspected(
+    tasks: Iterable[Stage], resolved: ResolvedStudy, store: ArtifactStore
+) -> Iterable[tuple[Stage, str | None, Artifact | None, str | None]]:
+    """Every task with its key, its artifact and what is damaged, as far as its parents are finished.
+
+    Reads `meta.json` files alone.
+    """
     metas: dict[Stage, ArtifactMeta] = {}
-    for task in expand(resolved.study, resolved.n_layers):
-        key, parents = None, task.parents()
+    for task in tasks:
+        key, artifact, problem, parents = None, None, None, task.parents()
         if all(parent in metas for parent in parents.values()):
             key = task.key(resolved, {role: metas[parent] for role, parent in parents.items()})
             artifact, problem = store.inspect(task.name, task.title, key)
             if artifact is not None:
                 metas[task] = artifact.meta
-            elif problem is not None:
-                damaged.append(f"{task.id} is damaged ({problem}) and would be computed again.")
-        yield PlannedTask(task.name, task.title, key, task in metas, task.size(resolved))
+        yield task, key, artifact, problem
+
+
+def _found(resolved: ResolvedStudy, store: ArtifactStore) -> dict[Stage, Artifact | None]:
+    """Every task with its artifact, or None where it is to be computed."""
+    tasks = expand(resolved.study, resolved.n_layers)
+    return {task: artifact for task, _, artifact, _ in _inspected(tasks, resolved, store)}
 
 
 def _near_copies(resolved: ResolvedStudy) -> Iterable[str]:
     """What would be removed because it repeats an example of another part."""
+    if not any(count.copies for count in resolved.near_copies):
+        return []
     from layerprobe.report import near_copy_sentences
 
     found = near_copies_table(resolved)
@@ -184,7 +206,8 @@ def run(
     """Run a study, and write its run folder and report.
 
     Finished tasks are kept in the artifact store: a second run of the same study computes nothing again, and an interrupted
-    run resumes after its last finished task.
+    run resumes after its last finished task. A second run into the same folder leaves tables and page as they are, if nothing
+    changed that they follow from; the page then shows the time of the run that made it.
 
     Args:
         study: the study.
@@ -240,40 +263,62 @@ def run(
         ) from None
     result = None
     try:
+        earlier = Outputs(folder)
         result = Run.create(folder, record)
-        if progress:
-            print("Reading the data and the model", file=sys.stderr, flush=True)
-        resolved = resolve(study, device, precision).resolved
-        context = shared_context(resolved)
-        _describe(result.record, context)
-        _check_space(resolved, store)
-        tasks = expand(study, resolved.n_layers)
+        kept = KeptFacts(study, device, precision, store.root)
+        facts, found = kept.recall(), {}
+        if facts is not None:
+            found = _found(facts.resolved, store)
+        if facts is None or (None in found.values() and not is_resolved_here(facts.resolved, device, precision)):
+            if progress:
+                print("Reading the data and the model", file=sys.stderr, flush=True)
+            facts = _read_facts(study, device, precision)
+            found = _found(facts.resolved, store)
+        resolved, tasks = facts.resolved, tuple(found)
+        _describe(result.record, facts)
+        _check_space(resolved, store, [task for task, artifact in found.items() if artifact is None])
+        kept.keep(facts)
         settings = Settings(store.root, jobs, threads, address)
         finished: dict[Stage, Artifact] = {}
         with Display(tasks, store.root, jobs, visible=progress) as display:
 
+            def note(done: Finished) -> None:
+                finished[done.task] = done.artifact
+                display.finished(done)
+                result.record.recomputed += done.damaged
+
             def complete(unfinished: Sequence[Stage]) -> None:
-                for done in execute(unfinished, resolved, settings, display.on_event):
-                    finished[done.task] = done.artifact
-                    display.finished(done)
-                    result.record.recomputed += done.damaged
-                    result.record.tasks = [_task_record(*pair) for pair in finished.items()]
+                for done in execute(unfinished, resolved, settings, display.on_event) if unfinished else ():
+                    note(done)
+                    result.record.tasks = [_task_record(task, finished[task]) for task in tasks if task in finished]
                     result.save()
 
-            complete(tasks)
+            for task, artifact in found.items():
+                if artifact is not None:
+                    note(Finished(task, artifact, ()))
+            complete([task for task in tasks if task not in finished])
             reused = [task for task, artifact in finished.items() if artifact.reused]
-            if damaged := [task for task in reused if not store.verify(finished[task])]:
+            if damaged := [task for task in reused if not store.check(finished[task])]:
                 result.record.recomputed += store.damaged
                 complete(damaged)
+        result.record.tasks = [_task_record(task, finished[task]) for task in tasks]
         result.record.artifacts = list(_opened(finished))
-        _collect(result, context, finished, tasks)
+        tables = tables_source(resolved, finished, tasks)
+        if earlier.record is not None and earlier.tables_hold(tables):
+            for name in ("tables", "findings", "sufficiency"):
+                setattr(result.record, name, getattr(earlier.record, name))
+        else:
+            _collect(result, shared_context(resolved), finished, tasks)
         result.record.provenance.finished = datetime.now(UTC).isoformat(timespec="seconds")
         result.record.provenance.seconds = time.perf_counter() - start
         result.record.status = "complete"
         result.save()
-        from layerprobe.report import write_report
+        page = page_source(result.record)
+        if not earlier.page_holds(page):
+            from layerprobe.report import write_report
 
-        write_report(result, folder / PAGE)
+            write_report(result, folder / PAGE)
+            earlier.note(tables, page)
     except BaseException as error:
         if result is not None:
             result.record.status, result.record.error = "failed", _one_line(error)
@@ -294,12 +339,11 @@ def run(
 # The record ------------------------------------------------------------------------------------------------------------
 
 
-def _describe(record: RunRecord, context: Context) -> None:
-    """Record what is known of data, encoder, methods and measures before the first task."""
-    from layerprobe.similarity import MEASURES
-
-    corpus, encoder, resolved = context.corpus, context.encoder, context.resolved
-    record.data = DataRecord(
+def _read_facts(study: Study, device: str, precision: str) -> Facts:
+    """What data and model tell, from reading them."""
+    context = resolve(study, device, precision)
+    corpus, encoder = context.corpus, context.encoder
+    data = DataRecord(
         name=corpus.name,
         label_names=list(corpus.label_names),
         n_train=len(corpus.train),
@@ -310,7 +354,15 @@ def _describe(record: RunRecord, context: Context) -> None:
         revision=corpus.revision,
     )
     names = ("name", "family", "n_layers", "width", "fingerprint", "pooler", "revision")
-    record.encoder = EncoderRecord(**{name: getattr(encoder, name) for name in names})
+    return Facts(context.resolved, data, EncoderRecord(**{name: getattr(encoder, name) for name in names}))
+
+
+def _describe(record: RunRecord, facts: Facts) -> None:
+    """Record what is known of data, encoder, methods and measures before the first task."""
+    from layerprobe.similarity import MEASURES
+
+    resolved = facts.resolved
+    record.data, record.encoder = facts.data, facts.encoder
     record.provenance.device, record.provenance.precision = resolved.device, resolved.precision
     record.methods = [
         MethodRecord(
@@ -337,7 +389,7 @@ def _describe(record: RunRecord, context: Context) -> None:
             citation=measure.citation,
         )
         for measure in MEASURES
-        if {measure.name, measure.baseline_of} & set(context.study.similarity.measures)
+        if {measure.name, measure.baseline_of} & set(resolved.study.similarity.measures)
     ]
 
 
@@ -437,8 +489,8 @@ def _examples_table(context: Context) -> pd.DataFrame:
 # Disk, network and errors ----------------------------------------------------------------------------------------------
 
 
-def _check_space(resolved: ResolvedStudy, store: ArtifactStore) -> None:
-    needed = sum(task.size or 0 for task in _planned(resolved, store, []) if not task.finished)
+def _check_space(resolved: ResolvedStudy, store: ArtifactStore, unfinished: Iterable[Stage]) -> None:
+    needed = sum(task.size(resolved) for task in unfinished)
     free = _free(store.root)
     if needed > free:
         raise StorageError(

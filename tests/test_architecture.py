@@ -20,7 +20,21 @@ MAY_IMPORT = dict.fromkeys(LIBRARIES, MODELS) | dict.fromkeys(
     ("similarity", "sufficiency", "metalearning", "energy"), BELOW
 )
 ABOVE = {
-    *("cli", "context", "display", "executors", "graph", "pipeline", "record", "report", "resolve", "runs", "stage"),
+    *(
+        "cli",
+        "context",
+        "display",
+        "executors",
+        "facts",
+        "graph",
+        "outputs",
+        "pipeline",
+        "record",
+        "report",
+        "resolve",
+        "runs",
+        "stage",
+    ),
     *("stages", "store", "study"),
 }
 HEAVY = {"datasets", "peft", "sae_lens", "torch", "transformers"}

@@ -1,10 +1,12 @@
-"""The configuration of an adaptation."""
+"""The configuration of an adaptation, and the precision that it is computed in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from layerprobe.errors import ArgumentError
 
 if TYPE_CHECKING:
     from layerprobe.pooled import Pooling
@@ -50,6 +52,37 @@ class AdaptConfig:
     @property
     def resolved_precision(self) -> Literal["bf16", "fp32"]:
         """Precision of the blocks' training on this device."""
-        from layerprobe.adaptation._trained import precision
-
         return precision(self.device, self.precision)
+
+
+def precision(device: str, choice: str = "auto") -> Literal["bf16", "fp32"]:
+    """Precision of training: the chosen one; `auto` is bf16 autocast where the processor has instructions for it.
+
+    Frozen blocks, whose values are computed once, and heads on top of them are computed in float32 everywhere.
+
+    Raises:
+        ArgumentError: if the choice is unknown or the device cannot train in bf16.
+    """
+    # torch is loaded only where it decides: the keys of finished tasks are computed without it.
+    if choice not in ("auto", "bf16", "fp32"):
+        raise ArgumentError(f"{{precision}} is {choice!r}; it is auto, bf16 or fp32.", "precision")
+    if choice == "bf16" and (device == "mps" or (device == "cuda" and not _cuda_has_bf16())):
+        raise ArgumentError(f"{{precision}} is bf16, which the device {device} cannot train in; use fp32.", "precision")
+    if choice != "auto":
+        return "bf16" if choice == "bf16" else "fp32"
+    if device == "cuda":
+        return "bf16" if _cuda_has_bf16() else "fp32"
+    # Without these instructions bf16 on a CPU is emulated, and slower than float32.
+    return "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def _cuda_has_bf16() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_bf16_supported())
+
+
+def _cpu_has_bf16() -> bool:
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,37 +1,15 @@
-"""In which modules dropout is active during training, and the precision of training."""
+"""In which modules dropout is active during training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import nn
 
-from layerprobe.errors import ArgumentError
 from layerprobe.layers import blocks
-
-
-def precision(device: str, choice: str = "auto") -> Literal["bf16", "fp32"]:
-    """Precision of training: the chosen one; `auto` is bf16 autocast where the processor has instructions for it.
-
-    Frozen blocks, whose values are computed once, and heads on top of them are computed in float32 everywhere.
-
-    Raises:
-        ArgumentError: if the choice is unknown or the device cannot train in bf16.
-    """
-    if choice not in ("auto", "bf16", "fp32"):
-        raise ArgumentError(f"{{precision}} is {choice!r}; it is auto, bf16 or fp32.", "precision")
-    if choice == "bf16" and (device == "mps" or (device == "cuda" and not torch.cuda.is_bf16_supported())):
-        raise ArgumentError(f"{{precision}} is bf16, which the device {device} cannot train in; use fp32.", "precision")
-    if choice != "auto":
-        return "bf16" if choice == "bf16" else "fp32"
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    # Without these instructions bf16 on a CPU is emulated, and slower than float32.
-    return "bf16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 @contextmanager

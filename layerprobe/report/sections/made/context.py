@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from layerprobe.record import RunRecord
+from layerprobe.report.near_copies import near_copy_sentences
 from layerprobe.report.section import Tables
-from layerprobe.report.sections.made.sentences import near_copy_sentences
 
 LARGEST_DOWNLOAD = 400_000
 """Bytes of a table as CSV up to which the page embeds it; the path of a larger one is shown instead."""
