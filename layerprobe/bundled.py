@@ -54,20 +54,34 @@ def data_files(name: str) -> list[Path]:
     return _verified("data set", name, DATA, DataError)
 
 
+def asset_files(name: str) -> list[Path]:
+    """Where the files of a bundled model or data set are, contents not verified; none if it is unknown or not installed."""
+    asset = MODELS.get(name) or DATA.get(name)
+    try:
+        return _located(asset) if asset else []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def _located(asset: Asset) -> list[Path]:
+    # The files are read, but the package's code is never imported.
+    listed = sorted(metadata.files(asset.package) or [], key=str)
+    paths = [Path(str(file.locate())) for file in listed if str(file).endswith(asset.ending)]
+    return [path for path in paths if path.is_file() and "dist-info" not in str(path)]
+
+
 def _verified(
     kind: str, name: str, assets: Mapping[str, Asset], error: type[DataError] | type[EncoderError]
 ) -> list[Path]:
     if name not in assets:
         raise error(f"There is no bundled {kind} {name!r}; available: {', '.join(f'bundled:{n}' for n in assets)}.")
     asset = assets[name]
-    try:  # the files are read, but the package's code is never imported
-        listed = sorted(metadata.files(asset.package) or [], key=str)
+    try:
+        paths = _located(asset)
     except metadata.PackageNotFoundError:
         raise error(
             f'The package {asset.package} is not installed; install it with pip install "layerprobe[demo]".'
         ) from None
-    paths = [Path(str(file.locate())) for file in listed if str(file).endswith(asset.ending)]
-    paths = [path for path in paths if path.is_file() and "dist-info" not in str(path)]
     total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

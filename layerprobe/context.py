@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerprobe.errors import DataError
+from layerprobe.errors import DataError, EncoderError
 from layerprobe.stage import ResolvedStudy
 from layerprobe.store import Artifact
 
@@ -82,7 +82,10 @@ class Context:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return load_study_encoder(self.study)
+        encoder = load_study_encoder(self.study)
+        if encoder.fingerprint != self.resolved.encoder:
+            raise EncoderError(f"{self.study.model.name} changed while the study ran; run the study again.")
+        return encoder
 
     @cached_property
     def ood(self) -> tuple[OodSet, ...]:

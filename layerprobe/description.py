@@ -9,11 +9,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.context import Context
+from layerprobe.facts import Facts
 from layerprobe.record import (
     ArtifactRecord,
     Conclusion,
-    DataRecord,
-    EncoderRecord,
     MeasureRecord,
     MethodRecord,
     RunRecord,
@@ -62,23 +61,12 @@ ADDED_TABLES = (EXAMPLES, NEAR_COPIES)
 """Tables that come from the data and not from a stage."""
 
 
-def describe(record: RunRecord, context: Context) -> None:
+def describe(record: RunRecord, facts: Facts) -> None:
     """Record what is known of data, encoder, methods and measures before the first task."""
     from layerprobe.similarity import MEASURES
 
-    corpus, encoder, resolved = context.corpus, context.encoder, context.resolved
-    record.data = DataRecord(
-        name=corpus.name,
-        label_names=list(corpus.label_names),
-        n_train=len(corpus.train),
-        n_test=len(corpus.test),
-        n_unseen=len(corpus.unseen),
-        notes=[*corpus.notes, *_notes(context)],
-        fingerprint=corpus.fingerprint,
-        revision=corpus.revision,
-    )
-    names = ("name", "family", "n_layers", "width", "fingerprint", "pooler", "revision")
-    record.encoder = EncoderRecord(**{name: getattr(encoder, name) for name in names})
+    resolved = facts.resolved
+    record.data, record.encoder = facts.data, facts.encoder
     record.provenance.device, record.provenance.precision = resolved.device, resolved.precision
     record.methods = [
         MethodRecord(
@@ -105,30 +93,12 @@ def describe(record: RunRecord, context: Context) -> None:
             citation=measure.citation,
         )
         for measure in MEASURES
-        if {measure.name, measure.baseline_of} & set(context.study.similarity.measures)
+        if {measure.name, measure.baseline_of} & set(resolved.study.similarity.measures)
     ]
 
 
 def _finite(bound: float) -> float | None:
     return bound if math.isfinite(bound) else None
-
-
-def _notes(context: Context) -> list[str]:
-    """What a reader must know of how the examples were used."""
-    notes = [note for ood in context.ood for note in ood.notes]
-    if context.resolved.device == "mps":
-        notes.append("The device mps has no float64, so sums in float64 were computed on the CPU.")
-    if context.resolved.sae_layers and context.resolved.sae_source == "train":
-        notes.append(
-            "The source has too few examples that fine-tuning did not see, so dictionaries were trained on training "
-            "examples, which an adapted model has partly memorised."
-        )
-    if "cls" in context.study.similarity.units:
-        notes.append(
-            "The embedding (layer 0) of the first token is the same vector for all examples unless the model has no fixed "
-            "positions or adds segments; where it is the same, the similarity of first tokens is undefined and left out."
-        )
-    return notes
 
 
 def task_record(task: Stage, artifact: Artifact) -> TaskRecord:

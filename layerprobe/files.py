@@ -8,6 +8,7 @@ import hashlib
 import json
 import mmap
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,23 @@ def checksum(path: Path) -> str:
     """sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+Stamp = list[int]
+"""Size, times of the last change of content and of inode (ns), and inode of a file: a rewritten file has another one."""
+SETTLED = 100_000_000
+"""Nanoseconds after which a further change gets another time: file systems count time in steps of up to 10 ms."""
+
+
+def stamp(path: Path) -> Stamp:
+    """The stamp of a file."""
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+
+
+def is_settled(value: Stamp) -> bool:
+    """Whether a change of the file from now on would show in its stamp."""
+    return time.time_ns() - max(value[1:3]) > SETTLED
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -8,21 +8,23 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from layerprobe import hub
 from layerprobe.description import near_copies_table
 from layerprobe.display import Display
 from layerprobe.errors import DataError, EncoderError, StorageError, StudyError
-from layerprobe.executors import Failed, Settings, find_executor
+from layerprobe.executors import Failed, Finished, Settings, find_executor
+from layerprobe.facts import Facts, KeptFacts, read_facts
 from layerprobe.graph import expand
 from layerprobe.provenance import provenance
 from layerprobe.record import Provenance, RunRecord, StudyRecord
 from layerprobe.recording import Recording
-from layerprobe.resolve import resolve
+from layerprobe.resolve import is_resolved_here, resolve
 from layerprobe.runs import Run
 from layerprobe.stage import ResolvedStudy, Stage, StudyShape
 from layerprobe.stages.depth import family_of, power_note
-from layerprobe.store import ArtifactMeta, ArtifactStore
+from layerprobe.store import Artifact, ArtifactMeta, ArtifactStore
 from layerprobe.study import Study, slug
 
 
@@ -66,7 +68,8 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: P
     store = ArtifactStore(home)
     stay_offline(study)
     try:
-        resolved = resolve(study, device, precision).resolved
+        facts = KeptFacts(study, device, precision, store.root).recall()
+        resolved = facts.resolved if facts else resolve(study, device, precision).resolved
     except (DataError, EncoderError) as error:
         name = study.data.source if isinstance(error, DataError) else study.model.name
         if not hub.is_hub_id(name):
@@ -81,22 +84,73 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: P
 
 
 def planned_tasks(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) -> Iterable[PlannedTask]:
-    """Every task with its key, as far as its parents are finished; reads `meta.json` files alone."""
+    """Every task with its key, as far as its parents are finished."""
+    for one in _inspected(resolved, store):
+        task = one.task
+        if one.problem is not None:
+            damaged.append(f"{task.id} is damaged ({one.problem}) and would be computed again.")
+        finished = one.artifact is not None
+        yield PlannedTask(task.name, task.title, one.key, finished, task.size(resolved), one.provisional_key)
+
+
+class _Inspected(NamedTuple):
+    """A task and what the store has of it."""
+
+    task: Stage
+    key: str | None
+    """None while a parent is not finished."""
+    provisional_key: str
+    artifact: Artifact | None
+    problem: str | None
+    """How its artifact is damaged."""
+
+
+def _inspected(resolved: ResolvedStudy, store: ArtifactStore) -> Iterator[_Inspected]:
+    """Every task of a study, parents first; reads `meta.json` files alone."""
     metas: dict[Stage, ArtifactMeta] = {}
     known: set[Stage] = set()
     for task in expand(resolved.study, resolved.n_layers):
         parents = task.parents()
         key = task.key(resolved, {role: metas[parent] for role, parent in parents.items()})
         metas[task] = ArtifactMeta(task.name, task.title, key, {}, 0.0, 1, _Symbols(key), {})
+        artifact = problem = None
         is_final = known.issuperset(parents.values())
         if is_final:
             artifact, problem = store.inspect(task.name, task.title, key)
             if artifact is not None:
                 metas[task] = artifact.meta
                 known.add(task)
-            elif problem is not None:
-                damaged.append(f"{task.id} is damaged ({problem}) and would be computed again.")
-        yield PlannedTask(task.name, task.title, key if is_final else None, task in known, task.size(resolved), key)
+        yield _Inspected(task, key if is_final else None, key, artifact, problem)
+
+
+def find_facts(
+    study: Study, computation: Computation, store: ArtifactStore, *, heading: str | None = None
+) -> tuple[Facts, dict[Stage, Artifact | None]]:
+    """What data and model tell, and every task with its artifact, or None where it is to be computed.
+
+    Data and model are read only if something is to be computed, or if they changed since they were read last.
+
+    Args:
+        study: the study.
+        computation: where and how its tasks are computed.
+        store: the artifact store.
+        heading: printed to stderr before data and model are read.
+    """
+
+    def artifacts(facts: Facts) -> dict[Stage, Artifact | None]:
+        return {one.task: one.artifact for one in _inspected(facts.resolved, store)}
+
+    device, precision = computation.device, computation.precision
+    kept = KeptFacts(study, device, precision, store.root)
+    if (facts := kept.recall()) is not None:
+        found = artifacts(facts)
+        if None not in found.values() or is_resolved_here(facts.resolved, device, precision):
+            return facts, found
+    if heading is not None:
+        print(heading, file=sys.stderr, flush=True)
+    facts = read_facts(study, device, precision)
+    kept.keep(facts)
+    return facts, artifacts(facts)
 
 
 class _Symbols(Mapping[str, str]):
@@ -117,6 +171,8 @@ class _Symbols(Mapping[str, str]):
 
 def _near_copies(resolved: ResolvedStudy) -> Iterable[str]:
     """What would be removed because it repeats an example of another part."""
+    if not any(count.copies for count in resolved.near_copies):
+        return []
     from layerprobe.report import near_copy_sentences
 
     found = near_copies_table(resolved)
@@ -147,7 +203,8 @@ def run(
     """Run a study, and write its run folder and report.
 
     Finished tasks are kept in the artifact store: a second run of the same study computes nothing again, and an interrupted
-    run resumes after its last finished task.
+    run resumes after its last finished task. A second run into the same folder leaves tables and page as they are, if nothing
+    changed that they follow from; the page then shows the time of the run that made it.
 
     Args:
         study: the study.
@@ -175,11 +232,10 @@ def run(
     stay_offline(study)
     command = command or f"layerprobe.run(Study.load(...), out={str(folder)!r})"
     with Recording(new_record(study, given, command, device), folder, store) as recording:
-        if progress:
-            print("Reading the data and the model", file=sys.stderr, flush=True)
-        resolved = resolve(study, device, precision).resolved
-        recording.describe(resolved)
-        check_space(planned_tasks(resolved, store, []), store.root)
+        heading = "Reading the data and the model" if progress else None
+        facts, found = find_facts(study, computation, store, heading=heading)
+        recording.describe(facts, found)
+        check_space(planned_tasks(facts.resolved, store, []), store.root)
         for one in list(compute([recording], computation, store.root, progress=progress)):
             one.complete()
         return recording.result
@@ -252,8 +308,20 @@ def compute(
     execute = find_executor(computation.executor, computation.jobs)
     settings = Settings(home, computation.jobs, computation.threads, computation.address, keep_going)
     workloads = [recording.workload for recording in recordings]
-    with Display(workloads, home, computation.jobs, visible=progress) as display:
-        pending = workloads
+    with Display(
+        [replace(workload, tasks=one.tasks) for workload, one in zip(workloads, recordings, strict=True)],
+        home,
+        computation.jobs,
+        visible=progress,
+    ) as display:
+        pending = []
+        for number, (workload, recording) in enumerate(zip(workloads, recordings, strict=True)):
+            for task, artifact in recording.finished.items():
+                display.finished(Finished(task, artifact, (), number))
+            tasks = workload.tasks or recording.damaged()
+            pending.append(replace(workload, tasks=tasks))
+            if not tasks:
+                yield recording
         while any(workload.tasks for workload in pending):
             left = [len(workload.tasks) for workload in pending]
             damaged = [replace(workload, tasks=()) for workload in workloads]

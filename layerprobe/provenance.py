@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ PACKAGES = (
     "layerprobe",
     "torch",
     "transformers",
+    "tokenizers",
     "datasets",
     "datasketch",
     "sae-lens",
     "plotly",
     "numpy",
+    "pandas",
+    "pyarrow",
     "scipy",
     "scikit-learn",
 )
@@ -48,6 +53,17 @@ def provenance(device: str) -> dict[str, Any]:
         "finished": None,
         "seconds": None,
     }
+
+
+@cache
+def source_digest() -> str:
+    """sha256 over the files of this package, templates and scripts included."""
+    folder, total = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            total.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()
 
 
 def _git_state() -> tuple[str | None, bool | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +17,9 @@ from layerprobe.context import shared_context
 from layerprobe.description import collect, describe, opened_folders, task_record
 from layerprobe.errors import LayerprobeError, StorageError
 from layerprobe.executors import Finished, Workload
+from layerprobe.facts import Facts
 from layerprobe.files import is_disk_full
-from layerprobe.graph import expand
+from layerprobe.outputs import Outputs, page_source, tables_source
 from layerprobe.record import RunRecord
 from layerprobe.runs import LOCK, PAGE, Run
 from layerprobe.stage import ResolvedStudy, Stage
@@ -37,6 +39,8 @@ class Recording:
         """Why it failed."""
         self.ended = False
         """Whether it is complete, with its page."""
+        self.tasks: tuple[Stage, ...] = ()
+        """All tasks of the study, parents first."""
         self._resolved: ResolvedStudy | None = None
         self._result: Run | None = None
         self._lock = FileLock(folder / LOCK, timeout=0)
@@ -51,6 +55,7 @@ class Recording:
                 f"Another run is writing to {self.folder}; wait for it, or give another folder with --out."
             ) from None
         try:
+            self._earlier = Outputs(self.folder)
             self._result = Run.create(self.folder, self.record)
         except BaseException as error:
             self._unlock()
@@ -78,43 +83,61 @@ class Recording:
 
     @property
     def workload(self) -> Workload:
-        """All tasks of the study."""
+        """The tasks that are not finished."""
         assert self._resolved is not None
-        return Workload(self._resolved, expand(self._resolved.study, self._resolved.n_layers), self.name)
+        return Workload(self._resolved, tuple(task for task in self.tasks if task not in self.finished), self.name)
 
-    def describe(self, resolved: ResolvedStudy) -> None:
-        """Record what is known of data, model and methods before the first task."""
-        self._resolved = resolved
-        describe(self.record, shared_context(resolved))
+    def describe(self, facts: Facts, found: Mapping[Stage, Artifact | None]) -> None:
+        """Record what is known of data, model and methods before the first task.
+
+        Args:
+            facts: what data and model tell.
+            found: every task with its artifact, or None where it is to be computed.
+        """
+        self._resolved, self.tasks = facts.resolved, tuple(found)
+        self.finished = {task: artifact for task, artifact in found.items() if artifact is not None}
+        describe(self.record, facts)
 
     def add(self, done: Finished) -> None:
         """Record a finished task."""
         self.finished[done.task] = done.artifact
         self.record.recomputed += done.damaged
-        self.record.tasks = [task_record(task, artifact) for task, artifact in self.finished.items()]
+        self._note_tasks()
         self.result.save()
+
+    def _note_tasks(self) -> None:
+        self.record.tasks = [task_record(task, self.finished[task]) for task in self.tasks if task in self.finished]
 
     def damaged(self) -> tuple[Stage, ...]:
         """Tasks whose artifacts were reused and turn out to be damaged; these artifacts are removed."""
         known = len(self.store.damaged)
         reused = [task for task, artifact in self.finished.items() if artifact.reused]
-        found = tuple(task for task in reused if not self.store.verify(self.finished[task]))
+        found = tuple(task for task in reused if not self.store.check(self.finished[task]))
         self.record.recomputed += self.store.damaged[known:]
         return found
 
     def complete(self) -> None:
-        """Collect the tables of all tasks and write the page."""
-        from layerprobe.report import write_report
-
+        """Collect the tables of all tasks and write the page, unless an earlier run left the same ones."""
         assert self._resolved is not None
-        result, record = self.result, self.record
+        result, record, earlier = self.result, self.record, self._earlier
+        self._note_tasks()
         record.artifacts = list(opened_folders(self.finished))
-        collect(result, shared_context(self._resolved), self.finished, self.workload.tasks)
+        tables = tables_source(self._resolved, self.finished, self.tasks)
+        if earlier.record is not None and earlier.tables_hold(tables):
+            for name in ("tables", "findings", "sufficiency"):
+                setattr(record, name, getattr(earlier.record, name))
+        else:
+            collect(result, shared_context(self._resolved), self.finished, self.tasks)
         record.provenance.finished = datetime.now(UTC).isoformat(timespec="seconds")
         record.provenance.seconds = time.perf_counter() - self._start
         record.status = "complete"
         result.save()
-        write_report(result, self.folder / PAGE)
+        page = page_source(record)
+        if not earlier.page_holds(page):
+            from layerprobe.report import write_report
+
+            write_report(result, self.folder / PAGE)
+            earlier.note(tables, page)
         self.ended = True
 
     def fail(self, error: BaseException) -> None:

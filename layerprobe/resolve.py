@@ -170,6 +170,18 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def is_resolved_here(resolved: ResolvedStudy, device: str, precision: str) -> bool:
+    """Whether this device and this precision stand for the same here and now as when a study was resolved.
+
+    Raises:
+        StudyError: if the device is not available.
+    """
+    from layerprobe import adaptation
+
+    found = resolve_device(device)
+    return (found, adaptation.precision(found, precision)) == (resolved.device, resolved.precision)
+
+
 def _checksums(folder: Path) -> dict[str, str]:
     return {path.name: checksum(path) for path in sorted(folder.glob("*")) if path.is_file()}
 

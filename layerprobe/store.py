@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
-from layerprobe.files import checksum, digest, is_disk_full, write_json
+from layerprobe.files import Stamp, checksum, digest, is_disk_full, is_settled, stamp, write_json
 from layerprobe.study import slug
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class ArtifactStore:
 
     A folder is written under a hidden name and renamed when complete, with `meta.json` (sha256 and size of every file, and
     a checksum of its own) written last; a killed run leaves nothing that looks finished. A lock for each key lets two runs share the work.
-    `find` checks `meta.json` and sizes; `verify` compares every byte, once per artifact and process.
+    `find` checks `meta.json` and sizes; `verify` compares every byte, once per artifact and process, before it is opened;
+    `check` compares the bytes of those files that were written to since they were compared last.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -118,13 +120,19 @@ class ArtifactStore:
         meta, problem = _read_meta(folder, key)
         return (Artifact(folder, meta), None) if meta is not None else (None, problem)
 
+    def check(self, artifact: Artifact) -> bool:
+        """`verify` for an artifact that is not opened: files with the stamp of an earlier verification are not read."""
+        return artifact.folder in self._verified or _is_unchanged(artifact) or self.verify(artifact)
+
     def verify(self, artifact: Artifact) -> bool:
         """Whether all files match their checksums; if not, the artifact is listed in `damaged` and removed."""
         folder = artifact.folder
         if folder in self._verified:
             return True
+        stamps = _stamps(artifact)
         if _mismatch(artifact) is None:
             self._verified.add(folder)
+            _write_stamps(artifact, stamps)
             return True
         with self._lock(folder, artifact.key):
             # Another process may have computed it again in the meantime.
@@ -185,7 +193,9 @@ class ArtifactStore:
                         shutil.rmtree(partial, ignore_errors=True)
                     raise
                 self._verified.add(target)
-                return Artifact(target, meta, reused=False)
+                artifact = Artifact(target, meta, reused=False)
+                _write_stamps(artifact, _stamps(artifact))
+                return artifact
         except Exception as error:
             if is_disk_full(error):
                 raise StorageError(
@@ -224,15 +234,55 @@ def _file_metas(folder: Path, checksums: Mapping[str, str]) -> dict[str, dict[st
     }
 
 
-def _mismatch(artifact: Artifact) -> str | None:
-    """What is wrong with the files of an artifact, compared byte by byte."""
-    for name, expected in artifact.meta.files.items():
+def _mismatch(artifact: Artifact, names: Iterable[str] | None = None) -> str | None:
+    """What is wrong with the files of an artifact (by default all), compared byte by byte."""
+    for name in artifact.meta.files if names is None else names:
+        expected = artifact.meta.files[name]
         try:
             if checksum(artifact.folder / name) != expected["sha256"]:
                 return f"{name} does not match its checksum"
         except OSError:
             return f"{name} is missing or unreadable"
     return None
+
+
+# Stamps: which files have not been written to since they were compared with their checksums ----------------------------
+
+
+def _stamps(artifact: Artifact) -> dict[str, Stamp] | None:
+    """The stamps of an artifact's files, taken before they are compared; None if one is missing."""
+    try:
+        return {name: stamp(artifact.folder / name) for name in artifact.meta.files}
+    except OSError:
+        return None
+
+
+def _stamps_path(artifact: Artifact) -> Path:
+    return artifact.folder.with_name(f".{artifact.key[:16]}.verified")
+
+
+def _write_stamps(artifact: Artifact, stamps: Mapping[str, Stamp] | None) -> None:
+    """Keep the stamps of files that match their checksums. A store that cannot be written is compared again next time."""
+    if stamps is None:
+        return
+    settled = {name: value for name, value in stamps.items() if is_settled(value)}
+    with contextlib.suppress(OSError):
+        write_json(_stamps_path(artifact), {"meta": digest(asdict(artifact.meta)), "stamps": settled})
+
+
+def _is_unchanged(artifact: Artifact) -> bool:
+    """Whether every file has the stamp with which it matched its checksum; files without a stamp are compared."""
+    try:
+        content = json.loads(_stamps_path(artifact).read_text(encoding="utf-8"))
+        if content["meta"] != digest(asdict(artifact.meta)):
+            return False
+        stamps = content["stamps"]
+        new = [name for name in artifact.meta.files if name not in stamps]
+        if any(stamp(artifact.folder / name) != value for name, value in stamps.items()):
+            return False
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return not new or _mismatch(artifact, new) is None
 
 
 def _read_meta(folder: Path, key: str) -> tuple[ArtifactMeta | None, str]:

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import shutil
 import threading
 import time
 
@@ -269,3 +271,38 @@ def test_home_follows_the_environment(tmp_path, monkeypatch):
     assert home() == tmp_path / "elsewhere"
     monkeypatch.delenv("LAYERPROBE_HOME")
     assert home().name == "layerprobe"
+
+
+def test_an_artifact_is_read_again_only_if_it_was_written_to(tmp_path, monkeypatch):
+    artifact = make(ArtifactStore(tmp_path), Builder())
+    path = artifact.folder / FILE
+    assert ArtifactStore(tmp_path).check(artifact)
+    time.sleep(0.15)  # from here on, a change shows in the stamp
+    assert ArtifactStore(tmp_path).verify(artifact)
+    with monkeypatch.context() as patch:
+        patch.setattr("layerprobe.store.checksum", lambda path: pytest.fail("a file was read"))
+        assert ArtifactStore(tmp_path).check(artifact)
+    path.touch()  # a new stamp
+    assert ArtifactStore(tmp_path).check(artifact)
+    before = path.stat()
+    path.write_text("tnetnoc")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    store = ArtifactStore(tmp_path)
+    assert not store.check(artifact) and "does not match its checksum" in store.damaged[0]
+    assert not artifact.folder.exists()
+
+
+def test_stamps_of_another_artifact_or_damaged_ones_are_not_used(tmp_path):
+    artifact = make(ArtifactStore(tmp_path), Builder())
+    time.sleep(0.15)
+    assert ArtifactStore(tmp_path).verify(artifact)
+    stamps = next((tmp_path / "stage").glob(".*.verified"))
+    content = json.loads(stamps.read_text())
+    (artifact.folder / FILE).write_text("tnetnoc")
+    for broken in (content | {"meta": "other"}, content | {"stamps": {}}, [1], content | {"stamps": {"gone": [1]}}):
+        stamps.write_text(json.dumps(broken))
+        store = ArtifactStore(tmp_path)
+        copy = tmp_path / "kept"
+        shutil.copytree(artifact.folder, copy, dirs_exist_ok=True)
+        assert not store.check(artifact), broken
+        shutil.copytree(copy, artifact.folder)

@@ -1,6 +1,7 @@
 from ._adapt import Adaptation as Adaptation
 from ._adapt import adapt as adapt
 from ._config import AdaptConfig as AdaptConfig
+from ._config import precision as precision
 from ._cost import Cost as Cost
 from ._cost import Meter as Meter
 from ._cost import TrainingFlops as TrainingFlops
@@ -20,7 +21,6 @@ from ._quality import Quality as Quality
 from ._quality import probabilities as probabilities
 from ._quality import quality as quality
 from ._quality import reference as reference
-from ._trained import precision as precision
 from ._validation import HeldOut as HeldOut
 from .methods import Method as Method
 from .methods import cached_layers as cached_layers

@@ -1,4 +1,4 @@
-"""The configuration of an adaptation."""
+"""The configuration of an adaptation, and the precision that it is computed in."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from layerprobe.device import has_bf16, has_tf32
+from layerprobe.errors import ArgumentError
+
 if TYPE_CHECKING:
     from layerprobe.pooled import Pooling
+
+Precision = Literal["bf16", "tf32", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,30 @@ class AdaptConfig:
         return self.search or self.tuning == "equal"
 
     @property
-    def resolved_precision(self) -> Literal["bf16", "tf32", "fp32"]:
+    def resolved_precision(self) -> Precision:
         """Precision of the blocks' training on this device."""
-        from layerprobe.adaptation._trained import precision
-
         return precision(self.device, self.precision)
+
+
+def precision(device: str, choice: str = "auto") -> Precision:
+    """Precision of training: the chosen one; `auto` is bf16 autocast where the processor has instructions for it.
+
+    Frozen blocks, whose values are computed once, and heads on top of them are computed in float32 everywhere, as is
+    everything that is measured; `tf32` rounds the factors of matrix products in the training of blocks alone.
+
+    Raises:
+        ArgumentError: if the choice is unknown or the device cannot train in it.
+    """
+    if choice not in ("auto", "bf16", "tf32", "fp32"):
+        raise ArgumentError(f"{{precision}} is {choice!r}; it is auto, bf16, tf32 or fp32.", "precision")
+    if choice == "bf16" and not (device == "cpu" or has_bf16(device)):
+        raise ArgumentError(f"{{precision}} is bf16, which the device {device} cannot train in; use fp32.", "precision")
+    if choice == "tf32" and not has_tf32(device):
+        raise ArgumentError(
+            f"{{precision}} is tf32, which the device {device} does not compute in (NVIDIA GPUs do, from compute capability 8 "
+            "on); use fp32.",
+            "precision",
+        )
+    # Without these instructions bf16 is emulated, and slower than float32.
+    resolved: dict[str, Precision] = {"bf16": "bf16", "tf32": "tf32", "fp32": "fp32"}
+    return resolved.get(choice, "bf16" if has_bf16(device) else "fp32")

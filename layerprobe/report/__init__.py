@@ -1,20 +1,5 @@
 """A run as one self-contained HTML page, and several runs on one. Needs neither torch nor transformers."""
 
-from layerprobe.record import Finding
-from layerprobe.report.comparison import compare_runs
-from layerprobe.report.page import figure_function, findings, write_report
-from layerprobe.report.sections.answer import Card, advice, answer_lines, cards
-from layerprobe.report.sections.made.sentences import near_copy_sentences
+import lazy_loader
 
-__all__ = [
-    "Card",
-    "Finding",
-    "advice",
-    "answer_lines",
-    "cards",
-    "compare_runs",
-    "figure_function",
-    "findings",
-    "near_copy_sentences",
-    "write_report",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

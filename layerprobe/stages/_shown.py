@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from layerprobe.activations import ActivationStore
     from layerprobe.context import Context
 
@@ -34,6 +35,8 @@ def shown_rows(context: Context, store: ActivationStore) -> Any:
 
 def token_table(store: ActivationStore, rows: Any) -> pd.DataFrame:
     """Example, position and text of the tokens in some rows."""
+    import pandas as pd
+
     tokens = store.rows.iloc[rows]
     return pd.DataFrame(
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,9 +10,8 @@ from pathlib import Path
 
 from layerprobe import interrupt
 from layerprobe.errors import LayerprobeError, StorageError
-from layerprobe.pipeline import Computation, check_space, compute, new_record, planned_tasks, stay_offline
+from layerprobe.pipeline import Computation, check_space, compute, find_facts, new_record, planned_tasks, stay_offline
 from layerprobe.recording import Recording
-from layerprobe.resolve import resolve
 from layerprobe.runs import Run
 from layerprobe.stage import ResolvedStudy
 from layerprobe.store import ArtifactStore
@@ -73,13 +71,12 @@ def run_sweep(
     command = command or f"run_sweep(Sweep.load(...), out={str(folder)!r})"
 
     def described(one: Combination) -> tuple[Recording, ResolvedStudy]:
-        if progress:
-            print(f"Reading the data and the model: {one.name}", file=sys.stderr, flush=True)
         record = new_record(studies[one], None, command, computation.device)
         recording = Recording(record, folder / slug(one.name), store, name=one.name)
-        resolved = resolve(studies[one], computation.device, computation.precision).resolved
-        recording.describe(resolved)
-        return recording, resolved
+        heading = f"Reading the data and the model: {one.name}" if progress else None
+        facts, found = find_facts(studies[one], computation, store, heading=heading)
+        recording.describe(facts, found)
+        return recording, facts.resolved
 
     pairs = for_each(tuple(studies), described)
     recordings = [recording for recording, _ in pairs]

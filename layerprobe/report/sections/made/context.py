@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from layerprobe.record import RunRecord
+from layerprobe.report.near_copies import near_copy_sentences
 from layerprobe.report.section import Tables
-from layerprobe.report.sections.made.sentences import near_copy_sentences
 
 LARGEST_DOWNLOADS = 600_000
 """Characters of all tables as CSV up to which the page embeds them, the smallest first; the path of others is shown."""

@@ -1,0 +1,9 @@
+from .comparison import compare_runs as compare_runs
+from .near_copies import near_copy_sentences as near_copy_sentences
+from .page import figure_function as figure_function
+from .page import findings as findings
+from .page import write_report as write_report
+from .sections.answer import Card as Card
+from .sections.answer import advice as advice
+from .sections.answer import answer_lines as answer_lines
+from .sections.answer import cards as cards
