@@ -36,6 +36,8 @@ class Context:
         self.resolved = resolved
         loaded = {"corpus": corpus, "encoder": encoder, "ood": ood}
         vars(self).update({name: value for name, value in loaded.items() if value is not None})
+        self.shared: dict[tuple[Any, ...], Any] = {}
+        """Small results that several tasks need, by what they follow from; a task computes what is not there."""
 
     @property
     def study(self) -> Study:
