@@ -37,6 +37,8 @@ class Context:
         self.resolved = resolved
         loaded = {"corpus": corpus, "encoder": encoder, "ood": ood}
         vars(self).update({name: value for name, value in loaded.items() if value is not None})
+        self.shared: dict[tuple[Any, ...], Any] = {}
+        """Small results that several tasks need, by what they follow from; a task computes what is not there."""
 
     def borrow(self, other: Context) -> None:
         """Use what another context has loaded, as far as it is the same for this study."""

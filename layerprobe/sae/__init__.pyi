@@ -54,7 +54,12 @@ from ._stability import PartialDictionary as PartialDictionary
 from ._stability import of_equal_energy as of_equal_energy
 from ._stability import stable_latents as stable_latents
 from ._stability import subspace_overlap as subspace_overlap
+from ._task_loss import ABLATED as ABLATED
+from ._task_loss import CLEAN as CLEAN
+from ._task_loss import TaskCosts as TaskCosts
+from ._task_loss import task_costs as task_costs
 from ._task_loss import task_loss as task_loss
+from ._task_loss import task_loss_table as task_loss_table
 from ._training import train as train
 from ._training import untrained as untrained
 from ._transitions import comparable_kinds as comparable_kinds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,19 +41,11 @@ def task_loss(
 ) -> pd.DataFrame:
     """Cross-entropy and accuracy of a classifier with one layer unchanged, mean-ablated, and reconstructed.
 
-    Only real tokens are replaced, special tokens among them; padding does not influence any logit. The layer is computed
-    once per batch, and the blocks above it are run again for each variant. Memory holds one batch.
-
     Recovered loss of a variant = (CE_ablated - CE_variant) / (CE_ablated - CE_clean), and recovered accuracy likewise: 1
     for the clean layer, 0 for the ablated one; a bad dictionary may be below 0, and the two may differ.
 
     Args:
-        model: a classifier on the encoder's architecture, in float32 and eval mode; it computes on its device.
-        encoder: gives the tokenizer.
-        examples: held-out examples, labelled by the model's class numbers.
-        layer: 0 (embeddings) to L.
-        dictionaries: name -> dictionary of this layer's rows, on the model's device.
-        max_length: tokens kept of an example.
+        model, encoder, examples, layer, dictionaries, max_length: as for `task_costs`.
 
     Returns:
         One row per variant (`clean`, `mean_ablated`, then the dictionaries), with columns `variant`; `loss` (mean
@@ -64,12 +57,51 @@ def task_loss(
         where the interval of that cost includes 0.
 
     Raises:
+        EncoderError, ArgumentError, MeasureError: as `task_costs`.
+    """
+    return task_loss_table(task_costs(model, encoder, examples, layer, dictionaries, max_length=max_length))
+
+
+@dataclass(frozen=True)
+class TaskCosts:
+    """What a classifier costs on each example with one variant of a layer."""
+
+    losses: Float[np.ndarray, " n"]
+    """Cross-entropy in nats."""
+    right: Float[np.ndarray, " n"]
+    """1 where the predicted class is the label, else 0."""
+
+
+def task_costs(
+    model: nn.Module,
+    encoder: Encoder,
+    examples: Examples,
+    layer: int,
+    dictionaries: Mapping[str, Dictionary],
+    *,
+    max_length: int = 128,
+    ablated: bool = True,
+) -> dict[str, TaskCosts]:
+    """The costs of each variant of a layer: `clean`, `mean_ablated`, and reconstructed by each dictionary.
+
+    Only real tokens are replaced, special tokens among them; padding does not influence any logit. The layer is computed
+    once per batch, and the blocks above it are run again for each variant. Memory holds one batch. The costs of a variant do
+    not depend on which others are computed with it, so that those that are known need not be computed again.
+
+    Args:
+        model: a classifier on the encoder's architecture, in float32 and eval mode; it computes on its device.
+        encoder: gives the tokenizer.
+        examples: held-out examples, labelled by the model's class numbers.
+        layer: 0 (embeddings) to L.
+        dictionaries: name -> dictionary of this layer's rows, on the model's device.
+        max_length: tokens kept of an example.
+        ablated: whether to run the mean-ablated variant, which takes a second pass.
+
+    Raises:
         EncoderError: if the model is in training mode or does not compute in float32.
         ArgumentError: if there is no such layer, or a dictionary is on another device.
         MeasureError: if labels, names or widths do not fit, there are fewer than two examples, or a loss is not finite.
     """
-    import pandas as pd
-
     _check(model, encoder, examples, layer, dictionaries)
     encodings = tokenize(encoder, examples, max_length)
     lengths = [len(e["input_ids"]) for e in encodings]
@@ -87,7 +119,7 @@ def task_loss(
             n_tokens += len(rows)
         # A second pass, since the mean is known only now; it needs none of the layer's values, so none was kept.
         mean = (total / n_tokens).float().to(runs.device)
-        for indices in track(batches, f"task loss at layer {layer}"):
+        for indices in track(batches if ablated else [], f"task loss at layer {layer}"):
             inputs = runs.inputs(encoder, encodings, indices)
             runs.resume(1, indices, inputs, inputs["attention_mask"].unsqueeze(-1) * mean)
     names = (CLEAN, ABLATED, *dictionaries)
@@ -97,8 +129,22 @@ def task_loss(
                 f"The loss of {name!r} at layer {layer} is not finite on {int((~np.isfinite(losses)).sum())} of "
                 f"{len(losses)} examples; train that dictionary or model again."
             )
-    folds = assign_folds(len(examples), FOLDS, seed=0)
-    return pd.DataFrame([{"variant": name, **_row(runs.losses, runs.right, i, folds)} for i, name in enumerate(names)])
+    costs = {name: TaskCosts(*pair) for name, *pair in zip(names, runs.losses, runs.right, strict=True)}
+    return {name: cost for name, cost in costs.items() if ablated or name != ABLATED}
+
+
+def task_loss_table(costs: Mapping[str, TaskCosts]) -> pd.DataFrame:
+    """The table of `task_loss` from the costs of its variants.
+
+    Args:
+        costs: by `task_costs` on the same examples; `clean` and `mean_ablated` are among them.
+    """
+    import pandas as pd
+
+    names = [CLEAN, ABLATED, *(name for name in costs if name not in (CLEAN, ABLATED))]
+    losses, right = (np.stack([getattr(costs[name], part) for name in names]) for part in ("losses", "right"))
+    folds = assign_folds(losses.shape[1], FOLDS, seed=0)
+    return pd.DataFrame([{"variant": name, **_row(losses, right, i, folds)} for i, name in enumerate(names)])
 
 
 class _Runs:

@@ -41,6 +41,11 @@ class Basis:
         """Number of latents."""
         return len(self.direction)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether latent i takes direction i as it is."""
+        return np.array_equal(self.direction, np.arange(len(self.directions))) and bool((self.sign == 1).all())
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -254,8 +259,9 @@ def activations(test: Scores, above: Float[np.ndarray, " latents"]) -> csc_array
         test: scores on the rows.
         above: threshold of each latent, by `thresholds`.
     """
-    basis, raised = test.basis, test.raised()
-    lines = raised[basis.direction] * basis.sign[:, None]
+    basis, lines = test.basis, test.raised()
+    if not basis.is_plain:
+        lines = lines[basis.direction] * basis.sign[:, None]
     active = np.flatnonzero(lines > above[:, None])
     if basis.k is None:
         size = lines.reshape(-1)[active] - above[active // lines.shape[1]]

@@ -51,7 +51,7 @@ class Probes(ModelStage):
     """Accuracy of linear probes by layer, base and adapted; a layer that equals the base's has the base's values."""
 
     name: ClassVar = "probes"
-    version: ClassVar = 3
+    version: ClassVar = 4
     tables: ClassVar = (PROBES,)
     first_guess: ClassVar = 15.0
 

@@ -189,17 +189,21 @@ class Transfer(LayerStage):
         @cache
         def losses(side: str) -> pd.DataFrame:
             classifier = parents[f"{side} classifier"]
-            examples = relabelled(classifier, context.rerun_examples)
             variants = {parents[role].key: by_key[parents[role].key] for role in TASK_LOSS if role in loaded}
-            table = sae.task_loss(
-                context.adapted_model(classifier).to(context.device),
-                context.encoder,
-                examples,
-                self.number,
-                variants,
-                max_length=context.study.data.max_length,
-            )
-            return table.set_index("variant")
+            # The base's classifier and dictionaries are those of every method; head adapts no more than that classifier.
+            known = context.shared.setdefault(("task costs", classifier.key, self.number), {})
+            if missing := {key: dictionary for key, dictionary in variants.items() if key not in known}:
+                known |= sae.task_costs(
+                    context.adapted_model(classifier).to(context.device),
+                    context.encoder,
+                    relabelled(classifier, context.rerun_examples),
+                    self.number,
+                    missing,
+                    max_length=context.study.data.max_length,
+                    ablated=sae.ABLATED not in known,
+                )
+            costs = {key: known[key] for key in (sae.CLEAN, sae.ABLATED, *variants)}
+            return sae.task_loss_table(costs).set_index("variant")
 
         def measured(encode: Encode) -> Any:
             # One evaluation for all encodings with equal codes: the first that has this artifact.

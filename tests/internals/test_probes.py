@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from layerprobe.errors import MeasureError
-from layerprobe.internals import control_labels, probe_layers
+from layerprobe.internals import _probes, control_labels, probe_layers
 from layerprobe.internals._probes import CONTROLS, PENALTIES, auroc_interval, balanced_accuracy, macro_auroc
 
 pytestmark = pytest.mark.numerical
@@ -305,3 +305,29 @@ def test_bad_input_is_named():
         with pytest.raises(MeasureError, match=words) as caught:
             probe_layers(*arguments, unrelated(arguments[1], arguments[3]))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("signal", [0.3, 0.6, 1.5])
+def test_held_out_losses_in_float32_are_those_in_float64(signal, monkeypatch):
+    """Rounding changes a held-out loss by far less than two neighbouring penalties differ."""
+    x, labels = planted(n=400, width=60, signal=signal)
+    found = {}
+    for kind in (np.float32, np.float64):
+        losses = {}
+        original = _probes._fitted
+
+        def fitted(probe, inside, kept, penalty, kind=kind, losses=losses, original=original):
+            probe = original(probe, inside.astype(kind), kept, penalty)
+            assert inside.dtype == np.float32 and probe.coef_.dtype == kind
+            losses.setdefault(penalty, []).append(log_loss(kept, probe.predict_proba(inside.astype(kind))))
+            return probe
+
+        monkeypatch.setattr(_probes, "_fitted", fitted)
+        best = _probes._choose_penalty(x.astype(np.float64), labels, 0)
+        monkeypatch.undo()
+        found[kind] = best, {penalty: np.mean(values) for penalty, values in losses.items()}
+    (best, low), (expected, high) = found[np.float32], found[np.float64]
+    assert best == expected and low.keys() == high.keys()
+    error = max(abs(low[penalty] - high[penalty]) for penalty in low)
+    steps = np.abs(np.diff(list(high.values())))
+    assert error < 1e-4 and error < steps.min() / 20

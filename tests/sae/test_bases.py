@@ -1,5 +1,6 @@
 """The label effect of bases at matched density, and its excess over controls, on rows with planted features."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -378,3 +379,17 @@ def test_a_trained_control_with_one_seed_is_taken_to_vary_as_dictionaries_do():
     fixed, varying = (sae.excess(dictionary, control, trained=trained) for trained in (False, True))
     assert fixed.error_bases == 0 and varying.error_bases == pytest.approx(varying.error_dictionaries * np.sqrt(2))
     assert (varying.low < fixed.low).all()
+
+
+def test_plain_latents_are_read_as_any_others_are():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((50, 6)).astype(np.float32)
+    plain = bases.competing(rng.standard_normal((8, 6)).astype(np.float32), np.zeros(8, dtype=np.float32))
+    order = rng.permutation(8)
+    shuffled = dataclasses.replace(plain, direction=order)
+    assert plain.is_plain and not shuffled.is_plain
+    assert not dataclasses.replace(plain, sign=-plain.sign).is_plain
+    above = rng.standard_normal(8).astype(np.float32)
+    read = bases.activations(bases.scores(plain, rows), above).toarray()
+    other = bases.activations(bases.scores(shuffled, rows), above[order]).toarray()
+    assert np.array_equal(read[:, order], other) and (read > 0).any()

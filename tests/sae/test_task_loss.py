@@ -320,3 +320,20 @@ def test_mistakes_are_named(bert, examples):
     model.eval()
     with pytest.raises(EncoderError, match="mixed precision"), torch.autocast("cpu", dtype=torch.bfloat16):
         run(model, encoder, examples, labels, 1, {})
+
+
+def test_the_costs_of_a_variant_do_not_depend_on_what_is_computed_with_it(bert, examples):
+    encoder, model, labels = bert
+    labelled = dataclasses.replace(examples, labels=labels)
+    variants = {"part": part(), "copy": copy(), "fixed": fixed(np.ones(WIDTH))}
+    whole = sae.task_costs(model, encoder, labelled, 1, variants)
+    assert list(whole) == [sae.CLEAN, sae.ABLATED, *variants]
+    known = sae.task_costs(model, encoder, labelled, 1, {"part": variants["part"]})
+    for name in ("copy", "fixed"):
+        added = sae.task_costs(model, encoder, labelled, 1, {name: variants[name]}, ablated=False)
+        assert list(added) == [sae.CLEAN, name]
+        known |= added
+    for name, costs in whole.items():
+        assert np.array_equal(costs.losses, known[name].losses) and np.array_equal(costs.right, known[name].right)
+    table = sae.task_loss(model, encoder, labelled, 1, variants)
+    assert table.equals(sae.task_loss_table({name: known[name] for name in (*variants, sae.ABLATED, sae.CLEAN)}))

@@ -356,3 +356,25 @@ def test_ablating_nothing_is_the_transfer_and_groups_have_equal_energy(bench):
     )
     assert table.task_loss["none"] == pytest.approx(whole.task_loss.item(), abs=1e-6)
     assert table.of["stable"] + table.of["unstable"] == matching.table.live.sum()
+
+
+def test_task_losses_that_another_method_has_computed_are_the_same(bench, monkeypatch):
+    """The base's classifier and its dictionaries belong to every method."""
+    calls, task_costs = [], sae.task_costs
+
+    def counted(model, encoder, examples, layer, dictionaries, **options):
+        calls.append((len(dictionaries), options["ablated"]))
+        return task_costs(model, encoder, examples, layer, dictionaries, **options)
+
+    monkeypatch.setattr(sae, "task_costs", counted)
+    tasks = {one.method: one for one in Transfer.tasks(bench.resolved.shape) if one.seed == 0}
+    bench.context.shared.clear()
+    alone = bench.build(tasks[FULL]).table("sae")
+    assert len(calls) == 2 and all(ablated for _, ablated in calls)  # the base's classifier, and that of full
+    bench.context.shared.clear()
+    calls.clear()
+    bench.build(tasks[HEAD])
+    assert len(calls) == 1  # head has one classifier for both sides
+    after = bench.build(tasks[FULL]).table("sae")
+    assert calls[1] == (1, False) and len(calls) == 3  # of the base's classifier, the dictionary of full alone
+    assert alone.equals(after)
