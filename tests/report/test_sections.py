@@ -381,7 +381,7 @@ def test_the_caption_counts_and_the_other_sections_read_the_record(tmp_path):
     assert context["seeds"] == 1  # the last method has one
     assert context["left_out"] == [f"rsa was left out of {queries.UNITS['cls']}: constant rows"]
     links = {
-        item["name"]: item for item in made.context({"big": pd.DataFrame({"x": ["y" * 500_000]})}, about)["downloads"]
+        item["name"]: item for item in made.context({"big": pd.DataFrame({"x": ["y" * 700_000]})}, about)["downloads"]
     }
     assert links["big"]["link"] is None and links["big"]["rows"] == 1
     assert drift.SECTION.requires == ("similarity",)
