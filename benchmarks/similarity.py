@@ -2,8 +2,7 @@
 
     python benchmarks/similarity.py             # speed: 13 x 13 layers, n = 4,096, d = 768; about two minutes on two cores
     python benchmarks/similarity.py --coverage  # share of 95% intervals that cover planted truth; about ten minutes
-
-    python benchmarks/similarity.py --units     # one pair in units of one singular value decomposition, and what they consist of
+    python benchmarks/similarity.py --units     # one pair in units of one SVD, and the parts of each measure
 
 Install the packages compared with by `pip install "layerprobe[bench]" -c constraints.txt`: pytorch-cka and rsatoolbox. netrep is
 in no package index. Run it on an otherwise idle machine. Ratios are of medians within one run.
