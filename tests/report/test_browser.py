@@ -5,10 +5,11 @@ import re
 import shutil
 from importlib import resources
 
+import pandas as pd
 import pytest
-from fabricated import record
+from fabricated import complete, record
 from test_explorer import tables as explorer_tables
-from test_page import EMOJI, EVIL, LINK, RIGHT_TO_LEFT, study, token_tables, twenty_classes
+from test_page import EMOJI, EVIL, LINK, RIGHT_TO_LEFT, features, study, token_tables, twenty_classes
 
 from layerprobe.report.comparison import ComparedRun
 from layerprobe.report.comparison.sections import SECTIONS
@@ -24,7 +25,26 @@ def dictionaries():
     """A study with examples by token and latents to look up."""
     made, about = study(("head", "full"))
     shown = {name: table for name, table in explorer_tables().items() if name not in made}
+    classes = shown["latent_classes"]
+    shown["latent_classes"] = classes.assign(label=classes.label.where(classes.label != classes.label.iloc[0], LINK))
     return made | shown, about
+
+
+def many_features():
+    """A study with dictionaries under two methods, of which one is shown at a time."""
+    made, about = features()
+    named = {"latent_shares", "sae", "matching", "crossing_layers", "similarity"}
+    both = {
+        name: pd.concat([table, table[table.method == "full"].assign(method="top:2")]) if name in named else table
+        for name, table in made.items()
+    }
+    return complete(
+        {
+            name: table.drop(columns=["depth", "is_control", "is_reference"], errors="ignore")
+            for name, table in both.items()
+        },
+        about,
+    )
 
 
 def comparison():
@@ -41,6 +61,7 @@ PAGES = {
     "latents": lambda: render_page(*dictionaries()),
     "hostile": lambda: render_page(*twenty_classes()),
     "comparison": lambda: render_page(*comparison(), SECTIONS),
+    "features": lambda: render_page(*many_features()),
     "nothing": lambda: render_page({}, record()),
 }
 
@@ -183,6 +204,11 @@ def test_an_example_is_found_by_its_words_and_by_keyboard(visit):
 def test_a_latent_is_opened_by_its_address_and_the_search_narrows_the_table(visit):
     page = visit("latents", hash="#latent/full%20%C2%B7%20seed%200/1/base/2")
     assert "Latent 2: layer 1, base dictionary" in page.locator("#ex-latent").text_content()
+    assert page.locator("#ex-latent svg a").count() == 0
+    names = page.evaluate("() => [...document.querySelectorAll('#ex-latent .plot')].map(plot => plot.dataset.figure)")
+    assert names == ["latent-1-base-2-activations", "latent-1-base-2-labels"]
+    ticks = page.locator("#ex-latent [data-figure$=labels] .xtick text").all_text_contents()
+    assert LINK in ticks  # the label, not a link
     rows = page.locator("#ex-table tbody tr")
     every = rows.count()
     page.locator("#ex-search").fill("2")
@@ -217,6 +243,14 @@ def test_a_link_opens_the_fold_around_its_target(visit):
     assert not page.locator("#figure-pareto").is_visible()
     page.evaluate("() => { location.hash = 'figure-pareto'; }")
     page.locator("#figure-pareto").wait_for(state="visible")
+
+
+def test_a_link_to_a_figure_of_another_method_shows_that_method(visit):
+    page = visit("features")
+    hidden = page.evaluate("() => [...document.querySelectorAll('.of-method[hidden] .plot')].map(plot => plot.id)")
+    numbered = next(name for name in hidden if name[-1].isdigit())
+    page.evaluate("name => { location.hash = name; }", numbered)
+    page.locator(f"#{numbered} .main-svg").first.wait_for(state="visible")
 
 
 @pytest.mark.parametrize("name", ["depths", "comparison"])

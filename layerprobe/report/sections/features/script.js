@@ -4,3 +4,8 @@ if (featureMethod) featureMethod.addEventListener("change", () => document.query
   panel.hidden = panel.dataset.number !== featureMethod.value;
   if (!panel.hidden) panel.querySelectorAll(".plot").forEach(draw);
 }));
+// A link to a figure of another method chooses that method.
+document.querySelectorAll(".of-method").forEach(panel => panel.addEventListener("reveal", () => {
+  featureMethod.value = panel.dataset.number;
+  featureMethod.dispatchEvent(new Event("change"));
+}));

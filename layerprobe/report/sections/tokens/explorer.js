@@ -112,7 +112,7 @@ if (catalogue) {
     const colours = {base: "#0072B2", adapted: "#D55E00"}, data = [];
     ["base", "adapted"].filter(on => page.classes[on]).forEach(on => {
       const rows = page.classes[on];
-      data.push({type: "scatter", mode: "markers", name: group.same ? "both sides" : `on ${on}`, x: rows.map(r => name(r[0])), y: rows.map(r => r[1]), offsetgroup: on,
+      data.push({type: "scatter", mode: "markers", name: group.same ? "both sides" : `on ${on}`, x: rows.map(r => literal(name(r[0]))), y: rows.map(r => r[1]), offsetgroup: on,
         marker: {size: 10, color: colours[on], symbol: on === "base" ? "circle" : "square"}, customdata: rows.map(r => [r[4], r[5]]),
         hovertemplate: "%{y:.3f}; active in %{customdata[0]:.0%} of %{customdata[1]} examples<extra></extra>",
         error_y: {type: "data", symmetric: false, array: rows.map(r => r[3] - r[1]), arrayminus: rows.map(r => r[1] - r[2])}});
@@ -121,9 +121,10 @@ if (catalogue) {
     figure.layout.scattermode = "group"; figure.layout.xaxis.type = "category";
     return figure;
   };
-  const plot = (figure, label, caption) => {
+  const plot = (figure, kind, label, caption) => {
     const box = element("figure"), node = element("div", undefined, "plot");
-    node.setAttribute("role", "img"); node.setAttribute("aria-label", label);
+    node.dataset.figure = `latent-${group.layer}-${group.side}-${location.hash.split("/").pop()}-${kind}`;
+    node.setAttribute("role", "group"); node.setAttribute("aria-label", label);
     box.append(node, element("figcaption", caption)); page.append(box);
     place(node, figure);
   };
@@ -175,8 +176,8 @@ if (catalogue) {
     const data = group.pages[number], i = group.columns.latent.indexOf(Number(number));
     page.append(element("h3", `Latent ${number}: layer ${group.layer}, ${group.same ? "base and adapted" : group.side} dictionary, ${run.value}${value("kind", i) ? ` (${value("kind", i)})` : ""}`), facts(i, number));
     const inactive = Object.entries(data.bars).map(([on, counts]) => `${group.same ? "both sides" : on === "match" ? "match" : on}: ${(100 * counts[0] / counts.reduce((a, b) => a + b, 0)).toFixed(1)}%`).join(", ");
-    plot(bars(data), "Histogram of activations", `Tokens by activation, where it is active (inactive on ${inactive}). ${group.same ? "" : "Blue: this latent on base's rows; orange: the same latent on the adapted model's rows; dotted: its match, on the rows of the other side. The further apart the curves are, the more changed."}`);
-    plot(classes(data), "Mean activation by label", `Mean over examples of the mean activation over an example's tokens, by label, with 95% t intervals over the ${data.classes[group.side] ? data.classes[group.side].reduce((n, row) => n + row[5], 0) : 0} examples.`);
+    plot(bars(data), "activations", "Histogram of activations", `Tokens by activation, where it is active (inactive on ${inactive}). ${group.same ? "" : "Blue: this latent on base's rows; orange: the same latent on the adapted model's rows; dotted: its match, on the rows of the other side. The further apart the curves are, the more changed."}`);
+    plot(classes(data), "labels", "Mean activation by label", `Mean over examples of the mean activation over an example's tokens, by label, with 95% t intervals over the ${data.classes[group.side] ? data.classes[group.side].reduce((n, row) => n + row[5], 0) : 0} examples.`);
     live = [...page.querySelectorAll(".plot")];
     page.append(element("h4", "Examples with the highest peaks, and examples at evenly spaced ranks below"));
     if (!data.examples.length) page.append(element("p", "It is active in no example of its side.", "note"));
