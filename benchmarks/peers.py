@@ -294,6 +294,8 @@ def main() -> int:
     if options.side:
         SIDES[options.side[0]](options, Path(options.side[1]))
         return 0
+    if options.texts < 80:
+        parser.error(f"--texts is {options.texts}; it must be at least 80, to have more token rows than latents.")
     machine = _machine.describe()
     given = ["--texts", options.texts, "--steps", options.steps, "--layers", *options.layers]
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from layerprobe.files import RESIDENT_BYTES, release_pages
 
 CALIBRATION_ROWS = 8192
 READ_ROWS = 16_384
-MAPPED_ROWS = 256
+MAPPED_ROWS = 32
 """Rows of a large memory map that are read before its pages are released."""
 SHUFFLED_ROWS = 2**20
 """Up to this number, rows are shuffled as a list of numbers; above, by a bijection that is computed piece by piece."""
@@ -51,7 +51,8 @@ def read(rows: Num[np.ndarray, "n d"], chosen: Int[np.ndarray, " batch"]) -> Flo
     if rows.nbytes <= RESIDENT_BYTES:
         return np.asarray(rows[chosen], dtype=np.float32)
     part = np.empty((len(chosen), rows.shape[1]), dtype=np.float32)
-    # Each row that is read maps up to 64 KiB around it, so that a whole batch would map as much as a large file.
+    # Each row that is read maps 64 KiB around it, or 2 MiB where the file cache has huge pages: a whole batch would map
+    # as much as a large file.
     for start in range(0, len(chosen), MAPPED_ROWS):
         some = slice(start, start + MAPPED_ROWS)
         part[some] = rows[chosen[some]]

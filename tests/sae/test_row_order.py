@@ -95,4 +95,4 @@ def test_training_leaves_no_more_of_a_large_file_in_memory(tmp_path, monkeypatch
     measure(rows)
     for batch in islice(order(len(rows), 1024, 0), 5):
         read(rows, batch)
-    assert len(seen) == 7 + 5 * 4 and 1 < max(seen) < 18.5
+    assert len(seen) == 7 + 5 * 32 and 1 < max(seen) < 18.5
