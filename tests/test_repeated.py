@@ -225,7 +225,7 @@ def test_facts_of_another_device_are_not_computed_with(copied, monkeypatch):
     """Where everything is finished the device does not matter; before something is computed it is looked at again."""
     asked = []
     monkeypatch.setattr("layerprobe.pipeline.is_resolved_here", lambda *words: asked.append(words) or False)
-    monkeypatch.setattr("layerprobe.pipeline.resolve", lambda *words: asked.append("resolved") or resolve(*words))
+    monkeypatch.setattr("layerprobe.facts.resolve", lambda *words: asked.append("resolved") or resolve(*words))
     again(copied)
     assert asked == []
     shutil.rmtree(next((copied / "home" / "depth").glob("every-*")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from layerprobe.device import has_bf16, has_tf32
 from layerprobe.errors import ArgumentError
@@ -80,6 +80,7 @@ def precision(device: str, choice: str = "auto") -> Precision:
             "on); use fp32.",
             "precision",
         )
-    # Without these instructions bf16 is emulated, and slower than float32.
-    resolved: dict[str, Precision] = {"bf16": "bf16", "tf32": "tf32", "fp32": "fp32"}
-    return resolved.get(choice, "bf16" if has_bf16(device) else "fp32")
+    if choice in ("bf16", "tf32", "fp32"):
+        return cast("Precision", choice)  # the device was not asked, so that the keys of finished tasks need no torch
+    # Without instructions for it, bf16 is emulated, and slower than float32.
+    return "bf16" if has_bf16(device) else "fp32"
