@@ -206,7 +206,7 @@ def doctor() -> None:
     from rich.filesize import decimal
 
     from layerprobe.provenance import versions
-    from layerprobe.store import home
+    from layerprobe.files import home
 
     for package, version in versions().items():
         print(f"{package:14} {version}")

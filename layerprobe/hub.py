@@ -9,7 +9,10 @@ import threading
 import urllib.parse
 import urllib.request
 
-FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
+FILE_ENDINGS = (
+    *(".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".txt", ".xml", ".h5"),
+    *(".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".zip", ".gz", ".tar", ".safetensors", ".bin", ".pt"),
+)
 """Names with these endings are files, even if there is no such file: no Hub id ends so."""
 
 _SWITCH = "HF_HUB_OFFLINE"

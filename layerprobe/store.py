@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
-from layerprobe.files import checksum, digest, is_disk_full, write_json
+from layerprobe.files import checksum, digest, home, is_disk_full, write_json
 from layerprobe.study import slug
 
 if TYPE_CHECKING:
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 
 META = "meta.json"
 SCHEMA = 3
-
-
-def home() -> Path:
-    """Folder of all artifacts: `$LAYERPROBE_HOME`, else the user's cache folder."""
-    if given := os.environ.get("LAYERPROBE_HOME"):
-        return Path(given).expanduser().resolve()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("layerprobe")
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ class OodSection(_Section):
 
 class DataSection(_Section):
     source: StrictStr
-    """`bundled:tweets`, `bundled:bbc-news`, `bundled:icd10`, a local CSV, TSV, JSONL or Parquet file, or a `datasets` Hub
-    id."""
+    """`bundled:tweets`, `bundled:bbc-news`, `bundled:icd10`, a local CSV, TSV, JSONL or Parquet file, a folder that
+    `save_to_disk` of `datasets` wrote, or a `datasets` Hub id."""
     config: StrictStr | None = None
     """Configuration of a Hub data set."""
     revision: StrictStr | None = None
@@ -70,8 +70,19 @@ class DataSection(_Section):
     label: StrictStr | None = None
     """Column that holds the label. Default: `label`, or the bundled set's own."""
     group: StrictStr | None = None
-    """Column that holds a coarser label, for few-shot studies: whole groups are in one part. Default: none, or the bundled
-    set's own."""
+    """Column that holds a coarser label, for few-shot studies: all classes of a group are in one part. Default: none, or the
+    bundled set's own. (For what must not be split otherwise, such as the texts of one author, see `data.group_column`.)"""
+    test_source: StrictStr | None = None
+    """A second source of the same columns, as `data.source`, for the test examples. Default: a test split of the source if it
+    has one, else a part of the source."""
+    split_column: StrictStr | None = None
+    """Column that assigns each row to a split: train, validation or test. Validation rows are tested on if none is test, and
+    are left out otherwise. Default: none."""
+    group_column: StrictStr | None = None
+    """Column whose equal values (author, document, patient) mark examples that stay in one part of the split, so that nothing
+    leaks from training to test. Unlike `data.group` it has nothing to do with labels. Default: none."""
+    on_missing: Literal["error", "drop"] = "error"
+    """Whether a row without text, label or group is an error, or is left out and counted."""
     labels: dict[StrictStr, StrictStr] = {}
     """A checkpoint's label -> the data's, such as `{"LABEL_0" = "negative"}`. Default: labels are matched by their names;
     labels that have none (`LABEL_0`, ...) are taken in the data's sorted order."""
@@ -297,9 +308,84 @@ class Study(_Section):
         ):
             if len(set(values)) != len(values):
                 raise StudyError(f"{origin}: {key} = {list(values)} lists a value twice; list each once.")
+        if study.data.test_source is not None and study.data.split_column is not None:
+            raise StudyError(
+                f"{origin}: data.test_source and data.split_column both say which examples are tested on; leave one out."
+            )
+        if study.few_shot is not None:
+            for key in ("test_source", "split_column", "group_column"):
+                if getattr(study.data, key) is not None:
+                    raise StudyError(
+                        f"{origin}: data.{key} = {getattr(study.data, key)!r} has no meaning in a few-shot study, which divides "
+                        "classes and not examples; leave it out (data.group keeps the classes of a group in one part)."
+                    )
         if not slug(study.name):
             raise StudyError(f"{origin}: name = {study.name!r} has no letter or digit to name a folder with.")
         return study
+
+    @classmethod
+    def from_data(
+        cls,
+        data: Any,
+        /,
+        *,
+        model: str | Mapping[str, Any],
+        text: str | tuple[str, str] = "text",
+        label: str = "label",
+        home: str | Path | None = None,
+        **sections: Any,
+    ) -> Study:
+        """A study of data in memory, which is written to `<home>/data/<sha256>.parquet`; the study refers to that file.
+
+        Only the columns that the study names are written, and equal data gives the same file.
+
+        Args:
+            data: (given by position) a pandas DataFrame, a `datasets.Dataset`, or a `datasets.DatasetDict`, whose test split (else validation
+                split) is tested on.
+            model: `model.name`, or the section `model` as a dictionary.
+            text: column of the text, or two columns for pairs.
+            label: column of the label.
+            home: as in `run`; by default `$LAYERPROBE_HOME` or the user's cache folder.
+            **sections: the other keys and sections of the study, such as `name="mine"`, `adaptation={"methods": ["head"]}`
+                or `data={"train": 500, "group_column": "author"}`.
+
+        Raises:
+            StudyError: as `parse`.
+            DataError: if the data is of another type, is empty, or lacks a column.
+        """
+        from layerprobe.data import DataSource, save_data
+        from layerprobe.errors import DataError
+        from layerprobe.files import home as default_home
+
+        section = dict(sections.pop("data", {}))
+        for key in ("source", "text", "label"):
+            if key in section:
+                raise StudyError(
+                    f"Study.from_data: data.{key} is given by the argument {'data' if key == 'source' else key}; leave it out "
+                    "of the section data."
+                )
+        named = {"name": model} if isinstance(model, str) else dict(model)
+        content = {**sections, "model": named, "data": {**section, "source": "data", "text": text, "label": label}}
+        study = cls.parse(content, origin="Study.from_data")  # wrong keys are found before anything is written
+        given = study.data
+        source = DataSource(
+            name="data",
+            text=given.text,
+            label=given.label,
+            group=given.group,
+            split_column=given.split_column,
+            group_column=given.group_column,
+        )
+        folder = (default_home() if home is None else Path(home)) / "data"
+        try:
+            saved = save_data(data, source, folder.absolute())
+        except DataError as error:
+            keys = ("group", "split_column", "group_column")
+            raise DataError(error.with_names({key: f"data.{key}" for key in keys})) from error
+        content["data"]["source"] = str(saved.path)
+        if given.test_source is None and saved.split_column is not None:
+            content["data"]["split_column"] = saved.split_column
+        return cls.parse(content, origin="Study.from_data")
 
     def resolved(self) -> dict[str, Any]:
         """The study with every default filled in, as plain JSON values."""
@@ -321,7 +407,7 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
 
     data = content.get("data")
     further = data.get("ood") if isinstance(data, dict) else None
-    places = [(content.get("model"), "name"), (data, "source")]
+    places = [(content.get("model"), "name"), (data, "source"), (data, "test_source")]
     for table, key in [*places, *((one, "source") for one in (further if isinstance(further, list) else []))]:
         if isinstance(table, dict) and key in table:
             table[key] = absolute(table[key])

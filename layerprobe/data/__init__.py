@@ -2,6 +2,7 @@
 
 from layerprobe.data._corpus import Corpus, NearDuplicates, load_corpus
 from layerprobe.data._examples import Examples, Labelled, read_examples
+from layerprobe.data._given import SavedData, save_data
 from layerprobe.data._near_copies import Copies, CopyCount, Finder, KnownCopies, NearCopies
 from layerprobe.data._ood import OodSet, load_ood
 from layerprobe.data._sources import DataSource
@@ -18,7 +19,9 @@ __all__ = [
     "NearCopies",
     "NearDuplicates",
     "OodSet",
+    "SavedData",
     "load_corpus",
     "load_ood",
     "read_examples",
+    "save_data",
 ]
