@@ -205,8 +205,8 @@ def doctor() -> None:
 
     from rich.filesize import decimal
 
-    from layerprobe.provenance import versions
     from layerprobe.files import home
+    from layerprobe.provenance import versions
 
     for package, version in versions().items():
         print(f"{package:14} {version}")

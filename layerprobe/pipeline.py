@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -107,7 +109,7 @@ class Plan:
         return sum(task.size or 0 for task in self.tasks if not task.finished)
 
 
-def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: Path | None = None) -> Plan:
+def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: str | Path | None = None) -> Plan:
     """What `run` would do for this study. Computes nothing, and needs no network: what it cannot know is pending.
 
     Raises:
@@ -176,7 +178,7 @@ def run(
     threads: int | None = None,
     executor: str = "auto",
     address: str | None = None,
-    home: Path | None = None,
+    home: str | Path | None = None,
     given: str | None = None,
     command: str | None = None,
     progress: bool = True,
@@ -199,7 +201,7 @@ def run(
             on this machine alone.
         home: root of the artifact store; by default `$LAYERPROBE_HOME` or the user's cache folder.
         given: text of the study file, kept in the record of the run.
-        command: the command that repeats the run, kept in the record of the run.
+        command: the shell command that repeats the run, kept in the record of the run; by default one that calls Python.
         progress: whether to show progress on stderr.
 
     Raises:
@@ -227,7 +229,18 @@ def run(
         name=study.name,
         question=study.question,
         study=StudyRecord(given=given, resolved=study.resolved()),
-        command=command or f"layerprobe.run(Study.load(...), out={str(folder)!r})",
+        command=command
+        or _command(
+            study,
+            out=str(folder),
+            device=device,
+            precision=precision,
+            jobs=jobs,
+            threads=threads,
+            executor=executor,
+            address=address,
+            home=home,
+        ),
         provenance=Provenance(**provenance(device)),
     )
     Run.prepare(folder)
@@ -289,6 +302,16 @@ def run(
         lock.release()
         (folder / LOCK).unlink(missing_ok=True)
     return result
+
+
+def _command(study: Study, **options: Any) -> str:
+    """A shell command that repeats a run from Python: the keys of the study and the options that are not the defaults."""
+    given = inspect.signature(run).parameters
+    words = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    changed = [f"{name}={value!r}" for name, value in words.items() if value != given[name].default]
+    content = study.model_dump(mode="json", exclude_defaults=True)
+    code = f"from layerprobe import Study, run; run({', '.join([f'Study.parse({content!r})', *changed])})"
+    return shlex.join(["python", "-c", code])
 
 
 # The record ------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -86,8 +85,8 @@ class ArtifactStore:
     `find` checks `meta.json` and sizes; `verify` compares every byte, once per artifact and process.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = root or home()
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = home() if root is None else Path(root)
         self.damaged: list[str] = []
         """A sentence for each damaged artifact that was removed."""
         self._verified: set[Path] = set()

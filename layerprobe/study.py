@@ -104,7 +104,8 @@ class DataSection(_Section):
 class AdaptationSection(_Section):
     methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_as_tuple)] = ("head", "full")
     """`head`, `head:mean`, `head:cls`, `top:k`, `full`, `full:equal-step`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`,
-    `checkpoint:PATH`, and the control `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
+    `checkpoint:PATH` (a folder with a classifier, or with a LoRA adapter of `model.name`), and the control
+    `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
     epochs: Count = 2
     """Passes over the training examples (`head` is trained to convergence instead)."""
     batch_size: Count = 16

@@ -1,10 +1,15 @@
 """A study of data in memory equals one of the same data in a file, and its file is named by its content."""
 
+import shlex
+import subprocess
+import sys
+
 import datasets
 import pandas as pd
 import pytest
+from running import environment
 
-from layerprobe import Study
+from layerprobe import Run, Study, run
 from layerprobe.context import read_study
 from layerprobe.errors import DataError, StudyError
 from layerprobe.files import checksum
@@ -16,7 +21,9 @@ def frame_of(n=60, **columns):
 
 
 def study_of(data, tmp_path, /, **sections):
-    return Study.from_data(data, model="bundled:minilm-l6", text="words", label="topic", home=tmp_path / "home", **sections)
+    return Study.from_data(
+        data, model="bundled:minilm-l6", text="words", label="topic", home=tmp_path / "home", **sections
+    )
 
 
 def test_the_study_refers_to_a_file_named_by_its_content_and_reads_the_same_examples(tmp_path):
@@ -77,7 +84,12 @@ def test_a_data_set_keeps_its_classes_and_a_dict_its_test_split(tmp_path):
 def test_what_cannot_be_a_study_is_refused_before_anything_is_written(tmp_path):
     frame = frame_of()
     for data, sections, error, words in (
-        ([("a", "b")], {}, DataError, "is a list; give a pandas DataFrame, a datasets.Dataset or a datasets.DatasetDict"),
+        (
+            [("a", "b")],
+            {},
+            DataError,
+            "is a list; give a pandas DataFrame, a datasets.Dataset or a datasets.DatasetDict",
+        ),
         (frame.iloc[:0], {}, DataError, "The data has no rows"),
         (frame.drop(columns="topic"), {}, DataError, "no column 'topic'; its columns are words; set label"),
         (frame, {"data": {"group_column": "author"}}, DataError, "no column 'author'.*data.group_column"),
@@ -115,3 +127,38 @@ def test_a_test_source_is_relative_to_the_study_file(tmp_path):
     path = tmp_path / "s.toml"
     path.write_text("[model]\nname = 'm'\n[data]\nsource = 'x'\ntest_source = 'test.csv'\n")
     assert Study.load(path).data.test_source == str(tmp_path / "test.csv")
+
+
+def test_the_recorded_command_of_a_run_from_python_repeats_it(tmp_path, tiny_bert):
+    """Study and folder with quotes and blanks: the command is what a shell takes."""
+    frame = frame_of(words=[f"good w{i % 50} film w{i}" if i % 2 else f"bad w{i % 50} match w{i}" for i in range(60)])
+    study = Study.from_data(
+        frame,
+        model=str(tiny_bert),
+        text="words",
+        label="topic",
+        home=tmp_path / "home",
+        question='What\'s "new" in $HOME?',
+        data={"train": 30, "test": 20, "max_length": 32, "near_duplicates": "keep"},
+        adaptation={"methods": ["head"]},
+        sae={"layers": []},
+        internals={"parts": []},
+        similarity={"units": ["token"], "measures": ["cka"]},
+    )
+    folder = tmp_path / "it's a run"
+    result = run(study, out=folder, home=tmp_path / "home", threads=1, progress=False)
+    command = result.record.command
+    (folder / "run.json").unlink()
+    (folder / "index.html").unlink()
+    for path in (folder / "tables").iterdir():
+        path.unlink()
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (bin_folder / "python").chmod(0o755)
+    variables = environment(tmp_path / "another home") | {"PATH": f"{bin_folder}:/usr/bin:/bin"}
+    done = subprocess.run(command, shell=True, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = Run.load(folder)
+    assert again.record.study.resolved == result.record.study.resolved and again.record.command == command
+    assert all(task.reused for task in again.record.tasks)  # the same home, and the same keys

@@ -10,7 +10,9 @@ from layerprobe.errors import DataError
 
 
 def frame_of(n=60, classes=("a", "b", "c"), **columns):
-    frame = pd.DataFrame({"text": [f"text {i}" for i in range(n)], "label": [classes[i % len(classes)] for i in range(n)]})
+    frame = pd.DataFrame(
+        {"text": [f"text {i}" for i in range(n)], "label": [classes[i % len(classes)] for i in range(n)]}
+    )
     return frame.assign(**columns)
 
 
@@ -57,7 +59,7 @@ def test_a_split_column_decides_and_validation_stands_in_for_a_missing_test_spli
         write(frame.assign(split=values), tmp_path / "t.csv")
         with pytest.raises(DataError, match=words):
             load_corpus(DataSource(path, split_column="split"))
-    with pytest.raises(DataError, match="no column 'fold'.*set split_column"):
+    with pytest.raises(DataError, match=r"no column 'fold'.*set split_column"):
         load_corpus(DataSource(path, split_column="fold"))
 
 
@@ -69,7 +71,9 @@ def test_no_group_is_in_two_parts_and_class_shares_are_kept(tmp_path, sizes, see
     authors = rng.integers(0, 90, n) if sizes == "equal" else np.where(np.arange(n) < 300, 0, rng.integers(1, 120, n))
     frame = frame_of(n, author=[f"author {i}" for i in authors]).sample(frac=1, random_state=seed)
     path = write(frame, tmp_path / "t.csv")
-    corpus = load_corpus(DataSource(path, group_column="author"), train=300, test=120, seed=seed, near_duplicates="keep")
+    corpus = load_corpus(
+        DataSource(path, group_column="author"), train=300, test=120, seed=seed, near_duplicates="keep"
+    )
     author_of = dict(zip(frame.text, frame.author, strict=True))
     found = {name: {author_of[text] for text in texts} for name, texts in parts(corpus).items()}
     assert not found["train"] & found["test"] and not found["train"] & found["unseen"]
@@ -111,7 +115,10 @@ def test_groups_of_a_given_test_split_are_not_trained_on(tmp_path):
 
 def test_groups_and_near_copies_give_the_same_examples_again(tmp_path):
     """A worker knows the ids that were left out, and not how they were found."""
-    base = [f"the quick brown fox number {i} jumps over the lazy dog of {i * 7} and runs away into wood {i}" for i in range(60)]
+    base = [
+        f"the quick brown fox number {i} jumps over the lazy dog of {i * 7} and runs away into wood {i}"
+        for i in range(60)
+    ]
     texts = [*base, *(f"{text}!" for text in base[:40])]  # copies by punctuation, of other authors
     frame = pd.DataFrame({"text": texts, "label": [("x", "y")[i % 2] for i in range(100)]})
     frame["author"] = [f"author {i // 2}" for i in range(100)]
@@ -130,14 +137,14 @@ def test_groups_that_leave_too_little_are_refused(tmp_path):
     frame = frame_of(60, author=range(60))
     frame.loc[frame.label == "c", "author"] = 99
     write(frame, tmp_path / "t.csv")
-    with pytest.raises(DataError, match="all examples of the class 'c'.*group_column"):
+    with pytest.raises(DataError, match=r"all examples of the class 'c'.*group_column"):
         load_corpus(DataSource(path, group_column="author"), train=20, test=20)
-    with pytest.raises(DataError, match="no column 'writer'.*set group_column"):
+    with pytest.raises(DataError, match=r"no column 'writer'.*set group_column"):
         load_corpus(DataSource(path, group_column="writer"))
     frame = frame.astype({"author": object})
     frame.loc[4, "author"] = None
     write(frame, tmp_path / "t.csv")
-    with pytest.raises(DataError, match="Column 'author' of .* has no group in row 5; .*on_missing = \"drop\""):
+    with pytest.raises(DataError, match=r"Column 'author' of .* has no group in row 5; .*on_missing = \"drop\""):
         load_corpus(DataSource(path, group_column="author"))
 
 
@@ -146,7 +153,7 @@ def test_missing_cells_are_an_error_or_left_out_and_counted(tmp_path):
     frame.loc[3, "text"], frame.loc[7, "label"], frame.loc[9, "author"], frame.loc[11, "label"] = None, None, None, "  "
     path = str(tmp_path / "t.parquet")
     frame.to_parquet(path)
-    with pytest.raises(DataError, match='no label in rows 8, 12; .*, or set on_missing = "drop"'):
+    with pytest.raises(DataError, match=r'no label in rows 8, 12; .*, or set on_missing = "drop"'):
         load_corpus(path)
     corpus = load_corpus(DataSource(path, on_missing="drop"), near_duplicates="keep")
     assert set.union(*parts(corpus).values()) == {f"text {i}" for i in range(60) if i not in (3, 7, 11)}

@@ -124,9 +124,7 @@ def _without_missing(rows: Rows, source: DataSource) -> Rows:
         raise DataError(f"{source.name} has no row with text and label; all {len(complete):,} lack one of them.")
     note = f"{(~complete).sum():,} rows without text, label or group were left out."
     is_test = None if rows.is_test is None else rows.is_test[complete]
-    return replace(
-        rows, frame=rows.frame[complete].reset_index(drop=True), is_test=is_test, notes=(*rows.notes, note)
-    )
+    return replace(rows, frame=rows.frame[complete].reset_index(drop=True), is_test=is_test, notes=(*rows.notes, note))
 
 
 def _example_id(texts: Sequence[str]) -> str:

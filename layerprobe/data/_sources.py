@@ -246,7 +246,9 @@ def _read_saved(source: DataSource, folder: Path) -> Rows:
         saved = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:160]
-        raise DataError(f"The data set in {name} cannot be loaded ({reason}); save it again with save_to_disk.") from error
+        raise DataError(
+            f"The data set in {name} cannot be loaded ({reason}); save it again with save_to_disk."
+        ) from error
     return rows_of_splits(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, source, None)
 
 
