@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from layerprobe import hub
 from layerprobe.adapters import is_adapter, load_merged
 from layerprobe.checkpoints import Checkpoint, check_numbering, check_same_tokenizer, check_tokenizer, quiet
 from layerprobe.errors import EncoderError
@@ -134,7 +135,9 @@ def load_classifier(folder: str | Path, encoder: Encoder) -> PreTrainedModel | P
     name = str(folder)
     source = Checkpoint(name, name, trust_remote_code=encoder.trust_remote_code)
     if not source.is_local:
-        raise EncoderError(f"There is no checkpoint folder {name}; give the folder that `save_pretrained` wrote.")
+        raise EncoderError(
+            f"There is no checkpoint folder {hub.described(name)}; give the folder that `save_pretrained` wrote."
+        )
     if is_adapter(name):
         base = Checkpoint(encoder.name, encoder.folder, encoder.revision, encoder.trust_remote_code)
         if source.has_tokenizer():

@@ -30,6 +30,11 @@ def is_hub_id(name: str) -> bool:
     return not is_path and not name.startswith("bundled:")
 
 
+def described(path: str) -> str:
+    """A path as a message shows it, with the folder that it is relative to."""
+    return path if os.path.isabs(os.path.expanduser(path)) else f"{path} in the working folder {os.getcwd()}"
+
+
 def is_offline() -> bool:
     """Whether libraries may not contact the Hub."""
     return os.environ.get(_SWITCH) in ("1", "true", "True")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerprobe import hub, interrupt
 from layerprobe.context import Context, shared_context
-from layerprobe.display import Display
+from layerprobe.display import Display, Durations
 from layerprobe.errors import DataError, EncoderError, LayerprobeError, StorageError, StudyError
 from layerprobe.executors import Settings, find_executor
 from layerprobe.files import is_disk_full
@@ -36,7 +36,7 @@ from layerprobe.record import (
     StudyRecord,
     TaskRecord,
 )
-from layerprobe.resolve import resolve
+from layerprobe.resolve import check_device, resolve
 from layerprobe.runs import LOCK, PAGE, Run
 from layerprobe.stage import ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages import REGISTRY
@@ -92,6 +92,10 @@ class PlannedTask:
     finished: bool
     size: int | None
     """Bytes, None while unknown."""
+    seconds: float
+    """Expected time: what tasks of its stage took here before, else a guess. Also of a finished task."""
+    measured: bool
+    """Whether the expected time comes from tasks that ran here."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,11 @@ class Plan:
         """Bytes that unfinished tasks would add."""
         return sum(task.size or 0 for task in self.tasks if not task.finished)
 
+    @property
+    def seconds(self) -> float:
+        """Expected time of the unfinished tasks, one after the other."""
+        return sum(task.seconds for task in self.tasks if not task.finished)
+
 
 def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: str | Path | None = None) -> Plan:
     """What `run` would do for this study. Computes nothing, and needs no network: what it cannot know is pending.
@@ -115,15 +124,17 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: s
     Raises:
         StudyError, DataError, EncoderError: as `run` does, for what can be checked beforehand.
     """
+    check_device(device)
     store = ArtifactStore(home)
     _stay_offline(study)
+    durations = Durations(store.root)
     try:
         resolved = resolve(study, device, precision).resolved
     except (DataError, EncoderError) as error:
         name = study.data.source if isinstance(error, DataError) else study.model.name
         if not hub.is_hub_id(name):
             raise
-        tasks = tuple(PlannedTask(task.name, task.title, None, False, None) for task in expand(study, None))
+        tasks = tuple(_line(task, None, False, None, durations) for task in expand(study, None))
         notes = (f"Keys and bytes are pending: {error}", *_power(StudyShape(study, None), study.data.test or 500))
         return Plan(tasks, store.root, _free(store.root), notes)
     damaged: list[str] = []
@@ -132,9 +143,15 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: s
     return Plan(lines, store.root, _free(store.root), notes)
 
 
+def _line(task: Stage, key: str | None, finished: bool, size: int | None, durations: Durations) -> PlannedTask:
+    expected, measured = durations.expected(task), durations.is_measured(task)
+    return PlannedTask(task.name, task.title, key, finished, size, expected, measured)
+
+
 def _planned(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) -> Iterable[PlannedTask]:
     """Every task with its key, as far as its parents are finished; reads `meta.json` files alone."""
     metas: dict[Stage, ArtifactMeta] = {}
+    durations = Durations(store.root)
     for task in expand(resolved.study, resolved.n_layers):
         key, parents = None, task.parents()
         if all(parent in metas for parent in parents.values()):
@@ -144,7 +161,7 @@ def _planned(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) 
                 metas[task] = artifact.meta
             elif problem is not None:
                 damaged.append(f"{task.id} is damaged ({problem}) and would be computed again.")
-        yield PlannedTask(task.name, task.title, key, task in metas, task.size(resolved))
+        yield _line(task, key, task in metas, task.size(resolved), durations)
 
 
 def _near_copies(resolved: ResolvedStudy) -> Iterable[str]:
@@ -209,6 +226,7 @@ def run(
     """
     from filelock import FileLock, Timeout
 
+    check_device(device)
     for name, number in (("jobs", jobs), ("threads", threads)):
         if number is not None and number < 1:
             raise StudyError(f"--{name} is {number}; it is a whole number of 1 or more.")

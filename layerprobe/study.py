@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from layerprobe import hub
 from layerprobe.errors import StudyError
 
 Unit = Literal["token", "mean", "cls"]
@@ -25,6 +26,13 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _listed(value: Any) -> Any:
+    """A list as a tuple, and a single word or number as a list of one; "depths" stands for a list already."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "depths":
+        return (value,)
+    return _as_tuple(value)
 
 
 class _Section(BaseModel):
@@ -102,7 +110,7 @@ class DataSection(_Section):
 
 
 class AdaptationSection(_Section):
-    methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_as_tuple)] = ("head", "full")
+    methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_listed)] = ("head", "full")
     """`head`, `head:mean`, `head:cls`, `top:k`, `full`, `full:equal-step`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`,
     `checkpoint:PATH` (a folder with a classifier, or with a LoRA adapter of `model.name`), and the control
     `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
@@ -140,14 +148,14 @@ class ActivationsSection(_Section):
 
 
 class SimilaritySection(_Section):
-    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (
+    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(_listed), Field(min_length=1)] = (
         "paired_cosine",
         "paired_cosine_baseline",
         "cka",
         "procrustes",
     )
     """Measures that compare base with adapted, by function name; `layerprobe measures` lists them."""
-    units: Annotated[tuple[Unit, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("token", "mean", "cls")
+    units: Annotated[tuple[Unit, ...], BeforeValidator(_listed), Field(min_length=1)] = ("token", "mean", "cls")
     """What one row represents: a token, the mean over an example's tokens, or its first token."""
     shuffles: Count = 19
     """Permutations of whole examples that make the null; a value beyond all of 19 is significant at 5%."""
@@ -156,7 +164,7 @@ class SimilaritySection(_Section):
 
 
 class SaeSection(_Section):
-    layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_as_tuple)] = None
+    layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_listed)] = None
     """Layers on which dictionaries are trained. Default: an early, a middle and the last layer. `[]`: none."""
     architecture: StrictStr = "topk"
     """Kind of sparse autoencoder: a row of `layerprobe.sae.architectures`, such as `topk`, `batchtopk` or `jumprelu`."""
@@ -166,7 +174,7 @@ class SaeSection(_Section):
     """Active latents per token, in the TopK family. Default: one per twelve dimensions."""
     rows: Count = 60_000
     """Number of token rows per layer and side on which dictionaries are trained."""
-    controls: Annotated[tuple[Control, ...], BeforeValidator(_as_tuple)] = (
+    controls: Annotated[tuple[Control, ...], BeforeValidator(_listed)] = (
         "untrained",
         "frozen-decoder",
         "second-seed",
@@ -181,7 +189,7 @@ class SaeSection(_Section):
 
 
 class InternalsSection(_Section):
-    parts: Annotated[tuple[Part, ...], BeforeValidator(_as_tuple)] = ("probes", "weights", "interventions")
+    parts: Annotated[tuple[Part, ...], BeforeValidator(_listed)] = ("probes", "weights", "interventions")
     """Analyses of the adapted model: linear probes by layer, change of weights, interventions on layers."""
     examples: Count = 250
     """Number of test examples for repeated runs of the classifier: with blocks reset to base weights, or a layer
@@ -199,7 +207,7 @@ class FewShotSection(_Section):
     """Query examples per class, which accuracy is measured on."""
     within_group: StrictBool = False
     """Whether all classes of an episode are of one group (`data.group`), which is harder."""
-    inner: Annotated[tuple[StrictStr, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("head", "full")
+    inner: Annotated[tuple[StrictStr, ...], BeforeValidator(_listed), Field(min_length=1)] = ("head", "full")
     """How deep the inner loop adapts: `head` (ANIL), `top:k`, `full` (MAML) or `body` (BOIL)."""
     inner_steps: Count = 5
     """Gradient steps of the inner loop."""
@@ -234,7 +242,7 @@ class FewShotSection(_Section):
     probes: Annotated[StrictInt, Field(ge=50)] = 2000
     """Meta-test examples that layers are compared on, outside the supports of those episodes."""
     baselines: Annotated[
-        tuple[Literal["pretrained", "random", "multiclass", "multitask"], ...], BeforeValidator(_as_tuple)
+        tuple[Literal["pretrained", "random", "multiclass", "multitask"], ...], BeforeValidator(_listed)
     ] = ("pretrained", "random", "multiclass", "multitask")
     """Bodies without meta-training: pretrained, with random weights, or fine-tuned on the meta-train classes (as one
     classifier of all of them, or on episodes with one shared head and no inner loop)."""
@@ -249,7 +257,7 @@ class Study(_Section):
     """Name of the run folder. Default: the name of the file."""
     question: StrictStr = "What did fine-tuning do to every layer?"
     """The question at the head of the report."""
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_listed), Field(min_length=1)] = (0,)
     """Training seeds; each method is trained once per seed."""
     model: ModelSection
     data: DataSection
@@ -264,14 +272,15 @@ class Study(_Section):
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Study:
         """Read a study from a TOML file, then apply `section.key=value` overrides.
 
-        Paths in the file are relative to the file's folder, paths in overrides to the working folder.
+        Paths in the file are relative to the file's folder, paths in overrides to the working folder. A single word or number
+        stands for a list of one.
 
         Raises:
             StudyError: if the file is missing or is not TOML, or if a key or value is invalid.
         """
         path = Path(path)
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
         except FileNotFoundError:
             raise StudyError(f"There is no study file {path}; name a TOML file, such as one of `analyses/`.") from None
         except IsADirectoryError:
@@ -399,12 +408,13 @@ def slug(text: str) -> str:
 
 
 def _anchor(content: dict[str, Any], folder: Path) -> None:
-    """Make paths absolute that exist relative to the folder of the study file."""
+    """Make the paths of a study file absolute; those that are nowhere are reported as missing in the file's folder."""
 
-    def absolute(value: Any) -> Any:
-        if isinstance(value, str) and ":" not in value and (folder / value).exists():
-            return str((folder / value).resolve())
-        return value
+    def absolute(value: Any, may_be_hub: bool = True) -> Any:
+        if not isinstance(value, str) or ":" in value or value.startswith("~"):
+            return value
+        missing = not Path(value).exists() and not (may_be_hub and hub.is_hub_id(value))
+        return str((folder / value).resolve()) if (folder / value).exists() or missing else value
 
     data = content.get("data")
     further = data.get("ood") if isinstance(data, dict) else None
@@ -413,10 +423,12 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         if isinstance(table, dict) and key in table:
             table[key] = absolute(table[key])
     methods = content.get("adaptation", {}).get("methods") if isinstance(content.get("adaptation"), dict) else None
+    if isinstance(methods, str):
+        methods = content["adaptation"]["methods"] = methods if methods == "depths" else [methods]
     if isinstance(methods, list):
         for i, method in enumerate(methods):
             if isinstance(method, str) and method.startswith("checkpoint:"):
-                methods[i] = "checkpoint:" + absolute(method.removeprefix("checkpoint:"))
+                methods[i] = "checkpoint:" + absolute(method.removeprefix("checkpoint:"), may_be_hub=False)
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

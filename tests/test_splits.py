@@ -199,5 +199,5 @@ def test_a_column_of_fractions_is_regression(tmp_path, ending):
 
 @pytest.mark.parametrize("name", ["data/reviews.xlsx", "reviews.csv", "a/b.json", "x.feather"])
 def test_a_missing_file_is_not_taken_for_a_hub_id(name):
-    with pytest.raises(DataError, match=f"There is no data file {name}; check the path."):
+    with pytest.raises(DataError, match=f"There is no data file {name} in the working folder /.*; check the path."):
         load_corpus(name)

@@ -87,7 +87,7 @@ def _read(source: DataSource) -> Rows:
     if path.is_file():
         return Rows(read_file(path, name), *_columns(source), group=source.group)
     if not hub.is_hub_id(name):
-        raise DataError(f"There is no data file {name}; check the path.")
+        raise DataError(f"There is no data file {hub.described(name)}; check the path.")
     return _read_hub(source)
 
 
