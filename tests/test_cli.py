@@ -1,6 +1,7 @@
 """The command line: one sentence and exit code 2 for user errors, a path on stdout at the end."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -172,7 +173,7 @@ def test_measures_keep_their_names_in_a_narrow_terminal(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr(terminal, "print_table", partial(terminal.print_table, width=80))
     measures(as_json=False)
-    shown = capsys.readouterr().out
+    shown = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
     assert all(measure.name in shown for measure in MEASURES)
 

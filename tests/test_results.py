@@ -82,11 +82,11 @@ def test_dictionaries_are_those_of_their_side(result):
 
 
 def test_what_a_run_does_not_have_is_refused_with_what_it_has(result, tmp_path):
-    with pytest.raises(KeyError, match="no adapt of 'top:1'; it has 'full seed 0', 'head seed 0'|'head seed 0'.*'full"):
+    with pytest.raises(KeyError, match=r"no adapt of 'top:1'; it has 'full seed 0', 'head seed 0'|'head seed 0'.*'full"):
         result.model("top:1")
     with pytest.raises(KeyError, match="no adapt of 'full seed 7'"):
         result.model("full", seed=7)
-    with pytest.raises(KeyError, match="no sae of 'full seed 0 layer 9'|no sae of 'full layer 9'"):
+    with pytest.raises(KeyError, match=r"no sae of 'full seed 0 layer 9'|no sae of 'full layer 9'"):
         result.sae(9)
     with pytest.raises(KeyError, match="'left' is no side of a comparison; the sides are base and adapted"):
         result.activations("left")
@@ -165,7 +165,7 @@ def test_images_that_cannot_be_drawn_are_one_sentence(result, tmp_path, monkeypa
         result.save_figure("drift", tmp_path / "drift.pdf")
     with pytest.raises(ArgumentError, match=r"ends in '.jpg'; it ends in .html, .png, .svg or .pdf"):
         result.save_figure("drift", tmp_path / "drift.jpg")
-    with pytest.raises(StorageError, match="no folder .*nowhere to save drift.html in"):
+    with pytest.raises(StorageError, match=r"no folder .*nowhere to save drift.html in"):
         result.save_figure("drift", tmp_path / "nowhere" / "drift.html")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["broken"]
 
