@@ -33,6 +33,6 @@ def print_table(
     table = Table(box=None, pad_edge=False)
     for column in header:
         table.add_column(column, no_wrap=column in (whole or ()), overflow="fold")
-    for row in rows:
-        table.add_row(*row)
+    for cells_of_row in rows:
+        table.add_row(*cells_of_row)
     Console(width=width, highlight=False, markup=False).print(table)
