@@ -59,7 +59,9 @@ class Checkpoint:
         elif hub.is_hub_id(name):
             folder = name
         else:
-            raise EncoderError(f"There is no model folder {name}; give a folder, a Hub id or bundled:minilm-l6.")
+            raise EncoderError(
+                f"There is no model folder {hub.described(name)}; give a folder, a Hub id or bundled:minilm-l6."
+            )
         return cls(name, folder, revision, trust_remote_code)
 
     @property

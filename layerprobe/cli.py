@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -19,6 +20,7 @@ from layerprobe.errors import LayerprobeError, StudyError
 from layerprobe.study import Study
 
 if TYPE_CHECKING:
+    from layerprobe.similarity import Measure
     from layerprobe.sweep import Sweep
 
 app = typer.Typer(
@@ -123,29 +125,65 @@ def plan(
     seed: Seeds = None,
 ) -> None:
     """List the tasks of a study, which of them are finished, and the disk space needed. Computes nothing."""
-    from rich.console import Console
     from rich.filesize import decimal
-    from rich.table import Table
 
-    from layerprobe import pipeline
+    from layerprobe.terminal import print_table
 
     if _is_sweep(study):
         _plan_sweep(study, overrides or [], device, precision, seed or [])
         return
     with _one_sentence():
-        planned = pipeline.plan(_load(study, overrides or [], seed or []), device=device, precision=precision)
-    table = Table("stage", "parameters", "key", "state", "size", box=None, pad_edge=False)
-    for task in planned.tasks:
-        size = "unknown" if task.size is None else decimal(task.size) if task.size else "small"
-        table.add_row(
-            task.stage, task.name, (task.key or "unknown")[:16], "finished" if task.finished else "pending", size
+        loaded = _load(study, overrides or [], seed or [])
+        print(f"Planning {loaded.name}: reading the data and the model", file=sys.stderr, flush=True)
+        from layerprobe import pipeline
+        from layerprobe.display import duration
+
+        planned = pipeline.plan(loaded, device=device, precision=precision)
+    rows = [
+        (
+            task.stage,
+            task.name,
+            (task.key or "unknown")[:16],
+            "finished" if task.finished else "pending",
+            "" if task.finished else duration(task.seconds) if task.seconds >= 1 else "<1 s",
+            "unknown" if task.size is None else decimal(task.size) if task.size else "small",
         )
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(table)
+        for task in planned.tasks
+    ]
+    print_table(("stage", "parameters", "key", "state", "time", "size"), rows)
     for note in planned.notes:
-        console.print(note, markup=False)
+        print(note)
+    pending = [task for task in planned.tasks if not task.finished]
+    if pending:
+        measured = sum(task.measured for task in pending)
+        basis = (
+            f"from the times of earlier tasks for {measured} of {len(pending)} tasks" if measured else "a rough guess"
+        )
+        also = ", guessed for the others" if 0 < measured < len(pending) else ""
+        print(f"Time: about {duration(planned.seconds)} with one job ({basis}{also}).")
     if all(task.size is not None for task in planned.tasks):
-        console.print(f"To be added: about {decimal(planned.needed)} in {planned.home} ({decimal(planned.free)} free).")
+        print(f"To be added: about {decimal(planned.needed)} in {planned.home} ({decimal(planned.free)} free).")
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A CSV, TSV, JSONL or Parquet file of labelled texts.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="STUDY.toml", help="File to write. Default: named after the data.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="Bundled model, local folder or Hub id.")
+    ] = "bundled:minilm-l6",
+) -> None:
+    """Write a commented study for a data file: columns, classes and sizes are read from the file."""
+    from layerprobe.starter import write_starter
+
+    with _one_sentence():
+        starter = write_starter(data, out or Path(f"{data.stem}.toml"), model)
+    for line in starter.summary:
+        print(line)
+    print(f"Next: {shlex.join(['layerprobe', 'plan', str(starter.path)])}")
+    print(starter.path)
 
 
 @app.command()
@@ -227,28 +265,47 @@ def compare(
 
 
 @app.command()
-def measures() -> None:
+def measures(
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON: one object per measure.")] = False,
+) -> None:
     """List the similarity measures: range, symmetry, invariances, minimum number of rows, source."""
-    from rich.console import Console
-    from rich.table import Table
-
     from layerprobe.similarity import MEASURES
+    from layerprobe.terminal import print_table
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("measure", "kind", "range", "symmetric", "invariant to", "rows", "source"):
-        table.add_column(column, no_wrap=column in ("measure", "kind", "range", "rows"), overflow="fold")
-    for measure in MEASURES:
-        low, high = measure.range
-        table.add_row(
+    if as_json:
+        import json
+
+        print(json.dumps([_described(measure) for measure in MEASURES], indent=1, ensure_ascii=False))
+        return
+    rows = [
+        (
             measure.name,
             measure.kind,
-            f"{low:.3g} to {high:.3g}",
+            f"{measure.range[0]:.3g} to {measure.range[1]:.3g}",
             "yes" if measure.symmetric else "no",
             ", ".join(sorted(measure.invariances)) or "nothing",
             f"{measure.min_rows}+",
             measure.citation,
         )
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+        for measure in MEASURES
+    ]
+    header = ("measure", "kind", "range", "symmetric", "invariant to", "rows", "source")
+    print_table(header, rows, whole=("measure", "kind", "range", "rows"))
+
+
+def _described(measure: Measure) -> dict[str, object]:
+    """A measure as JSON values; an open end of its range is null."""
+    return {
+        "measure": measure.name,
+        "label": measure.label,
+        "kind": measure.kind,
+        "range": [bound if math.isfinite(bound) else None for bound in measure.range],
+        "symmetric": measure.symmetric,
+        "invariances": sorted(measure.invariances),
+        "min_rows": measure.min_rows,
+        "baseline_of": measure.baseline_of,
+        "source": measure.citation,
+    }
 
 
 @app.command()
@@ -258,8 +315,8 @@ def doctor() -> None:
 
     from rich.filesize import decimal
 
+    from layerprobe.files import home
     from layerprobe.provenance import versions
-    from layerprobe.store import home
 
     for package, version in versions().items():
         print(f"{package:14} {version}")
@@ -327,7 +384,7 @@ def _run(
         study = _load(path, overrides, seeds)
         from layerprobe import pipeline
 
-        given = path.read_text(encoding="utf-8")
+        given = path.read_text(encoding="utf-8-sig")
         result = pipeline.run(
             study,
             out=out,

@@ -186,11 +186,29 @@ def read_study(study: Study) -> dict[str | None, Labelled]:
     data = study.data
     sources: dict[str | None, Labelled] = {}
     with naming_keys("data"):
-        source = DataSource(data.source, data.text, data.label, data.config, data.revision, data.group)
+        source = DataSource(
+            name=data.source,
+            text=data.text,
+            label=data.label,
+            config=data.config,
+            revision=data.revision,
+            group=data.group,
+            test_source=data.test_source,
+            split_column=data.split_column,
+            group_column=data.group_column,
+            on_missing=data.on_missing,
+        )
         sources[None] = read_examples(source)
     for ood in data.ood:
         with naming_keys("data.ood"):
-            source = DataSource(ood.source, ood.text or data.text, ood.label or data.label, ood.config, ood.revision)
+            source = DataSource(
+                name=ood.source,
+                text=ood.text or data.text,
+                label=ood.label or data.label,
+                config=ood.config,
+                revision=ood.revision,
+                on_missing=data.on_missing,
+            )
             sources[ood.name] = read_examples(source)
     return sources
 
@@ -278,7 +296,10 @@ def naming_keys(section: str) -> Iterator[None]:
         yield
     except DataError as error:
         keys = ("text", "label", "group", "train", "test", "rows", "source", "near_duplicates")
-        raise DataError(error.with_names({name: f"{section}.{name}" for name in keys})) from error
+        names = {name: f"{section}.{name}" for name in keys}
+        corpus_keys = ("test_source", "split_column", "group_column", "on_missing")
+        names |= {name: f"data.{name}" for name in corpus_keys}
+        raise DataError(error.with_names(names)) from error
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Display:
     def __init__(self, workloads: Sequence[Workload], home: Path, jobs: int, *, visible: bool) -> None:
         self.workloads, self.visible, self.jobs = workloads, visible, jobs
         self.live = visible and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.durations = _Durations(home)
+        self.durations = Durations(home)
         self.pending = {
             workload.id(task): self.durations.expected(task) for workload in workloads for task in workload.tasks
         }
@@ -121,10 +121,17 @@ class Display:
             for task, expected in self.pending.items()
         )
         seconds /= self.jobs
-        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+        return f"about {duration(seconds)} left"
 
 
-class _Durations:
+def duration(seconds: float) -> str:
+    """A time in words, rounded."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+class Durations:
     """Seconds per task of each stage, from earlier runs; before the first one, each stage's own guess."""
 
     def __init__(self, home: Path) -> None:
@@ -136,6 +143,10 @@ class _Durations:
 
     def expected(self, task: Stage) -> float:
         return self.seconds.get(task.name, task.first_guess)
+
+    def is_measured(self, task: Stage) -> bool:
+        """Whether tasks of this stage have been computed here."""
+        return task.name in self.seconds
 
     def note(self, task: Stage, seconds: float) -> None:
         before = self.seconds.get(task.name)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from layerprobe import hub
+from layerprobe.adapters import is_adapter, load_merged
 from layerprobe.checkpoints import Checkpoint, check_numbering, check_same_tokenizer, check_tokenizer, quiet
 from layerprobe.errors import EncoderError
 from layerprobe.families import FAMILIES
@@ -82,6 +84,11 @@ def load_encoder(name: str, *, revision: str | None = None, trust_remote_code: b
         EncoderError: if it is missing, damaged, not an encoder of a supported family, or not numbered as expected.
     """
     source = Checkpoint.locate(name, revision, trust_remote_code)
+    if is_adapter(source.folder):
+        raise EncoderError(
+            f"{name} is a PEFT adapter and not a model; give the model that it was trained on, and the adapter as a method: "
+            f"checkpoint:{name}."
+        )
     config = source.config()
     source = Checkpoint(name, source.folder, getattr(config, "_commit_hash", None) or revision, trust_remote_code)
     model, missing = source.classifier()
@@ -116,7 +123,8 @@ def load_classifier(folder: str | Path, encoder: Encoder) -> PreTrainedModel | P
     """An adapted checkpoint of an encoder, in float32 and eval mode on the CPU.
 
     Args:
-        folder: as `save_pretrained` of its class or of `PooledClassifier` wrote it, with safetensors weights.
+        folder: as `save_pretrained` of its class, of `PooledClassifier` or of a peft model wrote it, with safetensors
+            weights. A LoRA adapter is merged into the encoder's weights.
         encoder: the pretrained encoder that it was fine-tuned from.
 
     Raises:
@@ -127,7 +135,14 @@ def load_classifier(folder: str | Path, encoder: Encoder) -> PreTrainedModel | P
     name = str(folder)
     source = Checkpoint(name, name, trust_remote_code=encoder.trust_remote_code)
     if not source.is_local:
-        raise EncoderError(f"There is no checkpoint folder {name}; give the folder that `save_pretrained` wrote.")
+        raise EncoderError(
+            f"There is no checkpoint folder {hub.described(name)}; give the folder that `save_pretrained` wrote."
+        )
+    if is_adapter(name):
+        base = Checkpoint(encoder.name, encoder.folder, encoder.revision, encoder.trust_remote_code)
+        if source.has_tokenizer():
+            check_same_tokenizer(source.tokenizer(), encoder.tokenizer, f"the adapter {name} and {encoder.name}")
+        return load_merged(name, base)
     config = source.config()
     _need_equal(f"is a {config.model_type} model", f"is a {encoder.family} model", name, encoder)
     model, missing = source.classifier()

@@ -178,6 +178,7 @@ def _stamps(study: Study) -> dict[Path, Stamp] | None:
         methods = StudyShape(study, None).methods
         folders = [method.checkpoint_folder for method in methods if method.checkpoint_folder is not None]
         names = [study.model.name, study.data.source, *(ood.source for ood in study.data.ood)]
+        names += [study.data.test_source] if study.data.test_source else []
         if any(hub.is_hub_id(name) for name in names):
             return None
         paths = [path for name in (*names, *map(str, folders)) for path in _files(name)]
@@ -194,7 +195,7 @@ def _files(name: str) -> list[Path]:
         places = {path.parent for path in found if path.suffix == ".safetensors"}
         return sorted({*found, *(path for place in places for path in _files(str(place)))})
     path = Path(name).expanduser().resolve()
-    return sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+    return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
 
 
 def _machine() -> dict[str, Any]:

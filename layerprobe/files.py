@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and digests of what they hold."""
+"""Files that are written whole or not at all, digests of what they hold, and the folder that this package writes to."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from typing import Any
 
 RESIDENT_BYTES = 256 * 2**20
 """Memory maps up to this size keep the pages that were read."""
+
+
+def home() -> Path:
+    """Folder of artifacts and data: `$LAYERPROBE_HOME`, else the user's cache folder."""
+    if given := os.environ.get("LAYERPROBE_HOME"):
+        return Path(given).expanduser().resolve()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("layerprobe")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

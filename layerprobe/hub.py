@@ -9,7 +9,10 @@ import threading
 import urllib.parse
 import urllib.request
 
-FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
+FILE_ENDINGS = (
+    *(".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".txt", ".xml", ".h5"),
+    *(".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".zip", ".gz", ".tar", ".safetensors", ".bin", ".pt"),
+)
 """Names with these endings are files, even if there is no such file: no Hub id ends so."""
 
 _SWITCH = "HF_HUB_OFFLINE"
@@ -25,6 +28,11 @@ def is_hub_id(name: str) -> bool:
         or os.path.exists(name)
     )
     return not is_path and not name.startswith("bundled:")
+
+
+def described(path: str) -> str:
+    """A path as a message shows it, with the folder that it is relative to."""
+    return path if os.path.isabs(os.path.expanduser(path)) else f"{path} in the working folder {os.getcwd()}"
 
 
 def is_offline() -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from layerprobe import hub
 from layerprobe.description import near_copies_table
-from layerprobe.display import Display
+from layerprobe.display import Display, Durations
 from layerprobe.errors import DataError, EncoderError, StorageError, StudyError
 from layerprobe.executors import Failed, Finished, Settings, find_executor
 from layerprobe.facts import Facts, KeptFacts, read_facts
@@ -20,7 +22,7 @@ from layerprobe.graph import expand
 from layerprobe.provenance import provenance
 from layerprobe.record import Provenance, RunRecord, StudyRecord
 from layerprobe.recording import Recording
-from layerprobe.resolve import is_resolved_here, resolve
+from layerprobe.resolve import check_device, is_resolved_here, resolve
 from layerprobe.runs import Run
 from layerprobe.stage import ResolvedStudy, Stage, StudyShape
 from layerprobe.stages.depth import family_of, power_note
@@ -39,6 +41,10 @@ class PlannedTask:
     finished: bool
     size: int | None
     """Bytes, None while unknown."""
+    seconds: float
+    """Expected time: what tasks of its stage took here before, else a guess. Also of a finished task."""
+    measured: bool
+    """Whether the expected time comes from tasks that ran here."""
     provisional_key: str | None = None
     """Equal for tasks that will be one artifact; in place of content that is not computed yet it has symbols. None without a
     model."""
@@ -58,15 +64,22 @@ class Plan:
         """Bytes that unfinished tasks would add."""
         return sum(task.size or 0 for task in self.tasks if not task.finished)
 
+    @property
+    def seconds(self) -> float:
+        """Expected time of the unfinished tasks, one after the other."""
+        return sum(task.seconds for task in self.tasks if not task.finished)
 
-def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: Path | None = None) -> Plan:
+
+def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: str | Path | None = None) -> Plan:
     """What `run` would do for this study. Computes nothing, and needs no network: what it cannot know is pending.
 
     Raises:
         StudyError, DataError, EncoderError: as `run` does, for what can be checked beforehand.
     """
+    check_device(device)
     store = ArtifactStore(home)
     stay_offline(study)
+    durations = Durations(store.root)
     try:
         facts = KeptFacts(study, device, precision, store.root).recall()
         resolved = facts.resolved if facts else resolve(study, device, precision).resolved
@@ -74,7 +87,7 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: P
         name = study.data.source if isinstance(error, DataError) else study.model.name
         if not hub.is_hub_id(name):
             raise
-        tasks = tuple(PlannedTask(task.name, task.title, None, False, None) for task in expand(study, None))
+        tasks = tuple(_line(task, None, False, None, durations) for task in expand(study, None))
         notes = (f"Keys and bytes are pending: {error}", *_power(StudyShape(study, None), study.data.test or 500))
         return Plan(tasks, store.root, _free(store.root), notes)
     damaged: list[str] = []
@@ -83,14 +96,27 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: P
     return Plan(lines, store.root, _free(store.root), notes)
 
 
+def _line(
+    task: Stage,
+    key: str | None,
+    finished: bool,
+    size: int | None,
+    durations: Durations,
+    provisional_key: str | None = None,
+) -> PlannedTask:
+    expected, measured = durations.expected(task), durations.is_measured(task)
+    return PlannedTask(task.name, task.title, key, finished, size, expected, measured, provisional_key)
+
+
 def planned_tasks(resolved: ResolvedStudy, store: ArtifactStore, damaged: list[str]) -> Iterable[PlannedTask]:
     """Every task with its key, as far as its parents are finished."""
+    durations = Durations(store.root)
     for one in _inspected(resolved, store):
         task = one.task
         if one.problem is not None:
             damaged.append(f"{task.id} is damaged ({one.problem}) and would be computed again.")
         finished = one.artifact is not None
-        yield PlannedTask(task.name, task.title, one.key, finished, task.size(resolved), one.provisional_key)
+        yield _line(task, one.key, finished, task.size(resolved), durations, one.provisional_key)
 
 
 class _Inspected(NamedTuple):
@@ -195,7 +221,7 @@ def run(
     threads: int | None = None,
     executor: str = "auto",
     address: str | None = None,
-    home: Path | None = None,
+    home: str | Path | None = None,
     given: str | None = None,
     command: str | None = None,
     progress: bool = True,
@@ -219,7 +245,7 @@ def run(
             on this machine alone.
         home: root of the artifact store; by default `$LAYERPROBE_HOME` or the user's cache folder.
         given: text of the study file, kept in the record of the run.
-        command: the command that repeats the run, kept in the record of the run.
+        command: the shell command that repeats the run, kept in the record of the run; by default one that calls Python.
         progress: whether to show progress on stderr.
 
     Raises:
@@ -230,7 +256,7 @@ def run(
     folder = Path(out) if out is not None else Path("reports") / slug(study.name)
     store = ArtifactStore(home)
     stay_offline(study)
-    command = command or f"layerprobe.run(Study.load(...), out={str(folder)!r})"
+    command = command or _command(study, out=str(folder), home=home, **vars(computation))
     with Recording(new_record(study, given, command, device), folder, store) as recording:
         heading = "Reading the data and the model" if progress else None
         facts, found = find_facts(study, computation, store, heading=heading)
@@ -258,6 +284,7 @@ class Computation:
         Raises:
             StudyError: if an option does not exist, or if this process is one of several of a launcher.
         """
+        check_device(self.device)
         for name, number in (("jobs", self.jobs), ("threads", self.threads)):
             if number is not None and number < 1:
                 raise StudyError(f"--{name} is {number}; it is a whole number of 1 or more.")
@@ -272,6 +299,16 @@ class Computation:
             raise StudyError(
                 f"--address {self.address} is for the executor ray; add --executor ray, or leave the address out."
             )
+
+
+def _command(study: Study, **options: Any) -> str:
+    """A shell command that repeats a run from Python: the keys of the study and the options that are not the defaults."""
+    given = inspect.signature(run).parameters
+    words = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    changed = [f"{name}={value!r}" for name, value in words.items() if value != given[name].default]
+    content = study.model_dump(mode="json", exclude_defaults=True)
+    code = f"from layerprobe import Study, run; run({', '.join([f'Study.parse({content!r})', *changed])})"
+    return shlex.join(["python", "-c", code])
 
 
 def new_record(study: Study, given: str | None, command: str, device: str) -> RunRecord:

@@ -152,19 +152,31 @@ def _resolve_few_shot(study: Study, device: str) -> Context:
     return share_context(context)
 
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def check_device(device: str) -> None:
+    """Refuse the name of an unknown device; reads nothing and loads no library.
+
+    Raises:
+        StudyError: if it is unknown.
+    """
+    if device not in DEVICES:
+        raise StudyError(f"--device {device} is unknown; the devices are auto, cpu, cuda and mps.")
+
+
 def resolve_device(device: str) -> str:
     """The fastest device for `auto`; any other must be available.
 
     Raises:
         StudyError: if it is unknown or not available.
     """
+    check_device(device)
     import torch
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if device not in available:
-        raise StudyError(f"--device {device} is unknown; the devices are auto, cpu, cuda and mps.")
     if not available[device]:
         raise StudyError(f"--device {device} is not available to torch here; use --device cpu.")
     return device

@@ -9,17 +9,19 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from layerprobe.errors import StorageError
 from layerprobe.files import checksum, write_atomically, write_json
-from layerprobe.record import RunRecord, TableRecord
+from layerprobe.record import Finding, RunRecord, TableRecord
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from layerprobe.activations import ActivationStore
     from layerprobe.report import Card
+    from layerprobe.sae import Dictionary
 
 RECORD = "run.json"
 PAGE = "index.html"
@@ -204,6 +206,27 @@ class Run:
             raise ValueError(f"the figure {name!r} has nothing to draw in this run with {given}")
         return figure
 
+    def save_figure(self, name: str, path: str | Path, **options: Any) -> Path:
+        """Write one figure to a file: `.html`, or, with the extra `export` and a Chrome, `.png`, `.svg` or `.pdf`.
+
+        Args:
+            name: as in `figure`.
+            path: the file; its ending decides the format.
+            options: as in `figure`.
+
+        Raises:
+            KeyError, ValueError: as `figure`.
+            LayerprobeError: if the ending is unknown, or the image cannot be drawn.
+        """
+        from layerprobe.report.images import save_figure
+
+        return save_figure(self.figure(name, **options), path)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the numbers of the run show, one sentence each, with the section of the page that it belongs to."""
+        return self.record.findings
+
     def cards(self) -> list[Card]:
         """The cards of the answer: where, what changed, was it needed."""
         from layerprobe.report import cards
@@ -226,8 +249,110 @@ class Run:
         """
         return {f"{one.stage}: {one.name}": Path(one.folder) for one in self.record.artifacts}
 
+    def model(self, method: str, seed: int | None = None) -> Any:
+        """An adapted classifier, in float32 and eval mode on the CPU. Loads torch and the base model.
+
+        Args:
+            method: such as `full`.
+            seed: training seed; by default the first one that the method was trained with.
+
+        Raises:
+            KeyError: if the run has no such model; the message lists those it has.
+            StorageError: if it was removed from the artifact store.
+            EncoderError: if the base model cannot be loaded.
+        """
+        from layerprobe.context import load_study_encoder
+        from layerprobe.encoder import load_classifier
+        from layerprobe.study import Study
+
+        keyword, _, folder = method.partition(":")
+        if keyword == "checkpoint" and method in [one.name for one in self.record.methods]:
+            path = Path(folder).expanduser()
+        else:
+            path = self._artifact("adapt", *_chosen(self._names("adapt"), method, seed))
+        return load_classifier(path, load_study_encoder(Study.parse(self.record.study.resolved)))
+
+    def sae(
+        self,
+        layer: int,
+        side: Literal["base", "adapted"] = "adapted",
+        *,
+        method: str | None = None,
+        seed: int | None = None,
+    ) -> Dictionary:
+        """The sparse autoencoder of one layer; `.sae` is the object of sae-lens. Loads torch and sae-lens.
+
+        Args:
+            layer: one of the layers with dictionaries.
+            side: whose activations it was trained on.
+            method: for `adapted`; by default the last method of the study, such as `full`.
+            seed: training seed of the adapted model; by default the first one.
+
+        Raises:
+            KeyError: if the run has no such dictionary; the message lists those it has.
+            StorageError: if it was removed from the artifact store, or is damaged.
+        """
+        from layerprobe.sae import load
+
+        return load(self._artifact("sae", *self._on_side("sae", side, method, seed, f" layer {layer}")))
+
+    def activations(
+        self, side: Literal["base", "adapted"] = "adapted", *, method: str | None = None, seed: int | None = None
+    ) -> ActivationStore:
+        """Activations of the test examples at every layer, memory-mapped. Loads torch.
+
+        Args:
+            side: of the base, or of an adapted model.
+            method: for `adapted`; by default the last method of the study, such as `full`.
+            seed: training seed of the adapted model; by default the first one.
+
+        Raises:
+            KeyError: if the run has no such activations; the message lists those it has.
+            StorageError: if they were removed from the artifact store, or are damaged.
+        """
+        from layerprobe.activations import ActivationStore
+
+        return ActivationStore.open(self._artifact("capture", *self._on_side("capture", side, method, seed, "")))
+
+    def _names(self, stage: str) -> list[str]:
+        return [one.name for one in self.record.artifacts if one.stage == stage]
+
+    def _on_side(
+        self, stage: str, side: str, method: str | None, seed: int | None, ending: str
+    ) -> tuple[str, list[str]]:
+        """Name of a task of the base or of an adapted model, and the names there are."""
+        names = self._names(stage)
+        if side not in ("base", "adapted"):
+            raise KeyError(f"{side!r} is no side of a comparison; the sides are base and adapted")
+        if side == "base":
+            return f"base{ending}", names
+        if method is None:
+            methods = [one.name for one in self.record.methods if not one.is_control]
+            method = methods[-1] if methods else "adapted"
+        return _chosen(names, method, seed, ending)
+
+    def _artifact(self, stage: str, name: str, names: list[str]) -> Path:
+        """Folder of an artifact, checked to be there."""
+        if name not in names:
+            raise KeyError(f"this run has no {stage} of {name!r}; it has {', '.join(map(repr, names)) or 'none'}")
+        folder = next(Path(one.folder) for one in self.record.artifacts if (one.stage, one.name) == (stage, name))
+        if not folder.is_dir():
+            raise StorageError(
+                f"{folder} was removed from the artifact store; repeat the run with: {self.record.command}"
+            )
+        return folder
+
     def _path(self, name: str) -> Path:
         return self.folder / "tables" / f"{name}.parquet"
+
+
+def _chosen(names: list[str], method: str, seed: int | None, ending: str = "") -> tuple[str, list[str]]:
+    """Name of the task of a method and seed (by default the first one), and the names there are."""
+    if seed is None:
+        start = f"{method} seed "
+        first = next((name for name in names if name.startswith(start) and name.endswith(ending)), None)
+        return first if first else f"{method}{ending}", names
+    return f"{method} seed {seed}{ending}", names
 
 
 class _Tables(Mapping[str, "pd.DataFrame"]):

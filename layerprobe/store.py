@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
-from layerprobe.files import Stamp, checksum, digest, is_disk_full, is_settled, stamp, write_json
+from layerprobe.files import Stamp, checksum, digest, home, is_disk_full, is_settled, stamp, write_json
 from layerprobe.study import slug
 
 if TYPE_CHECKING:
@@ -23,15 +22,6 @@ if TYPE_CHECKING:
 
 META = "meta.json"
 SCHEMA = 3
-
-
-def home() -> Path:
-    """Folder of all artifacts: `$LAYERPROBE_HOME`, else the user's cache folder."""
-    if given := os.environ.get("LAYERPROBE_HOME"):
-        return Path(given).expanduser().resolve()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("layerprobe")
 
 
 @dataclass(frozen=True)
@@ -97,8 +87,8 @@ class ArtifactStore:
     `check` compares the bytes of those files that were written to since they were compared last.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = root or home()
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = home() if root is None else Path(root)
         self.damaged: list[str] = []
         """A sentence for each damaged artifact that was removed."""
         self._verified: set[Path] = set()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from layerprobe import hub
 from layerprobe.errors import StudyError
 
 Unit = Literal["token", "mean", "cls"]
@@ -26,6 +27,13 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 def as_tuple(value: Any) -> Any:
     """A list, as TOML has it, as a tuple; anything else unchanged."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _listed(value: Any) -> Any:
+    """A list as a tuple, and a single word or number as a list of one; "depths" stands for a list already."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "depths":
+        return (value,)
+    return as_tuple(value)
 
 
 class _Section(BaseModel):
@@ -60,8 +68,8 @@ class OodSection(_Section):
 
 class DataSection(_Section):
     source: StrictStr
-    """`bundled:tweets`, `bundled:bbc-news`, `bundled:icd10`, a local CSV, TSV, JSONL or Parquet file, or a `datasets` Hub
-    id."""
+    """`bundled:tweets`, `bundled:bbc-news`, `bundled:icd10`, a local CSV, TSV, JSONL or Parquet file, a folder that
+    `save_to_disk` of `datasets` wrote, or a `datasets` Hub id."""
     config: StrictStr | None = None
     """Configuration of a Hub data set."""
     revision: StrictStr | None = None
@@ -71,8 +79,19 @@ class DataSection(_Section):
     label: StrictStr | None = None
     """Column that holds the label. Default: `label`, or the bundled set's own."""
     group: StrictStr | None = None
-    """Column that holds a coarser label, for few-shot studies: whole groups are in one part. Default: none, or the bundled
-    set's own."""
+    """Column that holds a coarser label, for few-shot studies: all classes of a group are in one part. Default: none, or the
+    bundled set's own. (For what must not be split otherwise, such as the texts of one author, see `data.group_column`.)"""
+    test_source: StrictStr | None = None
+    """A second source of the same columns, as `data.source`, for the test examples. Default: a test split of the source if it
+    has one, else a part of the source."""
+    split_column: StrictStr | None = None
+    """Column that assigns each row to a split: train, validation or test. Validation rows are tested on if none is test, and
+    are left out otherwise. Default: none."""
+    group_column: StrictStr | None = None
+    """Column whose equal values (author, document, patient) mark examples that stay in one part of the split, so that nothing
+    leaks from training to test. Unlike `data.group` it has nothing to do with labels. Default: none."""
+    on_missing: Literal["error", "drop"] = "error"
+    """Whether a row without text, label or group is an error, or is left out and counted."""
     labels: dict[StrictStr, StrictStr] = {}
     """A checkpoint's label -> the data's, such as `{"LABEL_0" = "negative"}`. Default: labels are matched by their names;
     labels that have none (`LABEL_0`, ...) are taken in the data's sorted order."""
@@ -92,9 +111,10 @@ class DataSection(_Section):
 
 
 class AdaptationSection(_Section):
-    methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(as_tuple)] = ("head", "full")
+    methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_listed)] = ("head", "full")
     """`head`, `head:mean`, `head:cls`, `top:k`, `full`, `full:equal-step`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`,
-    `checkpoint:PATH`, and the control `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
+    `checkpoint:PATH` (a folder with a classifier, or with a LoRA adapter of `model.name`), and the control
+    `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
     epochs: Count = 2
     """Passes over the training examples (`head` is trained to convergence instead)."""
     batch_size: Count = 16
@@ -129,14 +149,14 @@ class ActivationsSection(_Section):
 
 
 class SimilaritySection(_Section):
-    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
+    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(_listed), Field(min_length=1)] = (
         "paired_cosine",
         "paired_cosine_baseline",
         "cka",
         "procrustes",
     )
     """Measures that compare base with adapted, by function name; `layerprobe measures` lists them."""
-    units: Annotated[tuple[Unit, ...], BeforeValidator(as_tuple), Field(min_length=1)] = ("token", "mean", "cls")
+    units: Annotated[tuple[Unit, ...], BeforeValidator(_listed), Field(min_length=1)] = ("token", "mean", "cls")
     """What one row represents: a token, the mean over an example's tokens, or its first token."""
     shuffles: Count = 19
     """Permutations of whole examples that make the null; a value beyond all of 19 is significant at 5%."""
@@ -145,7 +165,7 @@ class SimilaritySection(_Section):
 
 
 class SaeSection(_Section):
-    layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(as_tuple)] = None
+    layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_listed)] = None
     """Layers on which dictionaries are trained. Default: an early, a middle and the last layer. `[]`: none."""
     architecture: StrictStr = "topk"
     """Kind of sparse autoencoder: a row of `layerprobe.sae.architectures`, such as `topk`, `batchtopk` or `jumprelu`."""
@@ -155,7 +175,7 @@ class SaeSection(_Section):
     """Active latents per token, in the TopK family. Default: one per twelve dimensions."""
     rows: Count = 60_000
     """Number of token rows per layer and side on which dictionaries are trained."""
-    controls: Annotated[tuple[Control, ...], BeforeValidator(as_tuple)] = (
+    controls: Annotated[tuple[Control, ...], BeforeValidator(_listed)] = (
         "untrained",
         "frozen-decoder",
         "second-seed",
@@ -170,7 +190,7 @@ class SaeSection(_Section):
 
 
 class InternalsSection(_Section):
-    parts: Annotated[tuple[Part, ...], BeforeValidator(as_tuple)] = ("probes", "weights", "interventions")
+    parts: Annotated[tuple[Part, ...], BeforeValidator(_listed)] = ("probes", "weights", "interventions")
     """Analyses of the adapted model: linear probes by layer, change of weights, interventions on layers."""
     examples: Count = 250
     """Number of test examples for repeated runs of the classifier: with blocks reset to base weights, or a layer
@@ -188,7 +208,7 @@ class FewShotSection(_Section):
     """Query examples per class, which accuracy is measured on."""
     within_group: StrictBool = False
     """Whether all classes of an episode are of one group (`data.group`), which is harder."""
-    inner: Annotated[tuple[StrictStr, ...], BeforeValidator(as_tuple), Field(min_length=1)] = ("head", "full")
+    inner: Annotated[tuple[StrictStr, ...], BeforeValidator(_listed), Field(min_length=1)] = ("head", "full")
     """How deep the inner loop adapts: `head` (ANIL), `top:k`, `full` (MAML) or `body` (BOIL)."""
     inner_steps: Count = 5
     """Gradient steps of the inner loop."""
@@ -223,7 +243,7 @@ class FewShotSection(_Section):
     probes: Annotated[StrictInt, Field(ge=50)] = 2000
     """Meta-test examples that layers are compared on, outside the supports of those episodes."""
     baselines: Annotated[
-        tuple[Literal["pretrained", "random", "multiclass", "multitask"], ...], BeforeValidator(as_tuple)
+        tuple[Literal["pretrained", "random", "multiclass", "multitask"], ...], BeforeValidator(_listed)
     ] = ("pretrained", "random", "multiclass", "multitask")
     """Bodies without meta-training: pretrained, with random weights, or fine-tuned on the meta-train classes (as one
     classifier of all of them, or on episodes with one shared head and no inner loop)."""
@@ -238,7 +258,7 @@ class Study(_Section):
     """Name of the run folder. Default: the name of the file."""
     question: StrictStr = "What did fine-tuning do to every layer?"
     """The question at the head of the report."""
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_listed), Field(min_length=1)] = (0,)
     """Training seeds; each method is trained once per seed."""
     model: ModelSection
     data: DataSection
@@ -253,7 +273,8 @@ class Study(_Section):
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Study:
         """Read a study from a TOML file, then apply `section.key=value` overrides.
 
-        Paths in the file are relative to the file's folder, paths in overrides to the working folder.
+        Paths in the file are relative to the file's folder, paths in overrides to the working folder. A single word or number
+        stands for a list of one.
 
         Raises:
             StudyError: if the file is missing or is not TOML, or if a key or value is invalid.
@@ -284,9 +305,84 @@ class Study(_Section):
         ):
             if len(set(values)) != len(values):
                 raise StudyError(f"{origin}: {key} = {list(values)} lists a value twice; list each once.")
+        if study.data.test_source is not None and study.data.split_column is not None:
+            raise StudyError(
+                f"{origin}: data.test_source and data.split_column both say which examples are tested on; leave one out."
+            )
+        if study.few_shot is not None:
+            for key in ("test_source", "split_column", "group_column"):
+                if getattr(study.data, key) is not None:
+                    raise StudyError(
+                        f"{origin}: data.{key} = {getattr(study.data, key)!r} has no meaning in a few-shot study, which divides "
+                        "classes and not examples; leave it out (data.group keeps the classes of a group in one part)."
+                    )
         if not slug(study.name):
             raise StudyError(f"{origin}: name = {study.name!r} has no letter or digit to name a folder with.")
         return study
+
+    @classmethod
+    def from_data(
+        cls,
+        data: Any,
+        /,
+        *,
+        model: str | Mapping[str, Any],
+        text: str | tuple[str, str] = "text",
+        label: str = "label",
+        home: str | Path | None = None,
+        **sections: Any,
+    ) -> Study:
+        """A study of data in memory, which is written to `<home>/data/<sha256>.parquet`; the study refers to that file.
+
+        Only the columns that the study names are written, and equal data gives the same file.
+
+        Args:
+            data: (given by position) a pandas DataFrame, a `datasets.Dataset`, or a `datasets.DatasetDict`, whose test split (else validation
+                split) is tested on.
+            model: `model.name`, or the section `model` as a dictionary.
+            text: column of the text, or two columns for pairs.
+            label: column of the label.
+            home: as in `run`; by default `$LAYERPROBE_HOME` or the user's cache folder.
+            **sections: the other keys and sections of the study, such as `name="mine"`, `adaptation={"methods": ["head"]}`
+                or `data={"train": 500, "group_column": "author"}`.
+
+        Raises:
+            StudyError: as `parse`.
+            DataError: if the data is of another type, is empty, or lacks a column.
+        """
+        from layerprobe.data import DataSource, save_data
+        from layerprobe.errors import DataError
+        from layerprobe.files import home as default_home
+
+        section = dict(sections.pop("data", {}))
+        for key in ("source", "text", "label"):
+            if key in section:
+                raise StudyError(
+                    f"Study.from_data: data.{key} is given by the argument {'data' if key == 'source' else key}; leave it out "
+                    "of the section data."
+                )
+        named = {"name": model} if isinstance(model, str) else dict(model)
+        content = {**sections, "model": named, "data": {**section, "source": "data", "text": text, "label": label}}
+        study = cls.parse(content, origin="Study.from_data")  # wrong keys are found before anything is written
+        given = study.data
+        source = DataSource(
+            name="data",
+            text=given.text,
+            label=given.label,
+            group=given.group,
+            split_column=given.split_column,
+            group_column=given.group_column,
+        )
+        folder = (default_home() if home is None else Path(home)) / "data"
+        try:
+            saved = save_data(data, source, folder.absolute())
+        except DataError as error:
+            keys = ("group", "split_column", "group_column")
+            raise DataError(error.with_names({key: f"data.{key}" for key in keys})) from error
+        content["data"]["source"] = str(saved.path)
+        if given.test_source is None and saved.split_column is not None:
+            content["data"]["split_column"] = saved.split_column
+        return cls.parse(content, origin="Study.from_data")
 
     def resolved(self) -> dict[str, Any]:
         """The study with every default filled in, as plain JSON values."""
@@ -322,7 +418,7 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
         StudyError: if the file is missing or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError:
         raise StudyError(f"There is no {kind} file {path}; name a TOML file, such as one of `analyses/`.") from None
     except IsADirectoryError:
@@ -336,24 +432,27 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
 
 
 def anchor_paths(content: dict[str, Any], folder: Path) -> None:
-    """Make paths absolute that exist relative to the folder of the study file."""
+    """Make the paths of a study file absolute; those that are nowhere are reported as missing in the file's folder."""
 
-    def absolute(value: Any) -> Any:
-        if isinstance(value, str) and ":" not in value and (folder / value).exists():
-            return str((folder / value).resolve())
-        return value
+    def absolute(value: Any, may_be_hub: bool = True) -> Any:
+        if not isinstance(value, str) or ":" in value or value.startswith("~"):
+            return value
+        missing = not Path(value).exists() and not (may_be_hub and hub.is_hub_id(value))
+        return str((folder / value).resolve()) if (folder / value).exists() or missing else value
 
     data = content.get("data")
     further = data.get("ood") if isinstance(data, dict) else None
-    places = [(content.get("model"), "name"), (data, "source")]
+    places = [(content.get("model"), "name"), (data, "source"), (data, "test_source")]
     for table, key in [*places, *((one, "source") for one in (further if isinstance(further, list) else []))]:
         if isinstance(table, dict) and key in table:
             table[key] = absolute(table[key])
     methods = content.get("adaptation", {}).get("methods") if isinstance(content.get("adaptation"), dict) else None
+    if isinstance(methods, str):
+        methods = content["adaptation"]["methods"] = methods if methods == "depths" else [methods]
     if isinstance(methods, list):
         for i, method in enumerate(methods):
             if isinstance(method, str) and method.startswith("checkpoint:"):
-                methods[i] = "checkpoint:" + absolute(method.removeprefix("checkpoint:"))
+                methods[i] = "checkpoint:" + absolute(method.removeprefix("checkpoint:"), may_be_hub=False)
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

@@ -295,9 +295,13 @@ def test_damaged_tables_are_refused_in_one_sentence(tmp_path, name, content, wor
 @pytest.mark.parametrize(
     ("texts", "labels", "words"),
     [
-        (["a", "b"], [["x", "y"], ["z", "x"]], "ndarray; labels are words"),
+        (
+            ["a", "b"],
+            [["x", "y"], ["z", "x"]],
+            "lists instead of labels: token classification and multi-label classification are not supported",
+        ),
         (["a", "b"], [{"x": 1}, {"x": 2}], "dict; labels are words"),
-        ([["a"], ["b"]], ["x", "y"], "ndarray instead of text in rows 1, 2"),
+        ([["a"], ["b"]], ["x", "y"], "lists instead of text: token classification"),
         ([b"a", b"b"], ["x", "y"], "bytes instead of text"),
         (["a", "b", "c"], [1, None, 2], "no label in row 2"),
         (["a", "b", "c"], np.array([1, np.nan, 2], np.float32), "no label in row 2"),

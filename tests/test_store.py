@@ -10,8 +10,8 @@ import time
 import pytest
 
 from layerprobe.errors import StorageError
-from layerprobe.files import digest
-from layerprobe.store import ArtifactStore, Draft, home
+from layerprobe.files import digest, home
+from layerprobe.store import ArtifactStore, Draft
 
 KEY = digest({"stage": "test"})
 FILE = "inner/data.txt"

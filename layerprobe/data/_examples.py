@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from layerprobe.data._cells import check_columns, drop_unused_classes, first_occurrences, read_labels, read_texts
-from layerprobe.data._sources import DataSource, read_rows
+from layerprobe.data._cells import (
+    check_columns,
+    complete_rows,
+    drop_unused_classes,
+    first_occurrences,
+    read_groups,
+    read_labels,
+    read_texts,
+)
+from layerprobe.data._sources import DataSource, Rows, read_rows
 from layerprobe.errors import DataError
 
 
@@ -55,7 +63,9 @@ class Labelled:
     notes: tuple[str, ...]
     """What was left out, in words."""
     groups: tuple[str, ...] | None = None
-    """Group of each example, if the source has groups."""
+    """Coarser label of each example (`DataSource.group`), if the source has groups."""
+    split_groups: tuple[str, ...] | None = None
+    """What each example shares with those of its part of the split (`DataSource.group_column`), if anything."""
 
 
 def read_examples(source: DataSource) -> Labelled:
@@ -65,7 +75,9 @@ def read_examples(source: DataSource) -> Labelled:
         DataError: if something is missing, empty or mixed, or there is only one class.
     """
     rows = read_rows(source)
-    check_columns(rows.frame, source.name, rows.texts, rows.label, rows.group)
+    check_columns(rows.frame, source.name, rows.texts, rows.label, rows.group, source.group_column)
+    if source.on_missing == "drop":
+        rows = _without_missing(rows, source)
     labels, names = read_labels(rows.frame[rows.label], source.name, rows.label)
     columns = [read_texts(rows.frame[column], source.name, column) for column in rows.texts]
     kept, notes = first_occurrences(columns, rows.is_test, labels)
@@ -87,7 +99,32 @@ def read_examples(source: DataSource) -> Labelled:
     )
     is_test = None if rows.is_test is None else rows.is_test[kept]
     groups = None if rows.group is None else tuple(str(rows.frame[rows.group].iloc[i]) for i in kept)
-    return Labelled(source.name, examples, tuple(names), is_test, rows.commit, (*rows.notes, *notes), groups)
+    split_groups = None
+    if source.group_column is not None:
+        column = read_groups(rows.frame[source.group_column], source.name, source.group_column)
+        split_groups = tuple(column[i] for i in kept)
+    return Labelled(
+        source=source.name,
+        examples=examples,
+        label_names=tuple(names),
+        is_test=is_test,
+        commit=rows.commit,
+        notes=(*rows.notes, *notes),
+        groups=groups,
+        split_groups=split_groups,
+    )
+
+
+def _without_missing(rows: Rows, source: DataSource) -> Rows:
+    """The rows that have text, label and group, and a note on how many others there are."""
+    complete = complete_rows(rows.frame, rows.texts, rows.label, source.group_column)
+    if complete.all():
+        return rows
+    if not complete.any():
+        raise DataError(f"{source.name} has no row with text and label; all {len(complete):,} lack one of them.")
+    note = f"{(~complete).sum():,} rows without text, label or group were left out."
+    is_test = None if rows.is_test is None else rows.is_test[complete]
+    return replace(rows, frame=rows.frame[complete].reset_index(drop=True), is_test=is_test, notes=(*rows.notes, note))
 
 
 def _example_id(texts: Sequence[str]) -> str:
