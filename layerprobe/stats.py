@@ -27,6 +27,17 @@ class Estimate:
     """The value without each fold of examples, `(folds,)`, for estimates that share their folds."""
 
 
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent values with its interval by Student's t; missing ends for one value."""
+    from scipy import stats
+
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, np.nan, np.nan
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
 def assign_folds(examples: int, n_folds: int, seed: int) -> np.ndarray:
     """The fold of each example, `(examples,)`: folds of equal size in seeded order, at most one per example."""
     return np.random.default_rng(seed).permutation(np.arange(examples) % min(n_folds, examples))
