@@ -79,9 +79,7 @@ class MetaCounts(Stage):
         sampler = train_sampler(context, seed)
         tasks = [inputs.task(sampler.draw(number)) for number in range(REPEATS)]
         outer = [*learner.names_at(outer_config(study).depth), "head.weight", "head.bias"]
-        parameters = {
-            name: value.clone().requires_grad_(name in outer) for name, value in learner.parameters().items()
-        }
+        parameters = {name: value.clone().requires_grad_(name in outer) for name, value in learner.parameters().items()}
         last, rows = learner.names[learner.n_layers], []
         for depth in few.inner:
             for steps in sorted({1, few.inner_steps}):

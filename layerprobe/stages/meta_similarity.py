@@ -161,7 +161,13 @@ class MetaSimilarity(BodyStage):
                     values.setdefault(key, []).append(row["value"])
             for (part, layer), change in weight_changes(learner, parameters, adapted).items():
                 values.setdefault((part, layer, "weight_change"), []).append(change)
-        own = {**self.named, "comparison": "inner loop", "other": "after", "n": len(probes), "episodes": few.layer_tasks}
+        own = {
+            **self.named,
+            "comparison": "inner loop",
+            "other": "after",
+            "n": len(probes),
+            "episodes": few.layer_tasks,
+        }
         rows = []
         for part, layer in places(learner.n_layers):
             for measure in (*MEASURES, "weight_change"):
@@ -211,7 +217,11 @@ class MetaBetween(Stage):
         return {task.inner: task for task in self.compared}
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
-        return {"seed": self.seed, "inner": [task.inner for task in self.compared], "outer": section_of(study.study).outer}
+        return {
+            "seed": self.seed,
+            "inner": [task.inner for task in self.compared],
+            "outer": section_of(study.study).outer,
+        }
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import numpy as np

@@ -224,18 +224,23 @@ def test_other_stages_of_a_few_shot_study(bench):
         (["few_shot.inner=['head', 'full']"], ["few_shot.inner", "few_shot.outer"]),
         (["few_shot.inner_steps=0"], ["few_shot.inner_steps"]),
         (["few_shot.inner_rate=1e9"], ["few_shot.inner_rate", "diverges"]),
+        (["few_shot.within_group=true", None], ["few_shot.within_group", "data.group"]),
         (["few_shot.within_group=true", "data.group=''"], ["data.group"]),
+        (["data.source={two}"], ["data.group", "leaves a part without a group"]),
     ],
 )
 def test_user_errors_are_one_sentence_that_names_study_keys(content, overrides, words, tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERPROBE_HOME", str(tmp_path / "home"))
-    data, few = content["data"], FEW
+    data, few = dict(content["data"]), FEW
+    if None in overrides:
+        del data["group"]
     lines = [f"[model]\nname = {content['model']['name']!r}\n[data]"]
     lines += [f"{key} = {value!r}" for key, value in data.items()]
     lines += ["[few_shot]", *(f"{key} = {value!r}" for key, value in few.items())]
     path = tmp_path / "few.toml"
     path.write_text('question = "?"\n' + "\n".join(lines), encoding="utf-8")
-    changes = [word for override in overrides for word in ("--set", override)]
+    two = write_groups(tmp_path / "two.csv", groups=2)
+    changes = [word for override in filter(None, overrides) for word in ("--set", override.format(two=two))]
     answer = CliRunner().invoke(app, ["run", str(path), "--out", str(tmp_path / "out"), *changes])
     assert answer.exit_code == 2, answer.output
     assert "Traceback" not in answer.output
