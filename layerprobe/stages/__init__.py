@@ -24,6 +24,7 @@ from layerprobe.stages.interventions import Interventions
 from layerprobe.stages.label_variance import LabelVariance
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match
+from layerprobe.stages.meta_convergence import ConvergencePrefix, ConvergenceRates, MetaConvergence
 from layerprobe.stages.meta_counts import MetaCounts
 from layerprobe.stages.meta_evaluate import MetaCompare, MetaEvaluate
 from layerprobe.stages.meta_similarity import MetaBetween, MetaSimilarity
@@ -89,4 +90,7 @@ REGISTRY: tuple[type[Stage], ...] = (
     MetaSimilarity,
     MetaBetween,
     MetaCounts,
+    ConvergencePrefix,
+    ConvergenceRates,
+    MetaConvergence,
 )

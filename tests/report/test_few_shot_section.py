@@ -291,3 +291,49 @@ def test_depths_are_in_the_order_of_the_tests_or_of_the_study():
     del tables["few_shot_differences"]
     assert depths(tables, about) == list(DEPTHS)
     assert depths({}, record()) == []
+
+
+def convergence(seeds=3, slope=0.01):
+    rows = [
+        {"geometry": geometry, "algorithm": algorithm, "inner_steps": n, "rate_choice": choice, "inner_rate": 0.1}
+        | {
+            "seed": seed,
+            "step": step,
+            "loss": 1 - sign * slope * n + 0.001 * seed * n - 0.01 * step if step % 10 == 0 else None,
+        }
+        | {
+            "gradient_norm": 1.0 if step else None,
+            "head_gradient_norm": 0.5,
+            "seconds": 1.0 * step,
+            "flops": 1e9 * step,
+        }
+        | {"note": ""}
+        for geometry, algorithm, sign in (("strongly convex", "ANIL", 1), ("nonconvex", "top:1", -1))
+        for n, choice, seed, step in itertools.product((1, 10), ("own", "equal"), range(seeds), (0, 5, 10))
+    ]
+    return pd.DataFrame(rows).astype({"loss": float, "gradient_norm": float})
+
+
+def test_convergence_is_reported_in_either_direction_with_seeds():
+    tables, about = study()
+    tables["few_shot_convergence"] = convergence()
+    texts = [one.text for one in findings(tables, about) if "inner loss" in one.text]
+    assert len(texts) == 4
+    # Seeds differ by 9 (.001 seed): the mean is -.09 + .009 and +.09 + .009.
+    assert "is lower with 10 inner steps than with 1: -0.081 nats (95% interval" in texts[0]
+    assert any("nonconvex" in text and "is higher" in text and "+0.099 nats" in text for text in texts)
+    tables["few_shot_convergence"] = convergence(slope=0)
+    assert "is not shown to be lower or higher" in " ".join(one.text for one in findings(tables, about))
+    tables["few_shot_convergence"] = convergence(seeds=1)
+    assert "one seed, so that nothing is shown" in " ".join(one.text for one in findings(tables, about))
+
+
+def test_convergence_has_both_algorithms_in_one_figure(tmp_path):
+    tables, about = study()
+    tables["few_shot_convergence"] = convergence()
+    drawn = figure("few_shot_convergence", tables, about)
+    assert [trace.line.dash for trace in drawn.data] == ["solid", "solid", "dash", "dash"]
+    assert all([*trace.x] == [0, 10] for trace in drawn.data)
+    by_flops = figure("few_shot_convergence", tables, about, against="flops", value="gradient_norm", rates="equal")
+    assert [*by_flops.data[0].x] == [5e9, 1e10]
+    assert "How fast does the outer loop converge?" in page_of(tmp_path / "run", tables, about)

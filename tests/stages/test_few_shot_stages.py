@@ -1,6 +1,7 @@
 """Few-shot studies end to end on a tiny encoder: every table, exact equality under `head`, counts, and errors."""
 
 import csv
+import json
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 
 from layerprobe import Study, run
 from layerprobe.cli import app
+from layerprobe.stage import StudyShape
+from layerprobe.stages.meta_convergence import RATES, STEPS, ConvergencePrefix, ConvergenceRates, MetaConvergence
 from layerprobe.stages.meta_counts import MetaCounts, counts_in_theory
 from layerprobe.stages.meta_evaluate import MetaCompare, MetaEvaluate
 from layerprobe.stages.meta_similarity import FEW_SHOT_LAYERS, IDENTICAL, MetaBetween, MetaSimilarity
@@ -176,6 +179,42 @@ def test_bodies_are_compared_with_the_pretrained_one_and_each_other(bench):
     row = layers_of(between, "between models", "head", measure="paired_cosine").set_index("layer").loc[2]
     assert row.value == pytest.approx(paired_cosine(one, two))
     assert list(between.columns) == list(FEW_SHOT_LAYERS.columns)
+
+
+def test_convergence_has_both_geometries_with_their_own_and_a_common_rate(content, tmp_path):
+    bench = Bench(Study.parse(content | {"few_shot": FEW | {"convergence": True}}), tmp_path)
+    tasks = list(MetaConvergence.tasks(bench.resolved.shape))
+    assert [(task.geometry, task.inner_steps) for task in tasks] == [
+        (geometry, steps) for geometry in ("strongly convex", "nonconvex") for steps in STEPS
+    ]
+    assert (bench.build(ConvergencePrefix()).folder / "values.npy").exists()
+    rates = json.loads((bench.build(ConvergenceRates()).folder / "rates.json").read_text())
+    for geometry, losses in rates["losses"].items():
+        assert set(map(float, losses)) <= set(RATES)
+        assert losses[str(rates["own"][geometry])] == min(losses.values())
+    assert set(rates["equal"].values()) == {min(rates["own"].values())}
+    flops = {}
+    for task in (tasks[0], tasks[1], tasks[5]):
+        table = bench.build(task).table("few_shot_convergence")
+        assert list(table.rate_choice.unique()) == ["own", "equal"]
+        for choice, curve in table.groupby("rate_choice"):
+            assert list(curve.step) == [0, 1, 2, 3] and set(curve.note) == {""}
+            assert list(curve.step[curve.loss.notna()]) == [0, 2, 3]
+            assert set(curve.inner_rate) == {rates[choice][task.geometry]}
+            flops[task.geometry, task.inner_steps] = curve.flops.iloc[-1]
+    # Steps of the head cost next to nothing; those of a block pass the support examples again.
+    assert flops["strongly convex", 3] < 1.1 * flops["strongly convex", 1] < flops["nonconvex", 3]
+    assert not list(MetaConvergence.tasks(StudyShape(Study.parse(content), 2)))
+
+
+def test_a_diverging_inner_loop_ends_its_curve_with_the_reason(content, tmp_path):
+    from layerprobe.stages._few_shot import make_learner
+    from layerprobe.stages.meta_convergence import text_inputs
+
+    bench = Bench(Study.parse(content | {"few_shot": FEW | {"convergence": True}}), tmp_path)
+    learner, task = make_learner(bench.context, 0), MetaConvergence("nonconvex", 10, 0)
+    curve = task.curve(bench.context, learner, text_inputs(bench.context), 1e6)
+    assert len(curve) == 1 and curve.loss.isna().all() and "diverges" in curve.note.iloc[0]
 
 
 @pytest.mark.parametrize("first_order", [False, True])

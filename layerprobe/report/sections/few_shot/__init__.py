@@ -18,6 +18,7 @@ SECTION = Section(
         "few_shot_accuracy": figures.few_shot_accuracy,
         "few_shot_differences": figures.few_shot_differences,
         "few_shot_layers": figures.few_shot_layers,
+        "few_shot_convergence": figures.few_shot_convergence,
         "few_shot_validation": figures.few_shot_validation,
     },
     context=context,

@@ -160,3 +160,38 @@ def few_shot_validation(tables: Tables, record: RunRecord, *, value: str = "vali
     figure.update_xaxes(title="outer step")
     figure.update_yaxes(title="loss (nats)" if value == "validation_loss" else "accuracy")
     return styled(figure, height=360)
+
+
+def few_shot_convergence(
+    tables: Tables, record: RunRecord, *, value: str = "loss", rates: str = "own", against: str = "step"
+) -> go.Figure | None:
+    """Validation loss or norm of the meta-gradient against outer steps, seconds or FLOPs: solid ANIL, dashed top:1.
+
+    Lines are means over seeds; the bars at validations span the seeds.
+    """
+    table = having(tables, "few_shot_convergence", value)
+    if table is None:
+        return None
+    table, figure = table[(table.rate_choice == rates) & table[value].notna()], go.Figure()
+    steps = sorted(table.inner_steps.unique())
+    for (algorithm, n), rows in table.groupby(["algorithm", "inner_steps"], sort=False):
+        # Seeds take the same steps in different seconds.
+        curve = rows.groupby("step").agg(
+            x=(against, "mean") if against != "step" else ("inner_steps", "size"),
+            y=(value, "mean"),
+            low=(value, "min"),
+            high=(value, "max"),
+        )
+        x = curve.index if against == "step" else curve.x
+        colour = COLOURS[steps.index(n) % len(COLOURS)]
+        options: dict[str, Any] = {"line": {"dash": "solid" if algorithm == "ANIL" else "dash"}, "marker": {"size": 5}}
+        if value == "loss" and rows.seed.nunique() > 1:
+            options["error_y"] = error_bars(curve.y, curve.low, curve.high, colour, thickness=1, width=2)
+        name = f"{algorithm}, N = {n} (inner rate {rows.inner_rate.iloc[0]:g})"
+        add_trace(figure, x, curve.y, name, colour, f"{name}: %{{y:.4g}}", **options)
+    if not figure.data:
+        return None
+    titles = {"step": "outer step", "seconds": "seconds", "flops": "floating-point operations"}
+    figure.update_xaxes(title=titles[against])
+    figure.update_yaxes(title="validation loss (nats)" if value == "loss" else "norm of the meta-gradient")
+    return styled(figure, height=460)

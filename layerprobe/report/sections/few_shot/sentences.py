@@ -9,6 +9,7 @@ from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.few_shot.figures import READERS
 from layerprobe.report.sections.few_shot.queries import Gain, depths, gains, layers_of, test_labels
+from layerprobe.stats import mean_interval
 
 OUTCOMES = {
     "sufficient": "is enough",
@@ -22,6 +23,7 @@ OUTCOMES = {
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     """The head against the deepest inner loop, meta-training against none, and layers before and after the inner loop."""
     texts = [*depth_sentences(tables, record), *gain_sentences(tables, record), *layer_sentences(tables, record)]
+    texts += convergence_sentences(tables)
     return [Finding(text=text, figure="few_shot") for text in texts]
 
 
@@ -94,6 +96,36 @@ def layer_sentences(tables: Tables, record: RunRecord) -> list[str]:
                 f"Before and after the inner loop `{depth}`, {logits}; the layers are identical by construction, which was checked and "
                 "is not a finding."
             )
+    return texts
+
+
+def convergence_sentences(tables: Tables) -> list[str]:
+    """For each geometry, the last validation loss with the most inner steps against that with the fewest."""
+    table, texts = having(tables, "few_shot_convergence"), []
+    if table is None:
+        return []
+    for (geometry, choice), rows in table.groupby(["geometry", "rate_choice"], sort=False):
+        measured = rows[rows.loss.notna()]
+        if measured.empty:
+            continue
+        last = measured[measured.step == measured.step.max()].pivot_table(
+            index="seed", columns="inner_steps", values="loss"
+        )
+        fewest, most = int(last.columns.min()), int(last.columns.max())
+        difference = (last[most] - last[fewest]).dropna().to_numpy()
+        if fewest == most or not len(difference):
+            continue
+        value, low, high = mean_interval(difference)
+        word = "is lower" if high < 0 else "is higher" if low > 0 else "is not shown to be lower or higher"
+        bounds = f"95% interval {low:+.3f} to {high:+.3f} over {len(difference)} seeds"
+        if len(difference) < 2:
+            word, bounds = "is lower" if value < 0 else "is higher", "one seed, so that nothing is shown"
+        ended = " Some curves ended early because the inner loop diverged." if (rows.note != "").any() else ""
+        texts.append(
+            f"With a {geometry} inner loss and the {'rate of its own' if choice == 'own' else 'common rate'} "
+            f"({rows.inner_rate.iloc[0]:g}), the validation loss after {int(measured.step.max())} outer steps {word} with "
+            f"{most} inner steps than with {fewest}: {value:+.3f} nats ({bounds}).{ended}"
+        )
     return texts
 
 
