@@ -78,7 +78,7 @@ def describe(record: RunRecord, facts: Facts) -> None:
             uses_seed=method.uses_seed,
             changes_body=method.changes_body,
         )
-        for method in resolved.shape.methods
+        for method in (resolved.shape.methods if resolved.study.few_shot is None else ())
     ]
     record.measures = [
         MeasureRecord(
@@ -154,7 +154,7 @@ def _with_facts(table: pd.DataFrame, resolved: ResolvedStudy) -> pd.DataFrame:
     """Add what is known of each row's method, so that no reader of the table parses its name."""
     import pandas as pd
 
-    if "method" not in table.columns:
+    if "method" not in table.columns or resolved.study.few_shot is not None:
         return table
     methods = {method.name: method for method in resolved.shape.methods}
     depths = {name: method.depth(resolved.n_layers) for name, method in methods.items()}

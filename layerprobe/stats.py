@@ -27,6 +27,34 @@ class Estimate:
     """The value without each fold of examples, `(folds,)`, for estimates that share their folds."""
 
 
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent values with its interval by Student's t; missing ends for one value."""
+    from scipy import stats
+
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, np.nan, np.nan
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def group_error(values: np.ndarray, groups: np.ndarray) -> tuple[float, int]:
+    """Standard error of a mean over episodes that covers other groups, by leaving out one group at a time.
+
+    Args:
+        values: one value per episode.
+        groups: group of each episode.
+
+    Returns:
+        Standard error and number of groups; nan with fewer than two groups.
+    """
+    names = np.unique(groups)
+    if len(names) < 2:
+        return np.nan, len(names)
+    left_out = np.array([values[groups != name].mean() for name in names])
+    return float(jackknife_error(left_out[None])[0]), len(names)
+
+
 def assign_folds(examples: int, n_folds: int, seed: int) -> np.ndarray:
     """The fold of each example, `(examples,)`: folds of equal size in seeded order, at most one per example."""
     return np.random.default_rng(seed).permutation(np.arange(examples) % min(n_folds, examples))

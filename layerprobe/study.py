@@ -78,7 +78,7 @@ class DataSection(_Section):
     """Column that holds the text, or two columns for sentence pairs. Default: `text`, or the bundled set's own."""
     label: StrictStr | None = None
     """Column that holds the label. Default: `label`, or the bundled set's own."""
-    group: StrictStr | None = None
+    group: Annotated[StrictStr, Field(min_length=1)] | None = None
     """Column that holds a coarser label, for few-shot studies: all classes of a group are in one part. Default: none, or the
     bundled set's own. (For what must not be split otherwise, such as the texts of one author, see `data.group_column`.)"""
     test_source: StrictStr | None = None

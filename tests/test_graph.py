@@ -92,7 +92,7 @@ def test_parents_come_before_children(path, n_layers):
 def test_every_stage_is_in_the_registry_under_a_name_of_its_own():
     everything = {"data": {"source": "a/set", "ood": [{"name": "other", "source": "b"}]}, "seeds": [0, 1]}
     tasks = expand(study(**everything, adaptation={"checkpoints": 2}, sae={"census_nulls": 1}), 6)
-    few = expand(study(few_shot={"outer": "top:1", "inner": ["head"], "convergence": True}), 6)
+    few = expand(study(few_shot={"outer": "top:1", "inner": ["head", "top:1"], "convergence": True}), 6)
     assert {type(task) for task in (*tasks, *few)} == set(REGISTRY)
     assert not {type(task) for task in tasks} & {type(task) for task in few}
     names = [stage.name for stage in REGISTRY]

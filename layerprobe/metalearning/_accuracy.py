@@ -7,38 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerprobe.stats import jackknife_error
+from layerprobe.stats import group_error, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent values with its interval by Student's t; missing ends for one value."""
-    from scipy import stats
-
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, np.nan, np.nan
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return mean, mean - half, mean + half
-
-
-def group_error(values: np.ndarray, groups: np.ndarray) -> tuple[float, int]:
-    """Standard error of a mean over episodes that covers other groups, by leaving out one group at a time.
-
-    Args:
-        values: one value per episode.
-        groups: group of each episode.
-
-    Returns:
-        Standard error and number of groups; nan with fewer than two groups.
-    """
-    names = np.unique(groups)
-    if len(names) < 2:
-        return np.nan, len(names)
-    left_out = np.array([values[groups != name].mean() for name in names])
-    return float(jackknife_error(left_out[None])[0]), len(names)
 
 
 def summarise_accuracy(table: pd.DataFrame, *, by_group: bool) -> pd.DataFrame:

@@ -57,8 +57,15 @@ def write_report(run: Run, path: str | Path) -> Path:
 
 def findings(tables: Tables, record: Any, sections: Sequence[Section[Any]] = REGISTRY) -> list[Finding]:
     """Sentences made from the numbers, each with an interval and the id of the section that it comes from."""
-    ordered = sorted(sections, key=lambda section: section.priority)
+    ordered = sorted(sections_of(record, sections), key=lambda section: section.priority)
     return [sentence for section in ordered for sentence in section.sentences(tables, record)]
+
+
+def sections_of(record: Any, sections: Sequence[Section[Any]]) -> list[Section[Any]]:
+    """The sections that belong to a run's kind of study; a comparison is of adaptation studies."""
+    study = getattr(record, "study", None)
+    kind = "few-shot" if study is not None and study.resolved.get("few_shot") is not None else "adaptation"
+    return [section for section in sections if section.studies in (kind, "all")]
 
 
 def figure_function(name: str, sections: Sequence[Section[Any]] = REGISTRY) -> FigureFunction:
@@ -82,6 +89,7 @@ def render_page(tables: Tables, record: Any, sections: Sequence[Section[Any]] = 
         sections: in the order of the page.
     """
     environment, plots = make_environment(), Plots()
+    sections = sections_of(record, sections)
     found = findings(tables, record, sections)
     html, data, scripts = {}, {}, []
     # The first section links to figures of the others, so it is rendered last.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from layerprobe.record import Finding
 
@@ -51,6 +51,8 @@ class Section(Generic[Record]):
     """Variables of the template. The value of `data` is embedded as JSON with the id `data-<section id>`."""
     sentences: Callable[[Tables, Record], Sequence[Finding]] = no_sentences
     """Sentences of the answer."""
+    studies: Literal["adaptation", "few-shot", "all"] = "adaptation"
+    """Studies whose page has the section."""
     priority: int = 1
     """Order of its sentences in the answer, low first; sections of one priority follow the order of the page."""
     template: str | None = None

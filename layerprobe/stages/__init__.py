@@ -24,7 +24,10 @@ from layerprobe.stages.interventions import Interventions
 from layerprobe.stages.label_variance import LabelVariance
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match
+from layerprobe.stages.meta_convergence import ConvergencePrefix, ConvergenceRates, MetaConvergence
+from layerprobe.stages.meta_counts import MetaCounts
 from layerprobe.stages.meta_evaluate import MetaCompare, MetaEvaluate
+from layerprobe.stages.meta_similarity import MetaBetween, MetaSimilarity
 from layerprobe.stages.meta_train import MetaPrefix, MetaTrain
 from layerprobe.stages.nulls import Nulls
 from layerprobe.stages.outside import Outside
@@ -84,4 +87,10 @@ REGISTRY: tuple[type[Stage], ...] = (
     MetaTrain,
     MetaEvaluate,
     MetaCompare,
+    MetaSimilarity,
+    MetaBetween,
+    MetaCounts,
+    ConvergencePrefix,
+    ConvergenceRates,
+    MetaConvergence,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.few_shot import inner_config, naming_few_shot_keys, outer_config, outer_depth, section_of
-from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec
+from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._few_shot import (
     BODY_COLUMNS,
@@ -34,6 +34,7 @@ FEW_SHOT_TRAINING = TableSpec(
     "few_shot_training",
     "Training of the bodies of a few-shot study: one row per body and outer step.",
     {
+        **columns(seconds="time since the start, without validations"),
         **BODY_COLUMNS,
         "step": "outer step, from 1; 0 is the validation before the first",
         "loss": "mean query loss of the step's episodes after the inner loop, in nats; for `multiclass` the loss of its batch",
@@ -42,7 +43,6 @@ FEW_SHOT_TRAINING = TableSpec(
         "head_gradient_norm": "norm of its part by the head",
         "validation_loss": "mean query loss on the validation episodes, in nats; missing between validations",
         "validation_accuracy": "mean query accuracy on the validation episodes",
-        "seconds": "time since the start, without validations",
         "best": "whether the parameters of this step were kept",
     },
 )
@@ -182,7 +182,11 @@ class MetaTrain(BodyStage):
         save_parameters(folder, {name: result.parameters[name] for name in changed}, result.rates)
         log = pd.DataFrame([vars(entry) for entry in result.log])
         log = log.assign(best=log["step"] == result.best_step)
-        save(folder, "few_shot_training", log.assign(**self.named)[list(FEW_SHOT_TRAINING.columns)])
+        save(
+            folder,
+            "few_shot_training",
+            log.assign(**self.named)[[name for name in FEW_SHOT_TRAINING.columns if name != "concurrent_tasks"]],
+        )
 
     def size(self, study: ResolvedStudy) -> int:
         return study.model_bytes

@@ -7,6 +7,7 @@ from layerprobe.report.sections import (
     cost,
     drift,
     features,
+    few_shot,
     inside,
     labels,
     made,
@@ -18,6 +19,7 @@ from layerprobe.report.sections import (
 
 REGISTRY: tuple[Section, ...] = (
     answer.SECTION,
+    few_shot.SECTION,
     drift.SECTION,
     labels.SECTION,
     features.SECTION,

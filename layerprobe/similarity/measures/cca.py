@@ -40,7 +40,7 @@ def mean_squared_cca(x: Any, y: Any) -> float:
     return linear_value("mean_squared_cca", _mean_squared_cca, x, y)
 
 
-def svcca(x: Any, y: Any, *, variance: float = 0.99) -> float:
+def svcca(x: Any, y: Any, *, variance: float = 0.99, rows_per_component: float | None = None) -> float:
     """Mean canonical correlation of the leading principal components of each side, in [0, 1].
 
     Raghu et al. 2017, "SVCCA". Not invariant to linear maps, since the leading components are not.
@@ -48,13 +48,15 @@ def svcca(x: Any, y: Any, *, variance: float = 0.99) -> float:
     Args:
         x, y: rows x features, row i of both the same item.
         variance: share of each side's variance that its components account for.
+        rows_per_component: least number of rows per component of the side with more; by default n need only exceed the
+            number of components of both sides. With few rows, the value is high for unrelated data, too.
 
     Raises:
-        MeasureError: if variance is not in (0, 1], n is not above the number of components, or as `mean_cca`.
+        MeasureError: if variance is not in (0, 1], there are too few rows for the number of components, or as `mean_cca`.
     """
     if not 0 < variance <= 1:
         raise MeasureError(f"svcca: {{variance}} is {variance}; use a share above 0 and up to 1.", "variance")
-    return linear_value("svcca", _svcca, x, y, warn=False, variance=variance)
+    return linear_value("svcca", _svcca, x, y, warn=False, variance=variance, rows_per_component=rows_per_component)
 
 
 def pwcca(x: Any, y: Any) -> float:
@@ -87,7 +89,7 @@ def _mean_squared_cca(products: Products) -> float:
     return float(np.clip(np.vdot(whitened, whitened) / min(whitened.shape), 0, 1))
 
 
-def _svcca(products: Products, *, variance: float = 0.99) -> float:
+def _svcca(products: Products, *, variance: float = 0.99, rows_per_component: float | None = None) -> float:
     if products.identical:
         return 1.0
     basis_x, basis_y = (_leading(scatter, variance) for scatter in (products.scatter_x, products.scatter_y))
@@ -96,6 +98,13 @@ def _svcca(products: Products, *, variance: float = 0.99) -> float:
             f"svcca: {products.n} rows for {basis_x.shape[1]} + {basis_y.shape[1]} components, with which it is near 1 for "
             "any data; provide more rows, or lower {variance}.",
             "variance",
+        )
+    most = max(basis_x.shape[1], basis_y.shape[1])
+    if rows_per_component is not None and products.n < rows_per_component * most:
+        raise MeasureError(
+            f"svcca: {products.n} rows for {most} components, fewer than {rows_per_component:g} per component "
+            "({rows_per_component}); provide more rows, or lower {variance}.",
+            *("rows_per_component", "variance"),
         )
     whitened = basis_x.T @ products.cross @ basis_y
     return float(np.clip(singular_values(whitened), 0, 1).mean())

@@ -15,4 +15,5 @@ SECTION = Section(
     optional=("similarity", "drift_controls", "task_specific", "differences", "adaptation", "checkpoint_labels"),
     figures={"layer_strip": layer_strip},
     context=context,
+    studies="all",
 )

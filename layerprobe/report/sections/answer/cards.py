@@ -10,6 +10,7 @@ from layerprobe.report.labels import label_warning
 from layerprobe.report.queries import Tables
 from layerprobe.report.sections.answer.card import Card
 from layerprobe.report.sections.answer.changed import changed
+from layerprobe.report.sections.answer.few_shot import few_shot_cards
 from layerprobe.report.sections.answer.needed import advice, needed
 from layerprobe.report.sections.answer.where import where
 
@@ -18,13 +19,15 @@ WHERE, NEEDED = ("drift",), ("quality", "cost")
 
 
 def cards(tables: Tables, record: RunRecord, findings: Sequence[Finding] | None = None) -> list[Card]:
-    """Where, what changed, was it needed: each with one claim, one number and a badge.
+    """Where, what changed, was it needed: each with one claim, one number and a badge. A few-shot study has cards of its own.
 
     Args:
         tables: of the run.
         record: of the run.
         findings: full sentences of the sections, by default those of the record.
     """
+    if record.study.resolved.get("few_shot") is not None:
+        return few_shot_cards(tables, record)
     sentences = record.findings if findings is None else findings
     details: list[list[Finding]] = [[], [], []]
     for finding in sentences:

@@ -3,4 +3,4 @@
 from layerprobe.report.section import Section
 from layerprobe.report.sections.made.context import context
 
-SECTION = Section(id="made", title="How was this made?", optional=("near_copies",), context=context)
+SECTION = Section(id="made", title="How was this made?", optional=("near_copies",), context=context, studies="all")

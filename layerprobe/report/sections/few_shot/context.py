@@ -1,0 +1,81 @@
+"""What the template of the few-shot section reads: settings, tables of accuracy and counts, and notes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from layerprobe.record import RunRecord
+from layerprobe.report.queries import having, records_of
+from layerprobe.report.section import Tables
+from layerprobe.report.sections.few_shot.figures import MEASURES, READERS, body_name
+from layerprobe.report.sections.few_shot.queries import depths, test_labels
+from layerprobe.report.sections.few_shot.sentences import sentences
+
+COUNTED = ("inner_gradients", "outer_gradients", "second_order_products", "body_forward_passes", "body_backward_passes")
+COMPARISONS = {
+    "inner loop": "before and after the inner loop",
+    "meta-training": "pretrained and meta-trained",
+    "between models": "two meta-trained bodies",
+}
+"""Values of the column `comparison` in words."""
+
+
+def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
+    """Sentences, what was compared, and rows of the tables."""
+    layers = having(tables, "few_shot_layers")
+    accuracy = tables["few_shot_accuracy"]
+    by_group = bool(accuracy.groups.notna().any())
+    return {
+        "texts": [finding.text for finding in sentences(tables, record)],
+        "few": record.study.resolved.get("few_shot") or {},
+        "by_group": by_group,
+        "covered": test_labels(record),
+        "n": int(accuracy.n.max()),
+        "seeds": int(accuracy.seeds.max()),
+        "rows": accuracy_rows(tables, record),
+        "counts": count_rows(tables),
+        "measures": {} if layers is None else {k: v for k, v in MEASURES.items() if k in set(layers.measure)},
+        "comparisons": {} if layers is None else {k: v for k, v in COMPARISONS.items() if k in set(layers.comparison)},
+        "undefined": undefined(tables),
+    }
+
+
+def accuracy_rows(tables: Tables, record: RunRecord) -> list[dict[str, Any]]:
+    """Bodies and readers with accuracy, meta-trained ones first by depth."""
+    order = [*depths(tables, record), ""]
+    rows = [
+        row
+        | {
+            "body": body_name(row["method"], row["inner"]),
+            "words": READERS.get(row["reader"], f"inner loop {row['inner']}"),
+        }
+        for row in records_of(tables["few_shot_accuracy"])
+    ]
+    return sorted(
+        rows,
+        key=lambda row: (row["method"] != "meta-trained", order.index(row["inner"]) if row["inner"] in order else 0),
+    )
+
+
+def count_rows(tables: Tables) -> list[dict[str, Any]]:
+    """Counts as counted, with what theory says where that differs."""
+    rows = records_of(having(tables, "few_shot_counts"))
+    for row in rows:
+        row["cells"] = [
+            f"{row[name]}" if row[name] == row[f"{name}_theory"] else f"{row[name]} (theory: {row[f'{name}_theory']})"
+            for name in COUNTED
+        ]
+    return rows
+
+
+def undefined(tables: Tables) -> list[str]:
+    """Which measures are undefined at which layers, and why; one sentence per measure and comparison."""
+    table = having(tables, "few_shot_layers")
+    if table is None:
+        return []
+    rows = table[table.value.isna()]
+    return [
+        f"{MEASURES.get(str(measure), str(measure))} is undefined in {len(part)} row{'s' * (len(part) > 1)} of the comparison "
+        f"`{comparison}`: {part.note.iloc[0]}"
+        for (measure, comparison), part in rows.groupby(["measure", "comparison"], sort=False)
+    ]
