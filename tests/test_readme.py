@@ -61,7 +61,7 @@ def test_one_s_own_checkpoint_and_data_run_as_written(tmp_path):
     assert [words[1] for words in shown] == ["plan", "run", "report"]
     outputs = [in_shell(words, tmp_path, tmp_path / "home") for words in shown]
     assert "To be added" in outputs[0]
-    assert outputs[1].strip() == outputs[2].strip() == "reports/mine/index.html"
+    assert outputs[1].splitlines()[-1] == outputs[2].strip() == "reports/mine/index.html"
     assert (tmp_path / "reports" / "mine" / "index.html").is_file()
 
 
