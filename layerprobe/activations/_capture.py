@@ -162,7 +162,7 @@ class _Writer:
         mask: Tensor,
     ) -> None:
         stored = indices < self.with_tokens
-        for position in np.flatnonzero(stored):
+        for position in np.flatnonzero(stored).tolist():
             self.index.add(int(indices[position]), encodings[position])
         kept = (mask & torch.from_numpy(stored).to(mask.device)[:, None]).flatten().nonzero().squeeze(1)
         weights = mask.to(layers[0].dtype)
