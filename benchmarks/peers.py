@@ -222,7 +222,7 @@ def layerprobe_side(options: argparse.Namespace, folder: Path) -> None:
                 rows = store.tokens(layer)
                 dictionary = sae.train(rows, folder / f"sae-{layer}-{side}", settings)
                 quality = sae.evaluate(dictionary, rows, sae.encode(dictionary, rows), store.groups("token"))
-                variances[f"layer {layer}, {side}"] = quality.explained_variance.value
+                variances[f"layer {layer}, {side}"] = quality.explained_variance
     means = {side: [np.asarray(rows) for rows in layers.values()] for side, layers in sides.items()}
     save_results(folder, "layerprobe", means, variances)
     _child.report(parts=parts.measured, accuracy=result.after.accuracy, cka=squares, token_rows=stores["base"].n_rows)

@@ -389,7 +389,10 @@ def markdown(measured: dict[str, Any]) -> str:
             f"| {series.title} | {fits.largest} {series.unit} | {fits.exponent} | {fits.growth} | {above[0]:.0f} to "
             f"{above[-1]:.0f} | {points[-1]['seconds']:.1f} |"
         )
-    machines = {_machine.line(one["machine"]) for one in measured.values()}
+    described = [
+        {key: value for key, value in one["machine"].items() if key != "load before"} for one in measured.values()
+    ]
+    machines = {_machine.line(one) for one in described}
     return "\n".join([*lines, "", *(f"Machine: {machine}." for machine in sorted(machines))])
 
 
