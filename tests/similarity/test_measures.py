@@ -14,6 +14,7 @@ from layerprobe.similarity import (
     paired_cosine,
     paired_cosine_baseline,
     procrustes,
+    svcca,
 )
 
 pytestmark = pytest.mark.numerical
