@@ -14,6 +14,7 @@ from layerprobe.similarity import (
     paired_cosine,
     paired_cosine_baseline,
     procrustes,
+    svcca,
 )
 
 pytestmark = pytest.mark.numerical
@@ -315,3 +316,15 @@ def test_a_constant_side_is_refused_by_all_measures_that_centre():
         for sides in ((constant, y), (x, constant)):
             with pytest.raises(MeasureError, match=rf"{measure.name}: .*\(120, 8\).* leave it out"):
                 measure.function(*sides)
+
+
+def test_svcca_with_a_least_number_of_rows_per_component():
+    """12 of 20 directions carry all variance, so that 120 rows are enough and 119 are not."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((120, 12)) @ np.linalg.qr(rng.standard_normal((20, 12)))[0].T
+    options = {"variance": 1 - 1e-6, "rows_per_component": 10}
+    assert svcca(x, x[:, ::-1], **options) == pytest.approx(1.0) == svcca(x, x[:, ::-1], variance=1 - 1e-6)
+    with pytest.raises(
+        MeasureError, match=r"119 rows for 12 components, fewer than 10 per component \(rows_per_component\)"
+    ):
+        svcca(x[:119], x[:119, ::-1], **options)

@@ -38,7 +38,7 @@ def enough(tables: Tables, record: RunRecord) -> Card:
     table = having(tables, "few_shot_differences")
     if table is None:
         return card(ENOUGH, "Not measured: the study has one inner depth")
-    row: Any = table.loc[table.order.idxmax()]
+    row: Any = table.sort_values("order").iloc[-1]
     margin = f"{100 * row.margin:.3g} point{'' if row.margin == 0.01 else 's'}"
     claim = CLAIMS[row.outcome].format(inner=row.inner, reference=row.reference, margin=margin)
     number = f"{points(row.difference)} ({row.inner} minus {row.reference})"
@@ -72,7 +72,7 @@ def changed(tables: Tables, record: RunRecord) -> Card:
     if body.empty:
         claim = f"Only the head: layers are identical by construction under `{order[-1]}`"
         return card(CHANGED, claim, f"CKA of {logits}" if logits else "–", details, bool(len(head)), seeds)
-    least: Any = body.loc[body.value.idxmin()]
+    least: Any = body.sort_values("value").iloc[0]
     claim = f"Under `{order[-1]}`, layer {least.layer} changed most (CKA {least.value:.3f}){f'; {logits}' if logits else ''}"
     ends = head.ci_high.iloc[0] < body.ci_low.min() if len(head) else False
     if ends:

@@ -55,7 +55,8 @@ def few_shot_accuracy(tables: Tables, record: RunRecord) -> go.Figure | None:
             continue
         colour = colour_of(depth, order) if depth else PLAIN
         offset = -0.3 + 0.6 * number / max(1, len(readers) - 1)
-        y = [place[body_name(row.method, row.inner)] + offset for row in rows.itertuples()]
+        bodies = zip(rows.method, rows.inner, strict=True)
+        y = [place[body_name(method, inner)] + offset for method, inner in bodies]
         label = f"inner loop {depth}" if depth else READERS[reader]
         symbol = SYMBOLS[0] if depth else SYMBOLS[1 + list(READERS).index(reader)]
         options: dict[str, Any] = {"mode": "markers", "marker": {"size": 9, "symbol": symbol}}
@@ -111,7 +112,7 @@ def few_shot_layers(
     last = int(rows.layer.max())
     pairs = rows[["inner", "other"]].drop_duplicates()
     pair: Any
-    for number, pair in enumerate(sorted(pairs.itertuples(), key=lambda pair: order.index(pair.inner))):
+    for number, pair in enumerate(sorted(pairs.itertuples(), key=lambda pair: order.index(str(pair.inner)))):
         part = rows[(rows.inner == pair.inner) & (rows.other == pair.other)]
         is_pair = comparison == "between models"
         name = f"{pair.inner} and {pair.other}" if is_pair else pair.inner

@@ -39,7 +39,8 @@ def depth_sentences(tables: Tables, record: RunRecord) -> list[str]:
     table = having(tables, "few_shot_differences")
     if table is None:
         return []
-    texts, row = [], None
+    texts: list[str] = []
+    row: Any
     for row in table.sort_values("order", ascending=False).itertuples():
         groups = int(row.n) if row.covers == "groups" else None
         subject = "Adapting only the head in the inner loop" if row.inner == "head" else f"The inner loop `{row.inner}`"
@@ -62,7 +63,7 @@ def gain_sentences(tables: Tables, record: RunRecord) -> list[str]:
     table = having(tables, "few_shot_accuracy")
     rows = None if table is None else table[(table.method == "pretrained") & (table.reader != "inner")]
     if rows is not None and len(rows):
-        best: Any = rows.loc[rows.accuracy.idxmax()]
+        best: Any = rows.sort_values("accuracy").iloc[-1]
         texts.append(
             f"Without meta-training and without an inner loop, the pretrained body reaches {best.accuracy:.1%} "
             f"({best.ci_low:.1%} to {best.ci_high:.1%}) by {READERS.get(best.reader, best.reader)}, the best of its readers on these "
@@ -85,7 +86,7 @@ def layer_sentences(tables: Tables, record: RunRecord) -> list[str]:
             one: Any = head.iloc[0]
             logits = f"the head's logits have a CKA of {one.value:.3f} ({one.ci_low:.3f} to {one.ci_high:.3f})"
         if len(changed):
-            least: Any = changed.loc[changed.value.idxmin()]
+            least: Any = changed.sort_values("value").iloc[0]
             texts.append(
                 f"Before and after the inner loop `{depth}`, layer {least.layer} changed most: CKA {least.value:.3f} "
                 f"({least.ci_low:.3f} to {least.ci_high:.3f}) over {least.episodes} episodes and {least.n:,} probe examples"
