@@ -117,7 +117,7 @@ class Finding(_Model):
     text: str
     """The sentence, plain text."""
     figure: str
-    """Id of the section of the page that shows its numbers."""
+    """Name of the figure, or id of the section of the page, that shows its numbers."""
 
 
 class Conclusion(_Model):
