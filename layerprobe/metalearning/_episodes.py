@@ -26,7 +26,7 @@ class Part:
 
     name: str
     classes: tuple[str, ...]
-    rows: tuple[Int[np.ndarray, " examples"], ...]
+    rows: tuple[Int[np.ndarray, " _"], ...]
     groups: tuple[str, ...] | None
 
 

@@ -170,3 +170,11 @@ def test_what_cannot_be_divided_is_refused(changes, message):
     texts, labels, groups = corpus()
     with pytest.raises(ArgumentError, match=message):
         split_classes(**{"texts": texts, "labels": labels, "groups": groups, "min_texts": 10, **changes})
+
+
+def test_classes_may_have_different_numbers_of_texts():
+    labels = [f"class {i}" for i in range(9) for _ in range(5 + i)]
+    texts = [f"text {i}" for i in range(len(labels))]
+    parts = split_classes(texts, labels, None, min_texts=4, ways=2, seed=0)
+    sizes = [len(rows) for part in (parts.train, parts.validation, parts.test) for rows in part.rows]
+    assert sorted(sizes) == list(range(5, 14))
