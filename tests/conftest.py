@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each worker
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -22,6 +23,11 @@ install_import_hook(
     ],
     typechecker="checking.typechecked",
 )
+
+
+# No test depends on how fast the machine is.
+hypothesis.settings.register_profile("any-speed", deadline=None)
+hypothesis.settings.load_profile("any-speed")
 
 
 def pytest_addoption(parser):
