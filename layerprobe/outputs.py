@@ -66,8 +66,12 @@ def tables_source(resolved: ResolvedStudy, finished: Mapping[Stage, Artifact], t
 
 
 def page_source(record: RunRecord) -> str:
-    """Digest of everything that the page of a run follows from, but for the time of the run and what was reused in it."""
+    """Digest of everything that the page of a run follows from, but for its time, its command and what was reused in it.
+
+    Commands may differ in options that change no result, such as the number of jobs.
+    """
     content = record.to_json()
+    del content["command"]
     for name in TIMES:
         del content["provenance"][name]
     for task in content["tasks"]:

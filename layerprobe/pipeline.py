@@ -149,10 +149,22 @@ def _inspected(resolved: ResolvedStudy, store: ArtifactStore) -> Iterator[_Inspe
         yield _Inspected(task, key if is_final else None, key, artifact, problem)
 
 
-def find_facts(
-    study: Study, computation: Computation, store: ArtifactStore, *, heading: str | None = None
-) -> tuple[Facts, dict[Stage, Artifact | None]]:
-    """What data and model tell, and every task with its artifact, or None where it is to be computed.
+class Found(NamedTuple):
+    """What is known of a study before its tasks run."""
+
+    facts: Facts
+    artifacts: dict[Stage, Artifact | None]
+    """Every task with its artifact, or None where it is to be computed."""
+    kept: KeptFacts
+    """Where the facts are kept for later runs."""
+
+    def keep(self) -> None:
+        """Keep the facts for later runs; nothing is written before this."""
+        self.kept.keep(self.facts)
+
+
+def find_facts(study: Study, computation: Computation, store: ArtifactStore, *, heading: str | None = None) -> Found:
+    """What data and model tell, and what the store has of the study.
 
     Data and model are read only if something is to be computed, or if they changed since they were read last.
 
@@ -171,12 +183,11 @@ def find_facts(
     if (facts := kept.recall()) is not None:
         found = artifacts(facts)
         if None not in found.values() or is_resolved_here(facts.resolved, device, precision):
-            return facts, found
+            return Found(facts, found, kept)
     if heading is not None:
         print(heading, file=sys.stderr, flush=True)
     facts = read_facts(study, device, precision)
-    kept.keep(facts)
-    return facts, artifacts(facts)
+    return Found(facts, artifacts(facts), kept)
 
 
 class _Symbols(Mapping[str, str]):
@@ -259,9 +270,10 @@ def run(
     command = command or _command(study, out=str(folder), home=home, **vars(computation))
     with Recording(new_record(study, given, command, device), folder, store) as recording:
         heading = "Reading the data and the model" if progress else None
-        facts, found = find_facts(study, computation, store, heading=heading)
-        recording.describe(facts, found)
-        check_space(planned_tasks(facts.resolved, store, []), store.root)
+        found = find_facts(study, computation, store, heading=heading)
+        recording.describe(found.facts, found.artifacts)
+        check_space(planned_tasks(found.facts.resolved, store, []), store.root)
+        found.keep()
         for one in list(compute([recording], computation, store.root, progress=progress)):
             one.complete()
         return recording.result

@@ -10,10 +10,18 @@ from pathlib import Path
 
 from layerprobe import interrupt
 from layerprobe.errors import LayerprobeError, StorageError
-from layerprobe.pipeline import Computation, check_space, compute, find_facts, new_record, planned_tasks, stay_offline
+from layerprobe.pipeline import (
+    Computation,
+    Found,
+    check_space,
+    compute,
+    find_facts,
+    new_record,
+    planned_tasks,
+    stay_offline,
+)
 from layerprobe.recording import Recording
 from layerprobe.runs import Run
-from layerprobe.stage import ResolvedStudy
 from layerprobe.store import ArtifactStore
 from layerprobe.study import slug
 from layerprobe.sweep._config import Combination, Sweep, for_each
@@ -70,18 +78,20 @@ def run_sweep(
     stay_offline(*studies.values())
     command = command or f"run_sweep(Sweep.load(...), out={str(folder)!r})"
 
-    def described(one: Combination) -> tuple[Recording, ResolvedStudy]:
+    def described(one: Combination) -> tuple[Recording, Found]:
         record = new_record(studies[one], None, command, computation.device)
         recording = Recording(record, folder / slug(one.name), store, name=one.name)
         heading = f"Reading the data and the model: {one.name}" if progress else None
-        facts, found = find_facts(studies[one], computation, store, heading=heading)
-        recording.describe(facts, found)
-        return recording, facts.resolved
+        found = find_facts(studies[one], computation, store, heading=heading)
+        recording.describe(found.facts, found.artifacts)
+        return recording, found
 
     pairs = for_each(tuple(studies), described)
     recordings = [recording for recording, _ in pairs]
-    tasks = shared_tasks((recording.name, planned_tasks(resolved, store, [])) for recording, resolved in pairs)
+    tasks = shared_tasks((recording.name, planned_tasks(found.facts.resolved, store, [])) for recording, found in pairs)
     check_space((one.task for one in tasks), store.root)
+    for _, found in pairs:
+        found.keep()
     with ExitStack() as stack:
         for recording in recordings:
             stack.enter_context(recording)
