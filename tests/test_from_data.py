@@ -150,6 +150,7 @@ def test_the_recorded_command_of_a_run_from_python_repeats_it(tmp_path, tiny_ber
     command = result.record.command
     (folder / "run.json").unlink()
     (folder / "index.html").unlink()
+    (folder / ".made.json").unlink()
     for path in (folder / "tables").iterdir():
         path.unlink()
     bin_folder = tmp_path / "bin"

@@ -239,7 +239,7 @@ def test_an_unknown_device_is_refused_before_anything_is_read_or_written(study, 
         raise AssertionError("something was read")
 
     monkeypatch.setattr(pipeline, "resolve", fail)
-    monkeypatch.setattr(pipeline, "_stay_offline", fail)
+    monkeypatch.setattr(pipeline, "stay_offline", fail)
     for words in (("run", study, "--out", tmp_path / "out"), ("plan", study)):
         refused(cli(*words, "--device", "tpu"), "--device tpu is unknown; the devices are auto, cpu, cuda and mps.")
     assert not (tmp_path / "out").exists()

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from layerprobe.metalearning import Episode
 
 READER = (
-    "how query examples are classified: `inner` (inner loop), `logistic` (regression on the support vectors), `centroid` (nearest "
-    "class mean), or `nil` (cosine similarity with the support vectors, no trained head)"
+    "how query examples are classified: `inner` (inner loop), `logistic` (regression on support vectors), `centroid` (nearest "
+    "class mean) or `nil` (cosine with support vectors)"
 )
 FEW_SHOT = TableSpec(
     "few_shot",

@@ -44,8 +44,8 @@ FEW_SHOT_LAYERS = TableSpec(
         "other": "what it is compared with: `after` adaptation, `pretrained`, or depth of the inner loop of the other body",
         "part": "`layer`, or `head`, which is compared by its logits",
         "layer": f"{COLUMNS['layer']}; missing for the head",
-        "measure": "`cka` (debiased), `svcca` (components with 99% of the variance, at least 10 rows per component), `paired_cosine`, "
-        "or `weight_change`: norm of the change of the block's (for layer 0 the embeddings') weights divided by their norm before",
+        "measure": "`cka` (debiased), `svcca` (99% of the variance, 10 or more rows per component), `paired_cosine`, or `weight_change` "
+        "(norm of the change of the block's weights by their norm before)",
         "value": "the measure; for `inner loop` its mean over episodes",
         "ci_low": "lower end of its 95% interval: over episodes (Student's t) for `inner loop`, else over examples",
         "ci_high": "upper end of its 95% interval",

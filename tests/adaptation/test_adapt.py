@@ -163,7 +163,7 @@ def test_precision_on_a_gpu_follows_its_instructions(monkeypatch):
 def test_tf32_is_on_while_blocks_are_trained_and_off_where_anything_is_measured(
     tiny_encoder, tiny_corpus, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("layerprobe.adaptation._trained.has_tf32", lambda device: True)
+    monkeypatch.setattr("layerprobe.adaptation._config.has_tf32", lambda device: True)
     # Counting operations runs single examples forwards and backwards, in any precision.
     monkeypatch.setattr("layerprobe.adaptation._fit.fit_flops", lambda *args, **options: TrainingFlops(0, 0, 0))
     seen = {True: set(), False: set()}

@@ -66,7 +66,7 @@ def test_the_sentence_states_both_sides_the_interval_and_the_onset():
     (finding,) = labels.SECTION.sentences(*study())
     assert finding.figure == "labels"
     assert finding.text == (
-        "Under full, 15.6% of the variance of token vectors at layer 2 lies between labels, and 0.6% in base (each less its "
+        "Under full, 15.6% of the variance of token vectors at layer 2 lies between labels, and 0.6% in base (each minus its "
         "mean under permuted labels): a difference of 15.0 percentage points (95% interval 13.0 to 17.0). The first layer "
         "whose difference is shown to be above 0 is 1 (2.9 percentage points), above 1 percentage point 2, above 5 percentage "
         "points 2 (5% for any false layer)."
