@@ -48,3 +48,13 @@ def quality(dictionary, rows, groups=None, codes=None):
     codes = encoded(dictionary, rows) if codes is None else codes
     groups = np.arange(len(rows)) if groups is None else groups
     return sae.evaluate(dictionary, rows, codes, groups)
+
+
+def at_median_ratio(joint, codes):
+    """Which latents have the median ratio of norms, which leaves their dominant side to rounding."""
+    sizes = np.linalg.norm(joint.decoder.astype(np.float64), axis=2)
+    active = np.diff(codes.tocsc().indptr)
+    both = active > 0
+    ratios = np.log(sizes[:, 1] / sizes[:, 0])
+    median = np.median(np.repeat(ratios[both], active[both]))
+    return np.abs(ratios - median) < 1e-9
