@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 ACCURACY = 1e-9
 """Largest estimated error, relative to their sum, of singular values whose vectors are taken from a Gram matrix."""
-ACCURACY_OF_VALUES = 1e-7
+ACCURACY_OF_VALUES = 3e-8
 """The same for singular values alone. Errors of either sign cancel in their sum. Outputs of a layer norm have one or two
 directions without variance, which alone are estimated at 1e-9 to 3e-8; errors measured there are below 4e-10."""
 ROUNDING = 8 * np.finfo(np.float64).eps
