@@ -1,5 +1,5 @@
 // The table of latents, and the page of one: #latent/<training run>/<layer>/<side>/<number> opens it.
-const catalogue = read("data-tokens").explorer;
+const catalogue = data.explorer;
 if (catalogue) {
   const ROWS = 25, COLUMNS = [
     ["latent", "latent", 0], ["kind", "kind"], ["density", "active on", "%"], ["label", "label"], ["auroc", "AUROC", 2],
@@ -10,11 +10,6 @@ if (catalogue) {
   const [run, layer, side, kind, search, note, table, where, back, next, page] = ["run", "layer", "side", "kind", "search", "note", "table", "where", "back", "next", "latent"].map(at);
   const name = number => number === null || number === undefined ? "" : catalogue.names[number];
   const unique = list => [...new Set(list)];
-  const fill = (select, values, words) => {
-    const kept = select.value; select.replaceChildren();
-    values.forEach(value => option(select, String(value), words(value)));
-    if (values.map(String).includes(kept)) select.value = kept;
-  };
   const groupOf = (r, l, s) => catalogue.groups.find(g => g.run === r && g.layer === Number(l) && (g.side === s || g.same));
   let group, order = [], first = 0, by = null, down = true, live = [];
   const value = (column, i) => {
@@ -135,7 +130,7 @@ if (catalogue) {
   const go = (...target) => { if (location.hash === address(...target)) open(); else location.hash = address(...target); };
   const clear = () => {
     live.forEach(node => { Plotly.purge(node); plots.splice(plots.indexOf(node), 1); });
-    live = []; page.replaceChildren();
+    live = []; page.replaceChildren(); at("value").textContent = "";
   };
   const facts = (i, number) => {
     const list = element("p"), other = group.side === "base" ? "adapted" : "base", parts = [`It is active on ${words("density", i, "%")} of tokens`];
@@ -155,11 +150,11 @@ if (catalogue) {
     }
     return list;
   };
-  const example = ([choice, rank, level, number, values], data) => {
-    const span = catalogue.spans[number], other = group.side === "base" ? "adapted" : "base", box = element("div", undefined, "example");
-    box.append(element("p", `${choice === "top" ? `Top ${rank + 1}` : `${Math.round(100 * level)}% of active examples have a lower peak`} · ${span.label}${span.start ? ` · starts at token ${span.start}` : ""}`, "note"));
+  const example = ([rank, level, number, from, count, values], data) => {
+    const other = group.side === "base" ? "adapted" : "base", box = element("div", undefined, "example");
+    box.append(element("p", `${level === null ? `Top ${rank + 1}` : `${Math.round(100 * level)}% of active examples have a lower peak`} · ${exampleOf(number).label}`, "note"));
     const lines = group.same ? [["both", "base"]] : [[group.side, group.side], [`same latent, ${other}`, other], [`match, ${other}`, "match"]];
-    lines.forEach(([title, on]) => { if (values[on]) box.append(tokenLine(title, span.tokens, spread(values[on]), data.top, 2)); });
+    lines.forEach(([title, on]) => { if (values[on]) box.append(tokenLine(title, number, spread(values[on]), data.top, 2, from, count)); });
     return box;
   };
   const open = () => {
@@ -173,16 +168,16 @@ if (catalogue) {
     run.value = wanted.run; selected();
     layer.value = String(wanted.layer); selected();
     side.value = wanted.side; selected();
-    const data = group.pages[number], i = group.columns.latent.indexOf(Number(number));
+    const opened = group.pages[number], i = group.columns.latent.indexOf(Number(number));
     page.append(element("h3", `Latent ${number}: layer ${group.layer}, ${group.same ? "base and adapted" : group.side} dictionary, ${run.value}${value("kind", i) ? ` (${value("kind", i)})` : ""}`), facts(i, number));
-    const inactive = Object.entries(data.bars).map(([on, counts]) => `${group.same ? "both sides" : on === "match" ? "match" : on}: ${(100 * counts[0] / counts.reduce((a, b) => a + b, 0)).toFixed(1)}%`).join(", ");
-    plot(bars(data), "activations", "Histogram of activations", `Tokens by activation, where it is active (inactive on ${inactive}). ${group.same ? "" : "Blue: this latent on base's rows; orange: the same latent on the adapted model's rows; dotted: its match, on the rows of the other side. The further apart the curves are, the more changed."}`);
-    plot(classes(data), "labels", "Mean activation by label", `Mean over examples of the mean activation over an example's tokens, by label, with 95% t intervals over the ${data.classes[group.side] ? data.classes[group.side].reduce((n, row) => n + row[5], 0) : 0} examples.`);
+    const inactive = Object.entries(opened.bars).map(([on, counts]) => `${group.same ? "both sides" : on === "match" ? "match" : on}: ${(100 * counts[0] / counts.reduce((a, b) => a + b, 0)).toFixed(1)}%`).join(", ");
+    plot(bars(opened), "activations", "Histogram of activations", `Tokens by activation, where it is active (inactive on ${inactive}). ${group.same ? "" : "Blue: this latent on base's rows; orange: the same latent on the adapted model's rows; dotted: its match, on the rows of the other side. The further apart the curves are, the more changed."}`);
+    plot(classes(opened), "labels", "Mean activation by label", `Mean over examples of the mean activation over an example's tokens, by label, with 95% t intervals over the ${opened.classes[group.side] ? opened.classes[group.side].reduce((n, row) => n + row[5], 0) : 0} examples.`);
     live = [...page.querySelectorAll(".plot")];
     page.append(element("h4", "Examples with the highest peaks, and examples at evenly spaced ranks below"));
-    if (!data.examples.length) page.append(element("p", "It is active in no example of its side.", "note"));
-    data.examples.forEach(item => page.append(example(item, data)));
-    page.append(element("p", `Colour: activation from 0 to ${data.top}, the largest of this latent and its match on both sides.`, "note"));
+    if (!opened.examples.length) page.append(element("p", "It is active in no example of its side.", "note"));
+    opened.examples.forEach(item => page.append(example(item, opened)));
+    page.append(element("p", `Colour: activation from 0 to ${opened.top}, the largest of this latent and its match on both sides.`, "note"));
     page.focus({preventScroll: true}); page.scrollIntoView();
   };
   fill(run, unique(catalogue.groups.map(g => g.run)), r => r);
@@ -195,5 +190,6 @@ if (catalogue) {
   back.addEventListener("click", () => { first = Math.max(0, first - ROWS); draw(); });
   next.addEventListener("click", () => { first += ROWS; draw(); });
   addEventListener("hashchange", open);
+  browse(page, at("value"));
   open();
 }
