@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import rows_of, save
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from layerprobe.data import Examples
 
 TOKENS = TableSpec(
     "tokens",
@@ -74,3 +79,22 @@ class Tokens(Stage):
             }
         )
         save(folder, TOKENS.name, table)
+
+
+def written(tokens: pd.DataFrame, examples: Examples) -> list[str]:
+    """Each token of the table as it is in its text, in lower case where the tokenizer ignores case.
+
+    A token without a place in the text is as the tokenizer writes it.
+    """
+    texts = dict(zip(examples.ids, examples.joined, strict=True))
+    placed = tokens["start"].notna().tolist()
+    starts, ends = (tokens[name].fillna(0).tolist() for name in ("start", "end"))
+    words = []
+    for key, token, known, start, end in zip(tokens["example_id"], tokens["token"], placed, starts, ends, strict=True):
+        word = texts[key][start:end] if known else ""
+        if not word.strip():
+            word = token
+        elif token == token.lower():
+            word = word.lower()
+        words.append(word)
+    return words

@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
@@ -14,6 +12,7 @@ from test_report import EVIL, adaptation, page, similarity
 from layerprobe.report.sections import tokens
 from layerprobe.report.sections.tokens import examples as examples_module
 from layerprobe.report.sections.tokens import explorer as explorer_module
+from layerprobe.report.sections.tokens import listings as listings_module
 from layerprobe.report.sections.tokens import texts as texts_module
 from layerprobe.report.sections.tokens.examples import examples_by_token
 from layerprobe.report.sections.tokens.explorer import explorer
@@ -82,11 +81,29 @@ def shown(side, method="full", chosen=(0, 2), readings=("base", "adapted", "matc
     return {f"latent_{name}": pd.DataFrame(rows).assign(**keys) for name, rows in frames}
 
 
+def listed(side, method="full"):
+    """Top tokens and examples of every live latent: latent n is most active in an example of label a or b, by turns."""
+    keys = {"method": method, "seed": 0, "layer": 1, "side": side}
+    live = [number for number, kind in enumerate(latents().kind) if kind != "dead"]
+    words = [(latent, rank, word) for latent in live for rank, word in enumerate([f"naïve{latent}", "the", SCRIPT])]
+    tokens = pd.DataFrame(words, columns=["latent", "rank", "token"]).assign(active=1, occurrences=2)
+    shares = {f"naïve{latent}": 0.5 + latent / 100 for latent in live}
+    tokens["share"] = [shares.get(word, 0.1) for word in tokens.token]
+    peaks = [
+        (latent, rank, "ij"[(latent + rank) % 2], 1, 2.0 if rank == 0 else 0.5) for latent in live for rank in (0, 1)
+    ]
+    columns = ["latent", "rank", "example_id", "token_index", "activation"]
+    tables = {"latent_tokens": tokens, "latent_peaks": pd.DataFrame(peaks, columns=columns)}
+    return {name: table.assign(**keys) for name, table in tables.items()}
+
+
 def tables():
     both = [shown("base"), shown("adapted", chosen=(1,))]
     data = {name: pd.concat([one[name] for one in both], ignore_index=True) for name in both[0]}
     head = shown("base", "head", readings=("base",))
     data = {name: pd.concat([table, head[name]], ignore_index=True) for name, table in data.items()}
+    lists = [listed("base"), listed("adapted"), listed("base", "head")]
+    data |= {name: pd.concat([one[name] for one in lists], ignore_index=True) for name in lists[0]}
     sides = [latents(), latents("adapted", shift=0.01), latents(method="head"), latents("adapted", "head")]
     sentences = [
         pd.DataFrame(
@@ -166,6 +183,34 @@ def test_a_page_holds_histograms_classes_and_examples():
     assert content["text"][text] == "word" and content["labels"][content["label"][text]] == "b"
     assert content["tokens"][text] == ["[CLS]", 0, 4, "[SEP]"]
     assert len(content["text"]) == 2  # each once, however many latents show it
+
+
+def test_every_live_latent_has_its_top_tokens_and_examples():
+    some, texts = looked_up()
+    data = explorer(some, texts)
+    group = groups(data)["full · seed 0", "base"]
+    listing = data["listings"][group["listing"]]
+    assert set(listing) == {str(latent) for latent in group["columns"]["latent"]}
+    words, peaks = listing["3"]
+    assert [data["names"][word] for word in words[::2]] == ["naïve3", "the", SCRIPT] and words[1::2] == [53, 10, 10]
+    content = texts.content()
+    assert [content["text"][text] for text, *_ in peaks] == ["word", f" {SCRIPT}"]
+    assert [rest for _, *rest in peaks] == [[1, 1000], [1, 250]]  # thousandths of the largest activation, 2
+    # One dictionary under two methods is kept once.
+    assert {group["listing"] for group in data["groups"]} == {0} and len(data["listings"]) == 1
+
+
+def test_listings_are_those_of_the_first_latents_of_large_studies(monkeypatch):
+    some, texts = looked_up()
+    monkeypatch.setattr(listings_module, "MAX_LISTED", 6)
+    data = explorer(some, texts)
+    group = groups(data)["full · seed 0", "base"]
+    assert set(data["listings"][group["listing"]]) == {"0", "2"}
+    monkeypatch.setattr(texts_module, "LARGEST", 5)  # room for the shorter text
+    kept = explorer(some, Texts(some))["listings"][group["listing"]]
+    assert [len(peaks) for _, peaks in kept.values()] == [1, 1]
+    del some["latent_tokens"], some["latent_peaks"]
+    assert groups(explorer(some, Texts(some)))["full · seed 0", "base"]["listing"] is None
 
 
 def test_sides_that_coincide_are_kept_once():
@@ -297,30 +342,3 @@ def test_words_on_the_strongest_colour_keep_a_contrast_of_four_and_a_half(tmp_pa
             ground = [strength * h + (1 - strength) * p for h, p in zip(heat, paper, strict=True)]
             high, low = sorted((luminance(ground), luminance(ink)), reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 4.5
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
-def test_a_browser_opens_a_latent_by_its_address_without_an_error(tmp_path):
-    page(tmp_path / "run", tables())
-    address = f"file://{tmp_path}/run/index.html#latent/full%20%C2%B7%20seed%200/1/base/2"
-    plain = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-dev-shm-usage",
-    ]
-    logging = ["--enable-logging=stderr", "--virtual-time-budget=6000", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run(
-        [CHROMIUM, *plain, *logging, "--dump-dom", address], capture_output=True, text=True, timeout=120
-    )
-    assert "CONSOLE" not in done.stderr, done.stderr
-    body = done.stdout[done.stdout.rindex('<article id="ex-latent"') :]
-    assert "Latent 2: layer 1, base dictionary, full · seed 0 (both)" in body.replace("&nbsp;", " ")
-    assert body.count('class="example"') == 2 and "alert('x')" in body and "<script>alert" not in body
-    assert 'href="#latent/full%20%C2%B7%20seed%200/1/adapted/' not in body  # its match, 2, has no page there
-    table = done.stdout[done.stdout.index('<table id="ex-table"') :].split("</table>")[0]
-    assert table.count("<tr>") == 1 + 5

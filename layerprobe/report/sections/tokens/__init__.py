@@ -16,6 +16,8 @@ SECTION = Section(
         "latent_histograms",
         "latent_classes",
         "latent_examples",
+        "latent_tokens",
+        "latent_peaks",
     ),
     context=context,
     scripts=("tokens.js", "explorer.js"),

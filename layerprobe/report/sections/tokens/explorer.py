@@ -11,6 +11,7 @@ import pandas as pd
 
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
+from layerprobe.report.sections.tokens.listings import Listings
 from layerprobe.report.sections.tokens.texts import Texts
 
 MAX_ROWS, MAX_PAGES = 60_000, 3_000
@@ -34,8 +35,8 @@ def explorer(tables: Tables, texts: Texts) -> dict[str, Any] | None:
     """Latents and their pages as JSON values; None without dictionaries.
 
     Returns:
-        `names` (strings that columns refer to by number) and `groups` (one per training run, layer and side, with its
-        `columns` and `pages`).
+        `names` (strings that columns and listings refer to by number), `groups` (one per training run, layer and side, with
+        its `columns`, its `pages` and the number of its listing), and `listings`, as `Listings.content`.
     """
     latents = having(tables, "latents")
     if latents is None:
@@ -49,6 +50,7 @@ def explorer(tables: Tables, texts: Texts) -> dict[str, Any] | None:
     same = {(*key[:3], "adapted") for key, rows in keyed.items() if _equal(rows, keyed.get((*key[:3], "adapted")))}
     shown = {key: rows for key, rows in keyed.items() if key not in same}
     pages = _pages(tables, shown, number, texts)
+    listings = Listings(tables, KEYS, len(shown), number, texts)
     groups = []
     for key, rows in shown.items():
         method, seed, layer, side = key
@@ -65,9 +67,10 @@ def explorer(tables: Tables, texts: Texts) -> dict[str, Any] | None:
                 "left_out": len(live) - len(kept),
                 "columns": _columns(kept, number),
                 "pages": pages.get(key, {}),
+                "listing": listings.add(key, kept),
             }
         )
-    return {"names": list(numbers), "groups": groups}
+    return {"names": list(numbers), "groups": groups, "listings": listings.content}
 
 
 def _by_group(table: pd.DataFrame) -> dict[Any, pd.DataFrame]:
@@ -96,7 +99,9 @@ def _ordered(rows: pd.DataFrame, pages: Mapping[str, Any]) -> pd.DataFrame:
 def _columns(rows: pd.DataFrame, number: Callable[[Any], int]) -> dict[str, list[Any]]:
     """Values of each column, with None for missing ones."""
     forms: dict[str, Callable[[Any], Any]] = dict.fromkeys(("latent", "partner", "nearest", "unmatched"), int)
-    forms |= dict.fromkeys(("density", "auroc", "property_effect", "delta", "cosine", "nearest_cosine"), rounded)
+    forms |= dict.fromkeys(
+        ("density", "max_activation", "auroc", "property_effect", "delta", "cosine", "nearest_cosine"), rounded
+    )
     forms |= dict.fromkeys(("kind", "label", "property", "property_value", "joint_kind"), number)
     return {
         name: [None if missing else form(value) for value, missing in zip(rows[name], rows[name].isna(), strict=True)]

@@ -34,16 +34,18 @@ const exampleOf = number => {
   decoded.set(number, made);
   return made;
 };
+// Characters without a shape, such as those that join emojis, are named.
+const visible = word => /^[\s]*$/.test(word) ? "␣" : /^[\p{C}\p{M}]+$/u.test(word) ? [...word].map(sign => `U+${sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`).join(" ") : word;
 const tokenLine = (title, number, values, top, digits, from = 0, count = Infinity) => {
   const row = element("div", undefined, "row"), body = element("div"), {tokens, rest} = exampleOf(number);
   body.dir = "auto";
   if (from) body.append("… ");
-  tokens.slice(from, from + count).forEach((part, i) => {
+  tokens.slice(from, from + count).forEach((part, i, line) => {
     const value = values[from + i] || 0, of = part.run ? part.run.length : 1, piece = of > 1 ? ` (${part.place} of ${of} tokens)` : "";
-    const word = part.word.trim() ? part.word : "␣";
+    const word = visible(part.word);
     const token = element("span", of > 1 ? `${word} ${part.place}/${of}` : word, "tok"), name = `${word}${piece}: ${value.toFixed(digits)}`;
     // Tokens of one word are joined; text that no token covers stays plain.
-    if (i && !part.before && !part.special) token.classList.add("joined");
+    if (i && !part.before && !line[i - 1].special) token.classList.add("joined");
     else if (i || part.before.trim()) body.append(part.before.trim() ? part.before : " ");
     token.tabIndex = -1; token.title = name; token.dataset.value = `${title}, ${name}`;
     token.setAttribute("role", "img"); token.setAttribute("aria-label", name);
@@ -70,6 +72,9 @@ const browse = (box, line) => {
     if (next) { token.tabIndex = -1; next.tabIndex = 0; next.focus(); }
   });
 };
+// The address of a latent on this page: side and training run are left out where they are those that are shown first.
+const address = (run, layer, side, number) => `#latent-${layer}-${number}${run !== data.run ? `-${side}-${encodeURIComponent(run)}` : side === "adapted" ? "" : `-${side}`}`;
+const link = (words, ...target) => { const anchor = element("a", words); anchor.href = address(...target); return anchor; };
 // The training run that is shown first: that of the main method.
 const selectMain = select => { select.value = data.run; if (select.selectedIndex < 0) select.selectedIndex = 0; };
 const spread = flat => { const values = []; for (let i = 0; i < (flat || []).length; i += 2) values[flat[i]] = flat[i + 1]; return values; };
@@ -128,7 +133,8 @@ if (tokens) {
       const latent = tokens.latents[Number(colour.value)], here = latent.values[shown.place] || {};
       const of = Object.values(here).flatMap(flat => flat.filter((_, i) => i % 2)), top = scale ? latent.top : of.reduce((a, b) => Math.max(a, b), 0);
       (latent.same ? ["base"] : ["base", "adapted"]).forEach(on => view.append(tokenLine(latent.same ? "base and adapted" : `${on} model`, shown.number, spread(here[on]), top, 2)));
-      legend.textContent = top ? `Colour: activation of this latent at layer ${latent.layer}, from 0 (inactive) to ${top.toFixed(2)}, its largest ${scale ? "over all shown examples" : "in this example"}.` : `This latent is inactive in this example.`;
+      legend.textContent = top ? `Colour: activation of this latent at layer ${latent.layer}, from 0 (inactive) to ${top.toFixed(2)}, its largest ${scale ? "over all shown examples" : "in this example"}. ` : "This latent is inactive in this example. ";
+      legend.append(link("Open this latent", latent.run, latent.layer, latent.side, latent.latent), ".");
     }
     if (exampleOf(shown.number).tokens.some(part => part.run && part.run.length > 1)) legend.append(" 1/4: a character that the tokenizer splits into several tokens, here the first of four.");
   };
