@@ -170,9 +170,8 @@ def _examples_table(context: Context) -> pd.DataFrame:
     import pandas as pd
 
     test = context.corpus.test
-    texts = test.texts if test.pairs is None else [f"{a} ⏐ {b}" for a, b in zip(test.texts, test.pairs, strict=True)]
     labels = [context.corpus.label_names[label] for label in test.labels]
-    return pd.DataFrame({"example_id": test.ids, "text": texts, "label": labels, "split": "test"})
+    return pd.DataFrame({"example_id": test.ids, "text": test.joined, "label": labels, "split": "test"})
 
 
 def near_copies_table(resolved: ResolvedStudy) -> pd.DataFrame:

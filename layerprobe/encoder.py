@@ -19,7 +19,7 @@ from layerprobe.families import FAMILIES
 from layerprobe.layers import blocks
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from layerprobe.data import Examples
     from layerprobe.pooled import PooledClassifier
@@ -208,16 +208,21 @@ def tokenize(encoder: Encoder, examples: Examples, max_length: int) -> list[dict
     """Tokens of each example, truncated to `max_length` (special tokens included) and not padded."""
     if not len(examples):
         return []
+    encoded = _encoded(encoder, examples, max_length)
+    keys = [key for key in (*_INPUTS, "special_tokens_mask") if key in encoded]
+    return [{key: encoded[key][i] for key in keys} for i in range(len(examples))]
+
+
+def _encoded(encoder: Encoder, examples: Examples, max_length: int, **options: bool) -> BatchEncoding:
     with quiet():
-        encoded = encoder.tokenizer(
+        return encoder.tokenizer(
             list(examples.texts),
             list(examples.pairs) if examples.pairs is not None else None,
             truncation=True,
             max_length=min(max_length, encoder.max_positions),
             return_special_tokens_mask=True,
+            **options,
         )
-    keys = [key for key in (*_INPUTS, "special_tokens_mask") if key in encoded]
-    return [{key: encoded[key][i] for key in keys} for i in range(len(examples))]
 
 
 def token_counts(encoder: Encoder, examples: Examples, max_length: int) -> np.ndarray:
@@ -227,6 +232,42 @@ def token_counts(encoder: Encoder, examples: Examples, max_length: int) -> np.nd
         part = range(start, min(start + COUNTED_AT_A_TIME, len(examples)))
         counts[part] = [len(one["input_ids"]) for one in tokenize(encoder, examples.take(part), max_length)]
     return counts
+
+
+def token_spans(encoder: Encoder, examples: Examples, max_length: int) -> list[list[tuple[int, int] | None]]:
+    """Where each token that `tokenize` gives is in the text of its example.
+
+    White space around a token is left out. Tokens that are parts of one character, such as the bytes of an emoji, have the
+    span of that character.
+
+    Returns:
+        Start and end of each token, in characters of `examples.joined`; None for special tokens, and for all tokens of a
+        tokenizer that reports no offsets.
+    """
+    if not len(examples):
+        return []
+    if not encoder.tokenizer.is_fast:
+        return [[None] * len(one["input_ids"]) for one in tokenize(encoder, examples, max_length)]
+    encoded = _encoded(encoder, examples, max_length, return_offsets_mapping=True)
+    spans = []
+    for i, text in enumerate(examples.joined):
+        second = len(text) - len(examples.pairs[i]) if examples.pairs is not None else 0
+        places = zip(encoded.sequence_ids(i), encoded["offset_mapping"][i], strict=True)
+        spans.append(
+            [
+                None if part is None else _trimmed(text, start + part * second, end + part * second)
+                for part, (start, end) in places
+            ]
+        )
+    return spans
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """A span without the white space at its ends, unless it holds nothing else."""
+    part = text[start:end]
+    if not part.strip():
+        return start, end
+    return end - len(part.lstrip()), start + len(part.rstrip())
 
 
 def length_sorted_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -3,15 +3,19 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tiny import make_encoder
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+from tokenizers.processors import RobertaProcessing
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from layerprobe import checkpoints
 from layerprobe.data import Examples
-from layerprobe.encoder import collate, load_classifier, load_encoder, tokenize
+from layerprobe.encoder import collate, load_classifier, load_encoder, token_spans, tokenize
 from layerprobe.errors import EncoderError
 from layerprobe.families import FAMILIES as TABLE
 from layerprobe.layers import blocks, edited, forward
@@ -201,6 +205,87 @@ def test_long_and_odd_texts_are_cut_and_kept(tiny_encoder):
     encoded = tokenize(tiny_encoder, texts("word " * 5000, "", "🎉", "<script>alert(1)</script>"), 66)
     assert [len(e["input_ids"]) for e in encoded][:2] == [66, 2]
     assert all(e["input_ids"][0] == encoded[0]["input_ids"][0] for e in encoded)
+
+
+def with_tokenizer(encoder, pieces, post=None):
+    """The encoder with another tokenizer, trained on a few words."""
+    from tokenizers import Tokenizer, models, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pieces
+    special = ["<s>", "<pad>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=ByteLevel.alphabet())
+    tokenizer.train_from_iterator(["the cat sat on the mat"] * 5, trainer)
+    tokenizer.post_processor = post
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+    return replace(encoder, tokenizer=fast)
+
+
+ODD = "  The cat 🎉👩‍👩‍👧 naïve\tsat שלום"
+
+
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_spans_of_byte_level_tokens_are_the_characters_of_their_bytes(tiny_encoder, trimmed):
+    post = RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=trimmed)
+    encoder = with_tokenizer(tiny_encoder, ByteLevel(add_prefix_space=False), post)
+    examples = texts(ODD)
+    (spans,), (encoded,) = token_spans(encoder, examples, 100), tokenize(encoder, examples, 100)
+    names = encoder.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    assert spans[0] is None and spans[-1] is None and len(spans) == len(names)
+    # Twin: the tokens' bytes in order, and the character that each byte of the text belongs to.
+    numbers = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    owner = [i for i, character in enumerate(ODD) for _ in character.encode()]
+    read = b""
+    for span, name in zip(spans[1:-1], names[1:-1], strict=True):
+        part = bytes(numbers[letter] for letter in name)
+        touched = owner[len(read) : len(read) + len(part)]
+        read += part
+        expected = ODD[touched[0] : touched[-1] + 1]
+        assert ODD[slice(*span)].strip() == expected.strip() and (
+            not expected.strip() or ODD[slice(*span)].strip() == ODD[slice(*span)]
+        )
+    assert read.decode() == ODD
+    party = ODD.index("🎉")
+    assert spans.count((party, party + 1)) == 4  # one for each byte
+
+
+def test_spans_cut_words_from_the_original_text(tiny_encoder):
+    examples = texts("Film, w1  BAD odd", "Ünd w2", "w3 " * 50)
+    spans = token_spans(tiny_encoder, examples, 12)
+    words = [
+        [None if s is None else text[slice(*s)] for s in of] for text, of in zip(examples.texts, spans, strict=True)
+    ]
+    assert [word for word in words[0] if word] == ["Film", ",", "w1", "BAD", *"odd"]
+    assert words[1][1:4] == ["Ü", "n", "d"] and words[2] == [None, *["w3"] * 10, None]
+    marked = with_tokenizer(tiny_encoder, Metaspace())  # which writes the space before a word as a part of it
+    text = " the  cat"
+    parts = [text[slice(*span)] for span in token_spans(marked, texts(text), 32)[0]]
+    assert [part for part in parts if part.strip()] == ["the", "cat"]
+
+
+def test_spans_of_a_pair_are_in_the_joined_text(tiny_encoder):
+    examples = Examples(("0",), ("w1 good",), ("Bad film",), np.zeros(1, dtype=np.int64))
+    (spans,) = token_spans(tiny_encoder, examples, 32)
+    (joined,) = examples.joined
+    assert joined == "w1 good ⏐ Bad film"
+    assert [span and joined[slice(*span)] for span in spans] == [None, "w1", "good", None, "Bad", "film", None]
+
+
+def test_tokens_have_no_span_where_the_tokenizer_reports_none(tiny_encoder):
+    class Slow:
+        is_fast = False
+
+        def __init__(self, real):
+            self.real = real
+
+        def __call__(self, *arguments, **options):
+            assert "return_offsets_mapping" not in options
+            return self.real(*arguments, **options)
+
+    encoder = replace(tiny_encoder, tokenizer=Slow(tiny_encoder.tokenizer))
+    assert token_spans(encoder, texts("w1 w2", "w3"), 32) == [[None] * 4, [None] * 3]
+    assert token_spans(encoder, texts(), 32) == []
 
 
 def test_the_bundled_encoder_is_numbered_from_its_embeddings():

@@ -110,6 +110,9 @@ def test_every_table_of_the_contract_is_there(first):
         "weights": "method seed parameter layer role relative_change stable_rank_base intruder_dimensions",
         "interventions": "method seed kind layer accuracy loss difference difference_low difference_high",
         "predictions": "method seed split example_id label predicted probability",
+        "tokens": "example_id token_index token special start end",
+        "latent_tokens": "method seed layer side latent rank token share active occurrences",
+        "latent_peaks": "method seed layer side latent rank example_id token_index activation",
     }
     for name, wanted in columns.items():
         assert set(wanted.split()) <= set(first.table(name).columns), name

@@ -20,6 +20,9 @@ from layerprobe.data._cells import (
 from layerprobe.data._sources import DataSource, Rows, read_rows
 from layerprobe.errors import DataError
 
+SEPARATOR = " ⏐ "
+"""Between the two texts of a pair, where they are shown as one."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -35,6 +38,13 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """The text of each example, or both texts of a pair as one."""
+        if self.pairs is None:
+            return self.texts
+        return tuple(SEPARATOR.join(pair) for pair in zip(self.texts, self.pairs, strict=True))
 
     def take(self, indices: Sequence[int] | range | np.ndarray) -> Examples:
         """The examples at these positions, in this order."""

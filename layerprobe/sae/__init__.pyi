@@ -47,6 +47,8 @@ from ._matching import Matching as Matching
 from ._matching import match as match
 from ._matching_null import NullComparison as NullComparison
 from ._matching_null import compare_to_null as compare_to_null
+from ._peaks import top_peaks as top_peaks
+from ._peaks import top_tokens as top_tokens
 from ._properties import Properties as Properties
 from ._properties import token_properties as token_properties
 from ._shares import latent_shares as latent_shares

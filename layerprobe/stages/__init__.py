@@ -41,6 +41,7 @@ from layerprobe.stages.sentences import Sentences
 from layerprobe.stages.similarity import Similarity
 from layerprobe.stages.stability import Stability
 from layerprobe.stages.steps import Steps
+from layerprobe.stages.tokens import Tokens
 from layerprobe.stages.transfer import Transfer
 from layerprobe.stages.transitions import Transitions
 from layerprobe.stages.weights import Weights
@@ -56,6 +57,7 @@ REGISTRY: tuple[type[Stage], ...] = (
     Nulls,
     Seeds,
     Geometry,
+    Tokens,
     Sentences,
     LabelVariance,
     Probes,

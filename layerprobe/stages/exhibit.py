@@ -1,4 +1,4 @@
-"""The stage that collects, for the top latents of each side, histograms, classes and examples."""
+"""The stage that collects what each latent is active on, and for the top ones histograms, classes and more examples."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from layerprobe.stages.capture import Capture
 from layerprobe.stages.encode import Encode, codes_of
 from layerprobe.stages.latents import Latents
 from layerprobe.stages.sae import Sae
+from layerprobe.stages.tokens import TOKENS, Tokens, written
 from layerprobe.store import Artifact, ArtifactMeta
 
 SHOWN_LATENTS = 40
@@ -74,11 +75,43 @@ LATENT_EXAMPLES = TableSpec(
         match="activation of the matched latent on its own side; missing where the layer is unchanged",
     ),
 )
+LATENT_TOKENS = TableSpec(
+    "latent_tokens",
+    "Tokens with the largest shares of each live latent's activation: one row per latent and token, at most 5 per latent.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "side",
+        latent="number of the latent",
+        rank="0 is the token with the largest share",
+        token="the token as it is in the texts; in lower case where the tokenizer ignores case",
+        share="share of the latent's activation, summed over the test tokens of its side, 0 to 1",
+        active="occurrences of the token on which the latent is active",
+        occurrences="all occurrences of the token",
+    ),
+)
+LATENT_PEAKS = TableSpec(
+    "latent_peaks",
+    "Test examples with the highest activations of each live latent: one row per latent, example and active token, 3 examples "
+    "per latent.",
+    columns(
+        "method",
+        "seed",
+        "layer",
+        "side",
+        "example_id",
+        "token_index",
+        latent="number of the latent",
+        rank="rank of the example by its highest activation; 0 is the highest",
+        activation="activation on its own side, above 0; of long examples, among the 40 tokens around the highest",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Exhibit(LayerStage):
-    """Activations of the top latents of each side on their own side, on the other side, and those of their matches.
+    """What the latents of each side are active on; of the top ones, activations on the other side and those of matches too.
 
     Where the two sides are equal, the base's alone.
     """
@@ -87,8 +120,8 @@ class Exhibit(LayerStage):
     crosscoder: bool = True
 
     name: ClassVar = "exhibit"
-    version: ClassVar = 2
-    tables: ClassVar = (LATENT_HISTOGRAMS, LATENT_CLASSES, LATENT_EXAMPLES)
+    version: ClassVar = 3
+    tables: ClassVar = (LATENT_HISTOGRAMS, LATENT_CLASSES, LATENT_EXAMPLES, LATENT_TOKENS, LATENT_PEAKS)
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -112,6 +145,7 @@ class Exhibit(LayerStage):
         return {
             "base": Capture.of_base(),
             "adapted": Capture(self.method, self.seed),
+            "tokens": Tokens(),
             "latents": Latents(self.method, self.seed, self.layer, self.controls, self.crosscoder),
             **{encode.role: encode for encode in self.encodes.values()},
         }
@@ -131,7 +165,10 @@ class Exhibit(LayerStage):
         labels = context.corpus.test.labels[: int(base.rows["example"].max()) + 1]
         latents = parents["latents"].table("latents")
         codes = {key: codes_of(parents, encode) for key, encode in self.encodes.items() if set(key) <= set(sides)}
-        tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("histograms", "classes", "examples")}
+        example, index = (base.rows[name].to_numpy() for name in ("example", "token_index"))
+        words = written(parents["tokens"].table(TOKENS.name), context.corpus.test)
+        names = ("histograms", "classes", "examples", "tokens", "peaks")
+        tables: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
         for side in sides:
             table = latents[latents["side"] == side]
             top = sae.top_latents(table, SHOWN_LATENTS)
@@ -140,12 +177,14 @@ class Exhibit(LayerStage):
                 other = "adapted" if side == "base" else "base"
                 readings["match"] = _partners(codes[other, other], table.set_index("latent").loc[top, "partner"])
             shown = sae.exhibit(readings, top, base.rows, labels, context.corpus.label_names)
+            own = codes[side, side]
+            found = {name: getattr(shown, name) for name in ("histograms", "classes", "examples")}
+            found |= {"tokens": sae.top_tokens(own, words), "peaks": sae.top_peaks(own, example, index)}
+            for name in ("examples", "peaks"):
+                ids = base.example_ids[found[name]["example"].astype(int)]
+                found[name] = found[name].assign(example_id=ids).drop(columns="example")
             for name, frames in tables.items():
-                frames.append(getattr(shown, name).assign(**self.named, side=side))
-        tables["examples"] = [
-            frame.assign(example_id=base.example_ids[frame["example"].astype(int)]).drop(columns="example")
-            for frame in tables["examples"]
-        ]
+                frames.append(found[name].assign(**self.named, side=side))
         for name, frames in tables.items():
             save(folder, f"latent_{name}", pd.concat(frames, ignore_index=True))
 

@@ -1,5 +1,7 @@
 """Tables of a study of every depth, made up with known truths: the deeper, the better, the dearer, the more changed."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -51,6 +53,17 @@ def measure_record(name):
         baseline_of="paired_cosine" if name == "paired_cosine_baseline" else None,
         citation="planted",
     )
+
+
+def tokens_of(texts):
+    """The table `tokens` of texts by example id: a token for each word, between [CLS] and [SEP]."""
+    rows = []
+    for key, text in texts.items():
+        words = [(match.group(), match.start(), match.end()) for match in re.finditer(r"\S+", text)]
+        for index, (token, start, end) in enumerate([("[CLS]", None, None), *words, ("[SEP]", None, None)]):
+            rows.append({"example_id": key, "token_index": index, "token": token, "start": start, "end": end})
+    table = pd.DataFrame(rows).astype({"start": "Int32", "end": "Int32"})
+    return table.assign(special=table.start.isna())
 
 
 def with_method_columns(table, n_layers=6):

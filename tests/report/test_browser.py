@@ -10,6 +10,8 @@ import pytest
 from fabricated import complete, record
 from test_explorer import tables as explorer_tables
 from test_page import EMOJI, EVIL, LINK, RIGHT_TO_LEFT, features, study, token_tables, twenty_classes
+from tokenizers import Tokenizer, models, trainers
+from tokenizers.pre_tokenizers import ByteLevel
 
 from layerprobe.report.comparison import ComparedRun
 from layerprobe.report.comparison.sections import SECTIONS
@@ -47,6 +49,50 @@ def many_features():
     )
 
 
+def byte_level(texts):
+    """The table `tokens` of texts by example id under a byte-level BPE that has only bytes and spaces before them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(["plain words plain words"], trainer)
+    rows = []
+    for key, text in texts.items():
+        encoded = tokenizer.encode(text)
+        places = [("<s>", (None, None)), *zip(encoded.tokens, encoded.offsets, strict=True), ("</s>", (None, None))]
+        for index, (token, (start, end)) in enumerate(places):
+            start = None if start is None else start + text[start:end].startswith(" ")
+            rows.append({"example_id": key, "token_index": index, "token": token, "start": start, "end": end})
+    table = pd.DataFrame(rows).astype({"start": "Int32", "end": "Int32"})
+    return table.assign(special=table.start.isna())
+
+
+def explored():
+    """A study whose tokenizer works on bytes, with one example of each change of the prediction."""
+    made, about = study(("head", "full"))
+    texts = {"test-0": f"{EMOJI} party", "test-1": RIGHT_TO_LEFT, "test-2": "Some plain words", "test-3": "Other words"}
+    tokens = byte_level(texts)
+    layers = [tokens.assign(layer=layer, change=0.1 * layer * tokens.token_index / 10) for layer in range(3)]
+    sentences = pd.concat(layers, ignore_index=True).drop(columns=["start", "end"])
+    answers = {
+        "reference:logistic-mean": ["neutral", "positive", "neutral", "positive"],
+        "full": ["positive", "positive", "neutral", "negative"],
+        "head": ["positive", "positive", "positive", "positive"],
+    }
+    predictions = [
+        pd.DataFrame({"example_id": list(texts), "label": "positive", "predicted": given}).assign(method=method)
+        for method, given in answers.items()
+    ]
+    runs = [sentences.assign(method="head", change=0.0), sentences.assign(method="full")]
+    return made | {
+        "examples": pd.DataFrame({"example_id": list(texts), "text": texts.values()}).assign(
+            label="positive", split="test"
+        ),
+        "tokens": tokens,
+        "sentences": pd.concat(runs, ignore_index=True).assign(seed=0),
+        "predictions": pd.concat(predictions, ignore_index=True).assign(seed=0, split="test", probability=0.8),
+    }, about
+
+
 def comparison():
     """Tables and record of a comparison of three runs, one of them with a hostile name, and one without a conclusion."""
     runs = []
@@ -61,6 +107,7 @@ def comparison():
 PAGES = {
     "depths": lambda: render_page(*study()),
     "latents": lambda: render_page(*dictionaries()),
+    "explored": lambda: render_page(*explored()),
     "hostile": lambda: render_page(*twenty_classes()),
     "comparison": lambda: render_page(*comparison(), SECTIONS),
     "features": lambda: render_page(*many_features()),
@@ -203,20 +250,103 @@ def test_an_example_is_found_by_its_words_and_by_keyboard(visit):
     assert word in box.input_value() and page.locator("#view .tok").count() > 1
 
 
-def test_a_latent_is_opened_by_its_address_and_the_search_narrows_the_table(visit):
-    page = visit("latents", hash="#latent/full%20%C2%B7%20seed%200/1/base/2")
-    assert "Latent 2: layer 1, base dictionary" in page.locator("#ex-latent").text_content()
-    assert page.locator("#ex-latent svg a").count() == 0
+def test_an_emoji_is_found_in_the_text_whatever_the_tokenizer_makes_of_it(visit):
+    page = visit("explored")
+    box, items = page.locator("#example"), page.locator("#example-list li")
+    for query in ("🎉", "👩‍👩‍👧", "naive PARTY", "naïve"):
+        box.fill(query)
+        assert items.all_text_contents() == [f"positive: {EMOJI} party"], query
+    page.keyboard.press("Enter")
+    rows = page.locator("#view .row")
+    assert rows.count() == 3  # every layer
+    words = rows.last.locator(".tok").all_text_contents()
+    assert words[:5] == ["<s>", *(f"🎉 {part}/4" for part in range(1, 5))] and {"U+200D 1/3", "ï 2/2"} <= set(words)
+    assert not {"Ġ", "ð"} & set("".join(words))
+    # The last token has the largest change of this example, and so the strongest colour.
+    assert rows.last.locator(".tok").last.evaluate("node => node.style.getPropertyValue('--value')") == "1.000"
+    box.fill(RIGHT_TO_LEFT.split()[0])
+    assert items.count() == 1
+    # One stop of the tab key per line, and arrow keys along it.
+    assert page.locator("#view .tok[tabindex='0']").count() == 3
+    page.keyboard.press("Enter")
+    rows.first.locator(".tok").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#token-value").text_content().startswith("layer 0, ש")
+
+
+def test_examples_are_filtered_by_the_change_of_their_prediction(visit):
+    page = visit("explored")
+    chosen, items, facts = page.locator("#filter"), page.locator("#example-list li"), page.locator("#example-facts")
+    assert chosen.locator("option").all_text_contents() == [
+        "all examples (4)",
+        "wrong → right (1)",
+        "right → wrong (1)",
+        "right both times (1)",
+        "wrong both times (1)",
+    ]
+    for kind, text in (("gained", EMOJI), ("lost", "Other"), ("right", RIGHT_TO_LEFT), ("wrong", "Some plain words")):
+        chosen.select_option(kind)
+        page.locator("#example").click()
+        assert items.count() == 1 and text in items.first.text_content()
+    before, after = facts.locator("dd").all_text_contents()[1:]
+    assert (before, after) == ("neutral (wrong)", "neutral (wrong)")
+    assert "logistic regression on the mean over tokens of the frozen base encoder" in facts.text_content()
+    page.locator("#run").select_option("head · seed 0")
+    assert "No shown example is “wrong both times” under head · seed 0." in page.locator("#legend").text_content()
+    assert page.locator("#view .row").count() == 0
+
+
+def test_a_latent_is_opened_by_its_address(visit):
+    page = visit("latents", hash="#latent-1-2-base")
+    opened = page.locator("#ex-latent")
+    assert "Latent 2: layer 1, base dictionary, full · seed 0 (both)" in opened.text_content()
+    assert "Top tokens, with their shares of its activation: naïve2 52%, the 10%" in opened.text_content()
+    assert opened.locator("svg a").count() == 0 and opened.locator(".example").count() == 2
     names = page.evaluate("() => [...document.querySelectorAll('#ex-latent .plot')].map(plot => plot.dataset.figure)")
     assert names == ["latent-1-base-2-activations", "latent-1-base-2-labels"]
     ticks = page.locator("#ex-latent [data-figure$=labels] .xtick text").all_text_contents()
-    assert LINK in ticks  # the label, not a link
-    rows = page.locator("#ex-table tbody tr")
-    every = rows.count()
-    page.locator("#ex-search").fill("2")
-    assert 0 < rows.count() <= every
-    page.locator("#ex-search").fill("no such latent")
-    assert rows.count() == 0
+    assert any(LINK.startswith(tick.rstrip("…")) and len(tick) > 20 for tick in ticks)  # the label, not a link
+    # Without a side, an address is of the adapted dictionary; this latent has no histogram.
+    page.evaluate("location.hash = 'latent-1-3'")
+    page.wait_for_function("document.getElementById('ex-latent').textContent.includes('Latent 3: layer 1, adapted')")
+    assert opened.locator(".plot").count() == 0 and opened.locator(".example").count() == 2
+    strong = opened.locator(".example").first.locator(".tok").nth(1)
+    assert strong.text_content() == "word" and strong.get_attribute("title") == "word: 2.00"
+    page.evaluate("location.hash = 'latent-1-0-base-' + encodeURIComponent('head · seed 0')")
+    page.wait_for_function("document.getElementById('ex-latent').textContent.includes('head · seed 0')")
+    assert page.locator("#ex-run").input_value() == "head · seed 0"
+    page.evaluate("location.hash = 'latent-1-4'")
+    page.wait_for_function("document.getElementById('ex-latent').textContent.includes('is inactive')")
+
+
+def test_every_latent_of_the_table_opens_at_an_address_of_its_own(visit):
+    page = visit("latents")
+    page.locator("#ex-side").select_option("adapted")
+    buttons = page.locator("#ex-table .open")
+    assert buttons.count() == page.locator("#ex-table tbody tr").count() == 5
+    for number in buttons.all_text_contents():
+        page.locator("#ex-table .open", has_text=re.compile(f"^{number}$")).click()
+        page.wait_for_function(
+            "number => document.querySelector('#ex-latent h3')?.textContent.startsWith(`Latent ${number}:`)", arg=number
+        )
+        assert page.evaluate("location.hash") == f"#latent-1-{number}"
+
+
+def test_latents_are_searched_by_token_label_and_text(visit):
+    page = visit("latents")
+    page.locator("#ex-side").select_option("base")
+    within, search, cells = page.locator("#ex-in"), page.locator("#ex-search"), page.locator("#ex-table td:first-child")
+
+    def found(where, words):
+        within.select_option(where)
+        search.fill(words)
+        return sorted(cells.all_text_contents())
+
+    assert found("any", "") == ["0", "1", "2", "3", "5"]
+    assert found("any", "3") == ["3"] == found("token", "naive3")
+    assert found("label", "a") == ["0", "2", "5"]  # the label of 5 has markup with this letter
+    assert found("text", "WORD") == ["0", "1", "2", "3", "5"] and found("text", "word alert") == []
+    assert found("token", "no such token") == []
 
 
 def test_links_open_what_they_point_to_and_the_contents_list_marks_it(visit):

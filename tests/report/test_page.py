@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from fabricated import METHODS, complete, depth_study, record
+from fabricated import METHODS, complete, depth_study, record, tokens_of
 from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs_version
 from test_features import everything
@@ -44,13 +44,10 @@ def token_tables(texts, labels):
     """Examples with these texts and labels, shown token by token."""
     ids = [f"e{i}" for i in range(len(texts))]
     examples = pd.DataFrame({"example_id": ids, "text": texts, "label": labels, "split": "test"})
-    rows = [
-        {"example_id": key, "layer": layer, "token_index": i, "token": token, "special": False, "change": 0.1 * layer}
-        for key, text in zip(ids, texts, strict=True)
-        for layer in (0, 1)
-        for i, token in enumerate(["[CLS]", *text.split(), "[SEP]"])
-    ]
-    return {"examples": examples, "sentences": pd.DataFrame(rows).assign(method="full", seed=0)}
+    tokens = tokens_of(dict(zip(ids, texts, strict=True)))
+    layers = [tokens.drop(columns=["start", "end"]).assign(layer=layer, change=0.1 * layer) for layer in (0, 1)]
+    sentences = pd.concat(layers, ignore_index=True).assign(method="full", seed=0)
+    return {"examples": examples, "tokens": tokens, "sentences": sentences}
 
 
 def checkpoint():

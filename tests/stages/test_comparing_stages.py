@@ -1,11 +1,13 @@
 """Stages that capture activations and compare base with adapted, each built directly."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from bench import FULL, HEAD, TOP
 
 from layerprobe import similarity
 from layerprobe.activations import ActivationStore
+from layerprobe.data import Examples
 from layerprobe.encoder import collate, tokenize
 from layerprobe.layers import forward
 from layerprobe.stages._layers import leading_directions
@@ -17,6 +19,7 @@ from layerprobe.stages.random_change import RandomChange
 from layerprobe.stages.seeds import Seeds
 from layerprobe.stages.sentences import Sentences
 from layerprobe.stages.similarity import FOLDS, Similarity
+from layerprobe.stages.tokens import Tokens, written
 from layerprobe.stats import jackknife_error, simultaneous_bands
 
 pytestmark = pytest.mark.numerical
@@ -202,3 +205,30 @@ def test_the_change_of_a_token_is_one_minus_its_cosine(bench):
     x, y = (store.tokens(2)[np.flatnonzero(at)[0]].astype(float) for store in (base, adapted))
     assert row.change == pytest.approx(1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y))
     assert row.token == base.rows["token"][at].item()
+
+
+def test_tokens_are_found_in_their_texts_in_the_order_of_the_activations(bench):
+    table, store = bench.build(Tokens()).table("tokens"), bench.rows(Capture.of_base())
+    assert table.example_id.tolist() == store.example_ids[store.rows["example"]].tolist()
+    assert table.token_index.tolist() == store.rows["token_index"].tolist()
+    texts = dict(zip(bench.context.corpus.test.ids, bench.context.corpus.test.texts, strict=True))
+    placed = table[~table.special]
+    assert table.start[table.special].isna().all() and table.special.sum() == 2 * table.example_id.nunique()
+    for row in placed.itertuples():
+        assert texts[row.example_id][row.start : row.end] == row.token.removeprefix("##")
+
+
+def test_tokens_are_written_as_in_their_texts():
+    texts = ("The naïve Film", "x 🎉")
+    examples = Examples(("0", "1"), texts, None, np.zeros(2, dtype=np.int64))
+    rows = [
+        ("0", "[CLS]", None, None),
+        ("0", "the", 0, 3),
+        ("0", "Film", 10, 14),
+        ("1", "[UNK]", 2, 3),
+        ("1", "Ġ", 1, 2),
+    ]
+    table = pd.DataFrame(rows, columns=["example_id", "token", "start", "end"]).astype(
+        {"start": "Int32", "end": "Int32"}
+    )
+    assert written(table, examples) == ["[CLS]", "the", "Film", "🎉", "Ġ"]

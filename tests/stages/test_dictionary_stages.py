@@ -221,6 +221,24 @@ def test_exhibit_counts_every_token_once(bench):
     assert set(bench.build(Exhibit(HEAD, 0, 2, CONTROLS, True)).table("latent_histograms").on) == {"base"}
 
 
+def test_exhibit_lists_what_every_live_latent_is_active_on(bench):
+    built = bench.build(Exhibit(FULL, 0, 2, CONTROLS, True))
+    table = bench.get(latents(FULL)).table("latents")
+    live = table[table.kind != "dead"].set_index(["side", "latent"]).max_activation
+    peaks = built.table("latent_peaks").groupby(["side", "latent"]).activation.max()
+    assert peaks.index.sort_values().equals(live.index.sort_values())
+    assert peaks.to_numpy() == pytest.approx(live[peaks.index].to_numpy())
+    tokens = built.table("latent_tokens")
+    top = tokens[tokens["rank"] == 0].iloc[3]
+    read = codes(
+        bench, Encode(BASE if top.side == "base" else ADAPTED, Capture() if top.side == "base" else Capture(FULL, 0))
+    )
+    values = pd.Series(read[:, [top.latent]].toarray()[:, 0].astype(float))
+    sums = values.groupby(bench.rows(Capture.of_base()).rows["token"].str.removeprefix("##").to_numpy()).sum()
+    assert top.token == sums.idxmax() and top.share == pytest.approx(sums.max() / sums.sum())
+    assert set(bench.build(Exhibit(HEAD, 0, 2, CONTROLS, True)).table("latent_peaks").side) == {"base"}
+
+
 def test_crossing_compares_label_effects_over_seeds_of_both_kinds(bench):
     tasks = [latents(HEAD), latents(FULL), replace(latents(FULL), seed=1)]
     built = bench.build(Crossing(tuple(tasks)))

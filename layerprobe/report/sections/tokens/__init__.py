@@ -6,9 +6,19 @@ from layerprobe.report.sections.tokens.context import context
 SECTION = Section(
     id="tokens",
     title="See for yourself",
-    requires=("examples",),
-    missing="The run has no table of test examples, so there is nothing to look up.",
-    optional=("sentences", "sentence_latents", "latents", "latent_histograms", "latent_classes", "latent_examples"),
+    requires=("examples", "tokens"),
+    missing="The run has no table of the tokens of its test examples; repeat it with the current version.",
+    optional=(
+        "sentences",
+        "predictions",
+        "sentence_latents",
+        "latents",
+        "latent_histograms",
+        "latent_classes",
+        "latent_examples",
+        "latent_tokens",
+        "latent_peaks",
+    ),
     context=context,
     scripts=("tokens.js", "explorer.js"),
 )

@@ -1,23 +1,26 @@
-// The table of latents, and the page of one: #latent/<training run>/<layer>/<side>/<number> opens it.
-const catalogue = read("data-tokens").explorer;
+// The table of latents, and the page of one: #latent-<layer>-<number>[-<side>[-<training run>]] opens it.
+const catalogue = data.explorer;
 if (catalogue) {
-  const ROWS = 25, COLUMNS = [
-    ["latent", "latent", 0], ["kind", "kind"], ["density", "active on", "%"], ["label", "label"], ["auroc", "AUROC", 2],
+  const ROWS = 25, WINDOW = 40, COLUMNS = [
+    ["latent", "latent", 0], ["kind", "kind"], ["density", "active on", "%"], ["tokens", "top tokens"], ["label", "label"], ["auroc", "AUROC", 2],
     ["property", "property"], ["property_effect", "its effect", 2], ["delta", "Delta", 2], ["nearest", "nearest", 0],
     ["nearest_cosine", "its cosine", 2], ["unmatched", "unmatched"]];
-  const KINDS = ["every kind", "task", "both", "general", "unexplained", "unmatched", "can be opened"];
+  const KINDS = ["every kind", "task", "both", "general", "unexplained", "unmatched", "with histogram"];
   const at = id => document.getElementById(`ex-${id}`);
-  const [run, layer, side, kind, search, note, table, where, back, next, page] = ["run", "layer", "side", "kind", "search", "note", "table", "where", "back", "next", "latent"].map(at);
+  const [run, layer, side, kind, search, within, note, table, where, back, next, page] = ["run", "layer", "side", "kind", "search", "in", "note", "table", "where", "back", "next", "latent"].map(at);
   const name = number => number === null || number === undefined ? "" : catalogue.names[number];
   const unique = list => [...new Set(list)];
-  const fill = (select, values, words) => {
-    const kept = select.value; select.replaceChildren();
-    values.forEach(value => option(select, String(value), words(value)));
-    if (values.map(String).includes(kept)) select.value = kept;
-  };
   const groupOf = (r, l, s) => catalogue.groups.find(g => g.run === r && g.layer === Number(l) && (g.side === s || g.same));
+  // Top tokens and examples of a latent, and whether it can be opened.
+  const listed = (of, number) => (of.listing === null ? {} : catalogue.listings[of.listing])[number] || [[], []];
+  const opens = (of, number) => of.pages[number] !== undefined || (of.listing !== null && catalogue.listings[of.listing][number] !== undefined);
+  const topTokens = (number, most) => listed(group, number)[0].filter((_, i) => i % 2 === 0).slice(0, most).map(name);
+  const textsOf = number => [...listed(group, number)[1].map(peak => peak[0]), ...(group.pages[number] ? group.pages[number].examples.map(item => item[2]) : [])];
+  const folded = new Map();
+  const foldedText = number => { if (!folded.has(number)) folded.set(number, plain(texts.text[number])); return folded.get(number); };
   let group, order = [], first = 0, by = null, down = true, live = [];
   const value = (column, i) => {
+    if (column === "tokens") return topTokens(group.columns.latent[i], 3).join(", ") || null;
     const values = group.columns[column];
     if (!values) return null;
     if (column === "property") return `${name(values[i])}${group.columns.property_value ? ` ${name(group.columns.property_value[i])}` : ""}`.trim();
@@ -32,13 +35,17 @@ if (catalogue) {
     return typeof v !== "number" || digits === undefined ? String(v) : digits === "%" ? `${(100 * v).toPrecision(2)}%` : digits ? v.toFixed(digits) : String(v);
   };
   const choose = () => {
-    const query = search.value.toLowerCase().split(/\s+/).filter(Boolean), n = group.columns.latent.length;
+    const query = queryOf(search), n = group.columns.latent.length, all = line => { const there = plain(line); return query.every(word => there.includes(word)); };
+    const matches = {
+      any: i => all(`${group.columns.latent[i]} ${value("kind", i)} ${value("label", i) || ""} ${value("property", i) || ""} ${topTokens(group.columns.latent[i]).join(" ")}`),
+      token: i => all(topTokens(group.columns.latent[i]).join(" ")),
+      label: i => all(value("label", i) || ""),
+      text: i => textsOf(group.columns.latent[i]).some(number => { const there = foldedText(number); return query.every(word => there.includes(word)); }),
+    }[within.value];
     order = [];
     for (let i = 0; i < n; i++) {
-      const k = value("kind", i), wanted = kind.value === "every kind" || kind.value === k || (kind.value === "unmatched" && value("unmatched", i)) || (kind.value === "can be opened" && group.pages[group.columns.latent[i]]);
-      if (!wanted) continue;
-      const line = `${group.columns.latent[i]} ${k} ${value("label", i) || ""} ${value("property", i) || ""}`.toLowerCase();
-      if (query.every(word => line.includes(word))) order.push(i);
+      const k = value("kind", i), wanted = kind.value === "every kind" || kind.value === k || (kind.value === "unmatched" && value("unmatched", i)) || (kind.value === "with histogram" && group.pages[group.columns.latent[i]]);
+      if (wanted && (!query.length || matches(i))) order.push(i);
     }
     if (by) order.sort((a, b) => {
       const x = weight(by, a), y = weight(by, b), none = v => v === null || v === undefined || v === "";
@@ -55,7 +62,7 @@ if (catalogue) {
       const row = element("tr"), number = group.columns.latent[i];
       COLUMNS.forEach(([column, , digits]) => {
         const cell = element("td");
-        if (column === "latent" && group.pages[number]) {
+        if (column === "latent" && opens(group, number)) {
           const open = element("button", String(number), "open"); open.type = "button";
           open.setAttribute("aria-label", `Open latent ${number}`);
           open.addEventListener("click", () => go(group.run, group.layer, group.side, number));
@@ -76,7 +83,7 @@ if (catalogue) {
       cell.setAttribute("aria-sort", by === column ? (down ? "descending" : "ascending") : "none");
       if (by === column) button.append(element("span", down ? " ▾" : " ▴"));
       button.addEventListener("click", () => {
-        down = by === column ? !down : !["latent", "kind", "label", "property", "nearest"].includes(column);
+        down = by === column ? !down : !["latent", "kind", "tokens", "label", "property", "nearest"].includes(column);
         by = column; heads(); choose(); table.tHead.querySelectorAll("button")[COLUMNS.findIndex(c => c[0] === column)].focus();
       });
       cell.append(button); row.append(cell);
@@ -89,8 +96,8 @@ if (catalogue) {
     const sides = here.filter(g => g.layer === Number(layer.value));
     fill(side, sides.map(g => g.side), s => sides[0].same ? "base and adapted, which coincide" : s);
     group = groupOf(run.value, layer.value, side.value);
-    const pages = Object.keys(group.pages).length;
-    note.textContent = `${group.latents} latents: ${group.dead} are dead on these examples and left out${group.left_out ? `, and so are ${group.left_out} of the least associated and least active, to keep this page small` : ""}. ${pages} can be opened, chosen by task effect, by having no match, and by activity. All of them are in tables/latents.parquet of the run folder.`;
+    const pages = Object.keys(group.pages).length, open = group.columns.latent.filter(number => opens(group, number)).length;
+    note.textContent = `${group.latents} latents, ${group.dead} of them dead on these examples and left out${group.left_out ? `; ${group.left_out} of the least associated and least active are left out, too, to keep this page small` : ""}. ${open === group.columns.latent.length ? "Every one" : open} can be opened; ${pages}, chosen by task effect, by having no match, and by activity, with histogram. All of them are in tables/latents.parquet of the run folder.`;
     choose();
   };
   const bars = page => {
@@ -105,37 +112,37 @@ if (catalogue) {
   };
   const figureLayout = (x, y, more) => {
     const axis = {gridcolor: "rgba(128,128,128,.25)", zerolinecolor: "rgba(128,128,128,.4)", automargin: true};
-    return {height: 300, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: {l: 60, r: 10, t: 10, b: 50}, font: {family: "system-ui, sans-serif", size: 13},
-      legend: {orientation: "h", y: -0.3}, xaxis: {...axis, title: {text: x}}, yaxis: {...axis, title: {text: y}, ...more}};
+    return {height: 300, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: {l: 60, r: 10, t: 40, b: 50}, font: {family: "system-ui, sans-serif", size: 13},
+      legend: {orientation: "h", x: 0, y: 1.02, yanchor: "bottom"}, xaxis: {...axis, title: {text: x}}, yaxis: {...axis, title: {text: y}, ...more}};
   };
-  const classes = page => {
+  const classes = opened => {
     const colours = {base: "#0072B2", adapted: "#D55E00"}, data = [];
-    ["base", "adapted"].filter(on => page.classes[on]).forEach(on => {
-      const rows = page.classes[on];
+    ["base", "adapted"].filter(on => opened.classes[on]).forEach(on => {
+      const rows = opened.classes[on];
       data.push({type: "scatter", mode: "markers", name: group.same ? "both sides" : `on ${on}`, x: rows.map(r => literal(name(r[0]))), y: rows.map(r => r[1]), offsetgroup: on,
-        marker: {size: 10, color: colours[on], symbol: on === "base" ? "circle" : "square"}, customdata: rows.map(r => [r[4], r[5]]),
-        hovertemplate: "%{y:.3f}; active in %{customdata[0]:.0%} of %{customdata[1]} examples<extra></extra>",
+        marker: {size: 10, color: colours[on], symbol: on === "base" ? "circle" : "square"}, customdata: rows.map(r => [r[4], r[5], literal(name(r[0]))]),
+        hovertemplate: "%{customdata[2]}: %{y:.3f}; active in %{customdata[0]:.0%} of %{customdata[1]} examples<extra></extra>",
         error_y: {type: "data", symmetric: false, array: rows.map(r => r[3] - r[1]), arrayminus: rows.map(r => r[1] - r[2])}});
     });
     const figure = {data, layout: figureLayout("label", "mean activation", {rangemode: "tozero"})};
     figure.layout.scattermode = "group"; figure.layout.xaxis.type = "category";
+    // Long labels would leave no room for the figure; the text shown on hovering has all of them.
+    const labels = unique(Object.values(opened.classes).flat().map(row => name(row[0]))), most = Math.max(12, Math.floor((page.clientWidth || 900) / 10 / labels.length));
+    figure.layout.xaxis.tickvals = labels.map(literal);
+    figure.layout.xaxis.ticktext = labels.map(words => literal([...words].length > most ? `${[...words].slice(0, most).join("")}…` : words));
     return figure;
   };
-  const plot = (figure, kind, label, caption) => {
+  const plot = (figure, number, kind, label, caption) => {
     const box = element("figure"), node = element("div", undefined, "plot");
-    node.dataset.figure = `latent-${group.layer}-${group.side}-${location.hash.split("/").pop()}-${kind}`;
+    node.dataset.figure = `latent-${group.layer}-${group.side}-${number}-${kind}`;
     node.setAttribute("role", "group"); node.setAttribute("aria-label", label);
     box.append(node, element("figcaption", caption)); page.append(box);
     place(node, figure);
   };
-  const link = (words, ...target) => {
-    const anchor = element("a", words); anchor.href = address(...target); return anchor;
-  };
-  const address = (...target) => `#latent/${target.map(encodeURIComponent).join("/")}`;
   const go = (...target) => { if (location.hash === address(...target)) open(); else location.hash = address(...target); };
   const clear = () => {
     live.forEach(node => { Plotly.purge(node); plots.splice(plots.indexOf(node), 1); });
-    live = []; page.replaceChildren();
+    live = []; page.replaceChildren(); at("value").textContent = "";
   };
   const facts = (i, number) => {
     const list = element("p"), other = group.side === "base" ? "adapted" : "base", parts = [`It is active on ${words("density", i, "%")} of tokens`];
@@ -146,7 +153,7 @@ if (catalogue) {
     const partner = value("partner", i), nearest = value("nearest", i);
     if (group.same) list.append(" Base and adapted are identical here.");
     else {
-      const pages = (groupOf(group.run, group.layer, other) || {pages: {}}).pages, named = n => pages[n] ? link(`latent ${n}`, group.run, group.layer, other, n) : `latent ${n}`;
+      const there = groupOf(group.run, group.layer, other), named = n => there && opens(there, n) ? link(`latent ${n}`, group.run, group.layer, other, n) : `latent ${n}`;
       if (partner !== null && partner !== undefined) list.append(` Its match in the ${other} dictionary is `, named(partner), ` (cosine ${words("cosine", i, 2)}).`);
       else list.append(` It has no match in the ${other} dictionary.`);
       if (nearest !== null && nearest !== undefined && nearest !== partner) list.append(" Nearest is ", named(nearest), ` (cosine ${words("nearest_cosine", i, 2)}).`);
@@ -155,35 +162,51 @@ if (catalogue) {
     }
     return list;
   };
-  const example = ([choice, rank, level, number, values], data) => {
-    const span = catalogue.spans[number], other = group.side === "base" ? "adapted" : "base", box = element("div", undefined, "example");
-    box.append(element("p", `${choice === "top" ? `Top ${rank + 1}` : `${Math.round(100 * level)}% of active examples have a lower peak`} · ${span.label}${span.start ? ` · starts at token ${span.start}` : ""}`, "note"));
+  const example = ([rank, level, number, from, count, values], data) => {
+    const other = group.side === "base" ? "adapted" : "base", box = element("div", undefined, "example");
+    box.append(element("p", `${level === null ? `Top ${rank + 1}` : `${Math.round(100 * level)}% of active examples have a lower peak`} · ${exampleOf(number).label}`, "note"));
     const lines = group.same ? [["both", "base"]] : [[group.side, group.side], [`same latent, ${other}`, other], [`match, ${other}`, "match"]];
-    lines.forEach(([title, on]) => { if (values[on]) box.append(tokenLine(title, span.tokens, spread(values[on]), data.top, 2)); });
+    lines.forEach(([title, on]) => { if (values[on]) box.append(tokenLine(title, number, spread(values[on]), data.top, 2, from, count)); });
+    return box;
+  };
+  // Of a latent without a page of its own, the whole examples, or the tokens around the peak of long ones.
+  const peak = ([number, ...flat], rank, largest) => {
+    const box = element("div", undefined, "example"), values = spread(flat).map(v => v * largest / 1000);
+    const top = values.reduce((a, b) => Math.max(a, b), 0), from = Math.max(0, Math.min(values.indexOf(top) - WINDOW / 2, exampleOf(number).tokens.length - WINDOW));
+    box.append(element("p", `Top ${rank + 1} · ${exampleOf(number).label}`, "note"), tokenLine(group.same ? "both" : group.side, number, values, largest, 2, from, WINDOW));
     return box;
   };
   const open = () => {
-    const [head, ...target] = location.hash.slice(1).split("/");
-    if (head !== "latent" || target.length !== 4) return;
-    let [r, l, s, number] = [];
-    try { [r, l, s, number] = target.map(decodeURIComponent); } catch { return; }
+    const target = /^#latent-(\d+)-(\d+)(?:-(base|adapted)(?:-(.+))?)?$/.exec(location.hash);
+    if (!target) return;
+    const [, l, number, s = "adapted"] = target;
+    let r = data.run;
+    if (target[4]) try { r = decodeURIComponent(target[4]); } catch { return; }
     const wanted = groupOf(r, l, s);
     clear();
-    if (!wanted || !wanted.pages[number]) { page.append(element("p", "This latent is not among those kept on this page.", "note")); return; }
+    if (!wanted || !opens(wanted, number)) { page.append(element("p", `Latent ${number} of layer ${l} (${s}) is inactive on these examples, or not kept on this page.`, "note")); page.scrollIntoView(); return; }
     run.value = wanted.run; selected();
     layer.value = String(wanted.layer); selected();
     side.value = wanted.side; selected();
-    const data = group.pages[number], i = group.columns.latent.indexOf(Number(number));
+    const opened = group.pages[number], i = group.columns.latent.indexOf(Number(number));
     page.append(element("h3", `Latent ${number}: layer ${group.layer}, ${group.same ? "base and adapted" : group.side} dictionary, ${run.value}${value("kind", i) ? ` (${value("kind", i)})` : ""}`), facts(i, number));
-    const inactive = Object.entries(data.bars).map(([on, counts]) => `${group.same ? "both sides" : on === "match" ? "match" : on}: ${(100 * counts[0] / counts.reduce((a, b) => a + b, 0)).toFixed(1)}%`).join(", ");
-    plot(bars(data), "activations", "Histogram of activations", `Tokens by activation, where it is active (inactive on ${inactive}). ${group.same ? "" : "Blue: this latent on base's rows; orange: the same latent on the adapted model's rows; dotted: its match, on the rows of the other side. The further apart the curves are, the more changed."}`);
-    plot(classes(data), "labels", "Mean activation by label", `Mean over examples of the mean activation over an example's tokens, by label, with 95% t intervals over the ${data.classes[group.side] ? data.classes[group.side].reduce((n, row) => n + row[5], 0) : 0} examples.`);
+    const [heads, peaks] = listed(group, number), largest = value("max_activation", i);
+    if (heads.length) page.append(element("p", `Top tokens, with their shares of its activation: ${topTokens(number).map((word, k) => `${word} ${heads[2 * k + 1]}%`).join(", ")}.`));
+    const ending = words => { page.append(element("p", words, "note")); page.focus({preventScroll: true}); page.scrollIntoView(); };
+    if (!opened) {
+      page.append(element("h4", "Examples with the highest activations"));
+      peaks.forEach((item, rank) => page.append(peak(item, rank, largest)));
+      ending(`Colour: activation from 0 to ${largest}, the largest of this latent on its side. Histograms and means by label are kept of the top latents of each dictionary.`);
+      return;
+    }
+    const inactive = Object.entries(opened.bars).map(([on, counts]) => `${group.same ? "both sides" : on === "match" ? "match" : on}: ${(100 * counts[0] / counts.reduce((a, b) => a + b, 0)).toFixed(1)}%`).join(", ");
+    plot(bars(opened), number, "activations", "Histogram of activations", `Tokens by activation, where it is active (inactive on ${inactive}). ${group.same ? "" : "Blue: this latent on base's rows; orange: the same latent on the adapted model's rows; dotted: its match, on the rows of the other side. The further apart the curves are, the more changed."}`);
+    plot(classes(opened), number, "labels", "Mean activation by label", `Mean over examples of the mean activation over an example's tokens, by label, with 95% t intervals over the ${opened.classes[group.side] ? opened.classes[group.side].reduce((n, row) => n + row[5], 0) : 0} examples.`);
     live = [...page.querySelectorAll(".plot")];
     page.append(element("h4", "Examples with the highest peaks, and examples at evenly spaced ranks below"));
-    if (!data.examples.length) page.append(element("p", "It is active in no example of its side.", "note"));
-    data.examples.forEach(item => page.append(example(item, data)));
-    page.append(element("p", `Colour: activation from 0 to ${data.top}, the largest of this latent and its match on both sides.`, "note"));
-    page.focus({preventScroll: true}); page.scrollIntoView();
+    if (!opened.examples.length) page.append(element("p", "It is active in no example of its side.", "note"));
+    opened.examples.forEach(item => page.append(example(item, opened)));
+    ending(`Colour: activation from 0 to ${opened.top}, the largest of this latent and its match on both sides.`);
   };
   fill(run, unique(catalogue.groups.map(g => g.run)), r => r);
   selectMain(run);
@@ -191,9 +214,10 @@ if (catalogue) {
   [run, layer, side].forEach(node => node.addEventListener("change", selected));
   layer.value = ""; heads(); selected();
   layer.selectedIndex = layer.options.length - 1; selected();
-  kind.addEventListener("change", choose); search.addEventListener("input", choose);
+  [kind, within].forEach(node => node.addEventListener("change", choose)); search.addEventListener("input", choose);
   back.addEventListener("click", () => { first = Math.max(0, first - ROWS); draw(); });
   next.addEventListener("click", () => { first += ROWS; draw(); });
   addEventListener("hashchange", open);
+  browse(page, at("value"));
   open();
 }

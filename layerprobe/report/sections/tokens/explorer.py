@@ -11,6 +11,8 @@ import pandas as pd
 
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
+from layerprobe.report.sections.tokens.listings import Listings
+from layerprobe.report.sections.tokens.texts import Texts
 
 MAX_ROWS, MAX_PAGES = 60_000, 3_000
 """Latents in the tables of the page, and those with a page, over all methods, seeds, layers and sides."""
@@ -29,12 +31,12 @@ def rounded(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def explorer(tables: Tables) -> dict[str, Any] | None:
+def explorer(tables: Tables, texts: Texts) -> dict[str, Any] | None:
     """Latents and their pages as JSON values; None without dictionaries.
 
     Returns:
-        `names` (strings that columns refer to by number), `groups` (one per training run, layer and side, with its
-        `columns` and `pages`), `spans` (tokens of examples, which pages refer to by number).
+        `names` (strings that columns and listings refer to by number), `groups` (one per training run, layer and side, with
+        its `columns`, its `pages` and the number of its listing), and `listings`, as `Listings.content`.
     """
     latents = having(tables, "latents")
     if latents is None:
@@ -47,7 +49,8 @@ def explorer(tables: Tables) -> dict[str, Any] | None:
     keyed = _by_group(latents)
     same = {(*key[:3], "adapted") for key, rows in keyed.items() if _equal(rows, keyed.get((*key[:3], "adapted")))}
     shown = {key: rows for key, rows in keyed.items() if key not in same}
-    pages, spans = _pages(tables, shown, number)
+    pages = _pages(tables, shown, number, texts)
+    listings = Listings(tables, KEYS, len(shown), number, texts)
     groups = []
     for key, rows in shown.items():
         method, seed, layer, side = key
@@ -64,9 +67,10 @@ def explorer(tables: Tables) -> dict[str, Any] | None:
                 "left_out": len(live) - len(kept),
                 "columns": _columns(kept, number),
                 "pages": pages.get(key, {}),
+                "listing": listings.add(key, kept),
             }
         )
-    return {"names": list(numbers), "groups": groups, "spans": spans}
+    return {"names": list(numbers), "groups": groups, "listings": listings.content}
 
 
 def _by_group(table: pd.DataFrame) -> dict[Any, pd.DataFrame]:
@@ -95,7 +99,9 @@ def _ordered(rows: pd.DataFrame, pages: Mapping[str, Any]) -> pd.DataFrame:
 def _columns(rows: pd.DataFrame, number: Callable[[Any], int]) -> dict[str, list[Any]]:
     """Values of each column, with None for missing ones."""
     forms: dict[str, Callable[[Any], Any]] = dict.fromkeys(("latent", "partner", "nearest", "unmatched"), int)
-    forms |= dict.fromkeys(("density", "auroc", "property_effect", "delta", "cosine", "nearest_cosine"), rounded)
+    forms |= dict.fromkeys(
+        ("density", "max_activation", "auroc", "property_effect", "delta", "cosine", "nearest_cosine"), rounded
+    )
     forms |= dict.fromkeys(("kind", "label", "property", "property_value", "joint_kind"), number)
     return {
         name: [None if missing else form(value) for value, missing in zip(rows[name], rows[name].isna(), strict=True)]
@@ -104,15 +110,13 @@ def _columns(rows: pd.DataFrame, number: Callable[[Any], int]) -> dict[str, list
     }
 
 
-def _pages(tables: Tables, shown: Mapping[Any, Any], number: Callable[[Any], int]) -> tuple[Any, list[dict[str, Any]]]:
-    """What a reader sees on opening a latent, by group and latent, and the spans of tokens, each of them once."""
+def _pages(tables: Tables, shown: Mapping[Any, Any], number: Callable[[Any], int], texts: Texts) -> dict[Any, Any]:
+    """What a reader sees on opening a latent, by group and latent."""
     histograms, classes, examples = (having(tables, f"latent_{name}") for name in ("histograms", "classes", "examples"))
     if histograms is None or classes is None or examples is None:
-        return {}, []
+        return {}
     groups = {key: rows for key, rows in _by_group(histograms).items() if key in shown}
     means, tokens = _by_group(classes), _by_group(examples)
-    labels = dict(zip(tables["examples"].example_id, tables["examples"].label, strict=True))
-    spans: dict[Any, tuple[int, dict[str, Any]]] = {}
     pages: dict[Any, dict[str, Any]] = {}
     for key, bars in groups.items():
         chosen = bars.latent.unique()[: max(1, MAX_PAGES // len(groups))]
@@ -125,30 +129,34 @@ def _pages(tables: Tables, shown: Mapping[Any, Any], number: Callable[[Any], int
             values = [None if v != v else rounded(v) for v in (row.mean, row.low, row.high, row.active)]
             page[row.latent]["classes"].setdefault(row.on, []).append([number(row.label), *values, row.n])
         if key in tokens:
-            _add_examples(page, tokens[key][tokens[key].latent.isin(chosen)], labels, spans)
+            _add_examples(page, tokens[key][tokens[key].latent.isin(chosen)], texts)
         pages[key] = {str(latent): content for latent, content in page.items()}
-    return pages, [span for _, span in spans.values()]
+    return pages
 
 
-def _add_examples(
-    pages: dict[Any, Any], examples: pd.DataFrame, labels: Mapping[str, Any], spans: dict[Any, Any]
-) -> None:
-    """Add the spans of examples that are shown of each latent, with their activations."""
-    # One pass over plain columns: a data frame for each of thousands of spans would take most of the page's time.
+def _add_examples(pages: dict[Any, Any], examples: pd.DataFrame, texts: Texts) -> None:
+    """Add the examples that are shown of each latent: rank, level, text, first token, tokens, and activations by reading.
+
+    Activations are a flat list of pairs: index of the token, activation.
+    """
+    # One pass over plain columns: a data frame for each of thousands of windows would take most of the page's time.
     rows = examples.sort_values(["latent", "rank"], kind="stable")
     keys = rows[["latent", "rank"]].to_numpy()
     starts = [0, *(np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1).tolist(), len(keys)]
-    ids, choices, indices, tokens, levels = (
-        rows[name].tolist() for name in ("example_id", "choice", "token_index", "token", "level")
-    )
+    ids, choices, indices, levels = (rows[name].tolist() for name in ("example_id", "choice", "token_index", "level"))
     readings = {name: rows[name].to_numpy(dtype=np.float64) for name in READINGS if name in rows}
     readings = {name: values for name, values in readings.items() if not np.isnan(values).all()}
     for start, stop in pairwise(starts):
         latent, rank = keys[start].tolist()
-        span = {"label": str(labels[ids[start]]), "start": indices[start], "tokens": tokens[start:stop]}
-        number, _ = spans.setdefault((ids[start], indices[start], stop - start), (len(spans), span))
+        if (text := texts.number(ids[start])) is None:
+            continue
         values = {
-            name: [[i, rounded(column[start + i], 3)] for i in np.flatnonzero(column[start:stop] > 0).tolist()]
+            name: [
+                number
+                for i in (start + np.flatnonzero(column[start:stop] > 0)).tolist()
+                for number in (indices[i], rounded(column[i], 3))
+            ]
             for name, column in readings.items()
         }
-        pages[latent]["examples"].append([choices[start], rank, rounded(levels[start], 3), number, values])
+        level = None if choices[start] == "top" else rounded(levels[start], 3)
+        pages[latent]["examples"].append([rank, level, text, indices[start], stop - start, values])
