@@ -89,6 +89,7 @@ class Exhibit(LayerStage):
     name: ClassVar = "exhibit"
     version: ClassVar = 2
     tables: ClassVar = (LATENT_HISTOGRAMS, LATENT_CLASSES, LATENT_EXAMPLES)
+    on_cpu: ClassVar = "activations that `encode` stored"
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:

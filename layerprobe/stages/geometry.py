@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
+from layerprobe.device import for_device
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import rows_of, save
 from layerprobe.stages._layers import equal, varying_layers
@@ -49,6 +50,7 @@ class Geometry(ModelStage):
     version: ClassVar = 3
     tables: ClassVar = (GEOMETRY,)
     first_guess: ClassVar = 6.0
+    accelerator: ClassVar = True
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -90,5 +92,6 @@ class Geometry(ModelStage):
 def _describe(context: Context, rows: Any, unit: Any, layer: int) -> Any:
     from layerprobe.similarity import geometry
 
-    table = geometry.describe(rows.unit(unit, layer), rows.groups(unit), max_rows=MOST_ROWS, seed=context.seed)
+    values = for_device(rows.unit(unit, layer), context.device)
+    table = geometry.describe(values, rows.groups(unit), max_rows=MOST_ROWS, seed=context.seed)
     return table.assign(layer=layer, unit=unit)
