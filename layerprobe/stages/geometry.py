@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.device import for_device
@@ -14,6 +14,9 @@ from layerprobe.stages._artifacts import rows_of, save
 from layerprobe.stages._layers import equal, varying_layers
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
+
+if TYPE_CHECKING:
+    from layerprobe.activations import ActivationStore
 
 MOST_ROWS = 1000
 """Rows of whole examples from which the intrinsic dimension is estimated."""
@@ -72,9 +75,16 @@ class Geometry(ModelStage):
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import pandas as pd
 
+        from layerprobe.similarity import geometry
+
+        def describe(of: ActivationStore, unit: Any, layer: int) -> pd.DataFrame:
+            values = for_device(of.unit(unit, layer), context.device)
+            table = geometry.describe(values, of.groups(unit), max_rows=MOST_ROWS, seed=context.seed)
+            return table.assign(layer=layer, unit=unit)
+
         rows, units = rows_of(parents["rows"]), context.study.similarity.units
         if self.method is None:
-            tables = [_describe(context, rows, unit, layer) for unit in units for layer in varying_layers(rows, unit)]
+            tables = [describe(rows, unit, layer) for unit in units for layer in varying_layers(rows, unit)]
             pd.concat(tables, ignore_index=True).to_parquet(folder / BASE_TABLE, index=False)
             return
         base_rows, base = rows_of(parents["base rows"]), pd.read_parquet(parents["base geometry"].folder / BASE_TABLE)
@@ -84,14 +94,6 @@ class Geometry(ModelStage):
                 if equal(base_rows, rows, unit, layer):
                     table = base[(base.unit == unit) & (base.layer == layer)]
                 else:
-                    table = _describe(context, rows, unit, layer)
+                    table = describe(rows, unit, layer)
                 tables.append(table.assign(side="adapted"))
         save(folder, "geometry", pd.concat(tables, ignore_index=True).assign(**self.named))
-
-
-def _describe(context: Context, rows: Any, unit: Any, layer: int) -> Any:
-    from layerprobe.similarity import geometry
-
-    values = for_device(rows.unit(unit, layer), context.device)
-    table = geometry.describe(values, rows.groups(unit), max_rows=MOST_ROWS, seed=context.seed)
-    return table.assign(layer=layer, unit=unit)
