@@ -26,7 +26,7 @@ from tiny import write_csv
 from toy_stages import Failing, Meeting, Toy, resolved_study
 from typer.testing import CliRunner
 
-from layerprobe import Run, Study, pipeline
+from layerprobe import Run, Study, bundled, pipeline
 from layerprobe.cli import analyses, app
 from layerprobe.errors import StorageError, StudyError
 from layerprobe.executors import Failed, Finished, Settings, Workload, find_executor
@@ -240,12 +240,14 @@ def test_the_page_compares_all_runs(first):
     assert all(name in page for name in first.runs) and "4 runs compared" in page
 
 
-def test_two_jobs_compute_every_artifact_once_and_give_equal_tables(path, first, tmp_path, no_pages):
-    result = run_sweep(
-        Sweep.load(path), Computation(jobs=2, threads=1), out=tmp_path / "out", home=tmp_path / "home", progress=False
-    )
+def test_two_jobs_compute_every_artifact_once_and_give_equal_tables(path, first, home, copied_home, tmp_path, no_pages):
+    for stage in ("adapt", "capture", "similarity", "nulls", "depth"):
+        shutil.rmtree(copied_home / stage)
+    left = artifacts(copied_home).total()
+    two = Computation(jobs=2, threads=1)
+    result = run_sweep(Sweep.load(path), two, out=tmp_path / "out", home=copied_home, progress=False)
     computed = Counter(task.key for run in result.runs.values() for task in run.record.tasks if not task.reused)
-    assert set(computed.values()) == {1} and computed.total() == artifacts(tmp_path / "home").total()
+    assert set(computed.values()) == {1} and computed.total() == artifacts(home).total() - left
     for name, run in result.runs.items():
         assert_equal_tables(run, first.runs[name])
 
@@ -418,14 +420,27 @@ def test_an_interrupted_sweep_resumes(path, home, first, copied_home, tmp_path, 
         assert_equal_tables(run, first.runs[name])
 
 
-def test_the_shipped_sweep_plans_with_both_commands():
+def test_the_shipped_sweep_plans_with_both_commands(tmp_path, tiny_bert):
+    """On small texts and a small model, since searching the bundled texts for near copies takes a minute."""
     path = analyses() / "sweeps" / "learning_rate.toml"
-    assert path.read_text(encoding="utf-8").startswith("# ") and Sweep.load(path).question.endswith("?")
-    result = CliRunner().invoke(app, ["plan", str(path), "--set", "data.train=300", "--set", "data.test=60"])
+    text, sweep = path.read_text(encoding="utf-8"), Sweep.load(path)
+    assert text.startswith("# ") and sweep.question.endswith("?")
+    sources = sweep.axes["data.source"]
+    assert {one.removeprefix("bundled:") for one in sources} <= set(bundled.DATA)
+    for seed, name in enumerate(sources):
+        small = write_csv(tmp_path / f"{name.removeprefix('bundled:')}.csv", n=160, seed=seed)
+        text = text.replace(name, str(small))
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "small.toml").write_text(text)
+    base = (analyses() / "quickstart.toml").read_text(encoding="utf-8")
+    (tmp_path / "quickstart.toml").write_text(base.replace("bundled:minilm-l6", str(tiny_bert)))
+    words = [str(tmp_path / "sweeps" / "small.toml")]
+    sizes = ("data.train=80", "data.test=40", "data.max_length=32")
+    result = CliRunner().invoke(app, ["plan", *words, *(word for size in sizes for word in ("--set", size))])
     assert result.exit_code == 0, result.output
-    assert "tweets, learning_rate 2e-05" in result.stdout and "all 6" not in result.stdout
+    assert "tweets.csv, learning_rate 2e-05" in result.stdout and "all 6" not in result.stdout
     assert "3 of 6" in result.stdout and "6 combinations with" in result.stdout and "To be added" in result.stdout
-    refused = CliRunner().invoke(app, ["sweep", str(path), "--plan", "--set", "data.source=x.csv"])
+    refused = CliRunner().invoke(app, ["sweep", *words, "--plan", "--set", "data.source=x.csv"])
     assert refused.exit_code == 2 and "change the axis instead" in refused.stderr
 
 
