@@ -1,4 +1,4 @@
-"""What `layerprobe doctor` reports of accelerators: the one found, and the tests that need one."""
+"""What `layerprobe doctor` reports of accelerators: the one found, what stays on the CPU, and the tests that need one."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def describe(device: str, tests: Path = TESTS) -> Iterator[tuple[str, str]]:
         has = {"bf16": devices.has_bf16(device), "TF32": devices.has_tf32(device)}
         formats = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in has.items())
         yield MARKER, f"{devices.name(device)}{memory}, {formats}"
+    yield "on the CPU", "whatever the device (docs/accelerators.md lists what runs where):"
+    for text, names in _on_cpu().items():
+        yield "", f"{', '.join(names)}: {text}"
     if not tests.is_dir():
         version = versions()["layerprobe"]
         yield (
@@ -43,6 +46,17 @@ def describe(device: str, tests: Path = TESTS) -> Iterator[tuple[str, str]]:
     yield "its tests", f"python -m pytest -m {MARKER} runs these{skipped}:"
     for name in test_names(tests):
         yield "", name
+
+
+def _on_cpu() -> dict[str, list[str]]:
+    """What stages compute on the CPU whatever the device, with their names."""
+    from layerprobe.stages import REGISTRY
+
+    found: dict[str, list[str]] = {}
+    for stage in REGISTRY:
+        if stage.on_cpu:
+            found.setdefault(stage.on_cpu, []).append(stage.name)
+    return found
 
 
 def test_names(tests: Path) -> list[str]:

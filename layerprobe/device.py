@@ -1,4 +1,4 @@
-"""What an accelerator is, has room for and can compute: its name, batch sizes from free memory, TF32 and bf16."""
+"""What an accelerator is, has room for and can compute: its name, batch sizes from free memory, number formats; rows on it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 SHARE = 4
@@ -15,6 +16,8 @@ MOST_EXAMPLES = 1024
 """Examples per forward pass, at most: more do not make it faster."""
 MOST_ROWS = 2**18
 """Rows per product with a dictionary, at most."""
+FLOAT64 = {"cuda"}
+"""Kinds of accelerator with float64."""
 
 
 def name(device: str) -> str:
@@ -87,6 +90,62 @@ def forward_bytes(config: Any, tokens: int, *, kept: int = 1) -> int:
 def in_float64(value: Tensor) -> Tensor:
     """The tensor in float64: where it is, or on the CPU for mps, which has no float64."""
     return (value.cpu() if value.device.type == "mps" else value).double()
+
+
+def has_float64(device: Any) -> bool:
+    """Whether the device is an accelerator with float64; what is measured is computed on the CPU where it is not."""
+    return kind(device) in FLOAT64
+
+
+class DeviceRows:
+    """Stored rows for computations on a device: a part is copied there when it is read, so that memory need not hold all.
+
+    Rows are taken from it as from a tensor on the device.
+
+    Args:
+        stored: rows x features; may be memory-mapped.
+        device: where rows are copied.
+        removed: orthonormal directions, features x directions, that are projected out of the rows (in float64).
+    """
+
+    def __init__(self, stored: np.ndarray, device: Any, removed: np.ndarray | None = None) -> None:
+        import torch
+
+        self.stored, self.device = stored, torch.device(device)
+        self.shape, self.ndim, self.dtype = stored.shape, stored.ndim, stored.dtype
+        self._removed = None if removed is None else torch.from_numpy(removed.copy()).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
+        import numpy as np
+        import torch
+
+        part = torch.from_numpy(np.array(self.stored[rows])).to(self.device)
+        if self._removed is None:
+            return part
+        part = part.double()
+        return part - (part @ self._removed) @ self._removed.T
+
+    def double(self) -> Tensor:
+        """All rows in float64."""
+        return self[:].double()
+
+    def detach(self) -> DeviceRows:
+        return self
+
+    def cpu(self) -> Tensor:
+        """All rows, on the CPU."""
+        return self[:].cpu()
+
+    def is_complex(self) -> bool:
+        return self.dtype.kind == "c"
+
+
+def for_device(rows: Any, device: Any) -> Any:
+    """Stored rows as `DeviceRows` if the device has float64; else as they are, for computation on the CPU."""
+    return DeviceRows(rows, device) if has_float64(device) else rows
 
 
 def has_bf16(device: str) -> bool:

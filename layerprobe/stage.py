@@ -204,6 +204,9 @@ class Stage:
     """Whether it belongs to few-shot studies; a study consists of the stages of its kind alone."""
     accelerator: ClassVar[bool] = False
     """Whether it computes on the study's device."""
+    on_cpu: ClassVar[str] = ""
+    """What it computes on the CPU although another device is set, such as a fit of scikit-learn; `layerprobe doctor` and
+    `docs/accelerators.md` list it. Required of stages without `accelerator`."""
     opened: ClassVar[str | None] = None
     """Folder of the artifact that people may open on its own, such as a checkpoint."""
     first_guess: ClassVar[float] = 2.0

@@ -29,7 +29,10 @@ examples = 30
 k = 4
 rows = 600
 """
-LIGHT = ("sae.layers=[]", "internals.parts=[]", "similarity.units=['token']", "similarity.measures=['cka']")
+LIGHT = (
+    *("sae.layers=[]", "internals.parts=[]"),
+    *("similarity.units=['token']", "similarity.measures=['cka']", "similarity.random_changes=1"),
+)
 """Overrides that leave training, capture and a comparison."""
 COSTS = ("seconds", "peak_bytes", "energy_wh", "concurrent_tasks")
 """Columns that differ between two computations of the same thing; `pareto` has them as values of `cost`."""
@@ -42,11 +45,18 @@ def write_study(folder, model, source):
 
 
 @contextmanager
-def no_page():
-    """Runs end without a page, which takes most of the time of a tiny run."""
+def no_page(write=lambda result, path: path):
+    """Runs end without a page, which takes most of the time of a tiny run; or with one that `write` makes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layerprobe.report.write_report", lambda result, path: path)
+        patch.setattr("layerprobe.report.write_report", write)
         yield
+
+
+def write_small_page(result, path):
+    """A page with the question and the labels."""
+    record = result.record
+    path.write_text(f"<p>{record.question}</p><p>{', '.join(record.data.label_names)}</p></html>")
+    return path
 
 
 def run_study(path, folder, home, *overrides, page=False, **options) -> Run:

@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from running import run_study, write_study
 from sparse_rows import planted
 
-from layerprobe import sae
+from layerprobe import sae, similarity
 from layerprobe.activations import CaptureConfig, _capture, capture
 from layerprobe.activations._streaming import HostCopies
 from layerprobe.adaptation import AdaptConfig, adapt, parse_method
-from layerprobe.device import batch_size, free_bytes, has_bf16, has_tf32
+from layerprobe.device import batch_size, for_device, free_bytes, has_bf16, has_tf32
+from layerprobe.internals import label_variance
 from layerprobe.sae import SaeConfig, _staging
 
 FOUND = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -91,6 +93,29 @@ def test_dictionaries_on_staged_and_on_copied_rows_are_equal(tmp_path, monkeypat
     torch.testing.assert_close(staged.decoder.cpu(), here.decoder, rtol=1e-3, atol=1e-3)
     codes, others = sae.encode(staged, rows), sae.encode(copied, rows)
     np.testing.assert_allclose(codes.toarray(), others.toarray(), atol=1e-3)
+
+
+def test_measures_geometry_and_label_variance_equal_those_of_the_cpu():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), np.tile([2, 3, 5], 20))
+    base = {layer: (rng.standard_normal((len(groups), 24)) + layer).astype(np.float32) for layer in (0, 1)}
+    adapted = {layer: (rows + rng.standard_normal(rows.shape)).astype(np.float32) for layer, rows in base.items()}
+    labels, lengths = np.arange(60) % 3, np.bincount(groups)
+    names = [measure.name for measure in similarity.MEASURES]
+    linear = [measure.name for measure in similarity.MEASURES if measure.linear]
+
+    def tables(device):
+        sides = [{layer: for_device(rows, device) for layer, rows in side.items()} for side in (base, adapted)]
+        yield similarity.compare(*sides, groups, measures=names, leave_out_undefined=True)
+        yield similarity.shuffled(*sides, groups, measures=names, draws=3)
+        yield similarity.grid(dict(zip(("base", "adapted"), sides, strict=True)), groups, measures=linear)
+        yield similarity.grid(dict(zip(("base", "adapted"), sides, strict=True)), measures=["cka"])
+        yield similarity.geometry.describe(sides[0][1], groups)
+        yield label_variance(base, groups, labels, lengths, permutations=50, device=device).table()
+
+    for here, there in zip(tables("cpu"), tables(DEVICE), strict=True):
+        # Shuffles are multiplied in float32 on the CPU.
+        pd.testing.assert_frame_equal(there, here, rtol=1e-4 if "draws" in here else 1e-8, atol=1e-6)
 
 
 def test_a_whole_study_runs_on_it(tmp_path, tiny_bert, tiny_csv):

@@ -48,7 +48,7 @@ def test_doctor_names_the_accelerator_its_memory_and_its_number_formats(monkeypa
     monkeypatch.setattr(accelerators.devices, "free_bytes", lambda device: 15 * 10**9)
     lines = list(accelerators.describe("cuda", tmp_path / "missing"))
     assert lines[0] == ("accelerator", "Big GPU, 15.0 GB free, bf16 no, TF32 no")
-    assert len(lines) == 2 and "pip download --no-deps --no-binary layerprobe layerprobe==" in lines[1][1]
+    assert "pip download --no-deps --no-binary layerprobe layerprobe==" in lines[-1][1]
     assert next(accelerators.describe("cpu", tmp_path)) == ("accelerator", "none that torch can use")
 
 
@@ -67,7 +67,16 @@ def test_the_docs_say_for_every_stage_what_runs_where():
     for stage in REGISTRY:
         on_device, on_cpu = table[stage.name]
         assert (on_device != "nothing") == stage.accelerator, stage.name
-        assert on_device and on_cpu
+        assert on_device and on_cpu and (stage.accelerator or stage.on_cpu), stage.name
+        assert stage.on_cpu in on_cpu
+
+
+def test_doctor_lists_what_stays_on_the_cpu():
+    shown = " ".join(CliRunner().invoke(app, ["doctor"]).stdout.split())
+    assert "reference: logistic regression of scikit-learn" in shown
+    for stage in REGISTRY:
+        if stage.on_cpu:
+            assert re.search(rf"\b{stage.name}\b[^:]*: {re.escape(stage.on_cpu)}", shown), stage.name
 
 
 @pytest.mark.parametrize("stage", REGISTRY, ids=lambda stage: stage.name)

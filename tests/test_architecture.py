@@ -16,7 +16,11 @@ BELOW = {"errors", "files", "onsets", "progress", "stats"}
 """What every library may import."""
 MODELS = BELOW | {"data", "device", "encoder", "families", "layers", "pooled"}
 """What libraries that run a model may import."""
-MAY_IMPORT = dict.fromkeys(LIBRARIES, MODELS) | dict.fromkeys(("similarity", "sufficiency", "energy"), BELOW)
+MAY_IMPORT = {
+    **dict.fromkeys(LIBRARIES, MODELS),
+    **dict.fromkeys(("sufficiency", "energy"), BELOW),
+    "similarity": {*BELOW, "device"},
+}
 ABOVE = {
     *(
         "cli",

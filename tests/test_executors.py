@@ -20,7 +20,9 @@ from toy_stages import (
     PeculiarError,
     Threads,
     Toy,
+    losses,
     resolved_study,
+    times_built,
 )
 
 from layerprobe import Run, Study, run
@@ -155,9 +157,11 @@ def test_tasks_use_the_number_of_threads_that_is_set(tmp_path, executor, monkeyp
 # Processes that end ----------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_replaced_and_its_task_starts_again(tmp_path):
-    finished = execute((Killed(1, times=2, place=tmp_path), Toy(2)), tmp_path / "home")
-    assert sorted(value(one) for one in finished) == [1, 2]
+def test_a_worker_that_is_killed_in_mid_task_loses_nothing(tmp_path):
+    """What was finished is kept, and the task that was killed starts again."""
+    finished = execute(losses(tmp_path), tmp_path / "home")
+    assert sorted(value(one) for one in finished) == [1, 3, 7]
+    assert times_built(tmp_path) == ({1: 1, 3: 1}, 2)
 
 
 def test_a_task_whose_workers_are_killed_again_and_again_ends_the_run(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from running import LIGHT, assert_equal_tables, no_page, run_study, write_study
 from test_executors import TREE, execute, value
-from toy_stages import Failing, Killed, Meeting, Threads, Toy, resolved_study
+from toy_stages import Failing, Meeting, Threads, Toy, losses, resolved_study, times_built
 from typer.testing import CliRunner
 
 from layerprobe import Run
@@ -70,9 +70,11 @@ def test_independent_tasks_run_on_both_machines(cluster, tmp_path):
     assert [finished[task].artifact.meta.concurrent_tasks for task in pair] == [1, 1]
 
 
-def test_a_killed_worker_is_replaced_and_its_task_starts_again(cluster, tmp_path):
-    finished = on_ray((Killed(1, times=2, place=tmp_path), Toy(2)), tmp_path / "home")
-    assert sorted(value(one) for one in finished) == [1, 2]
+def test_a_worker_that_is_killed_in_mid_task_loses_nothing(cluster, tmp_path):
+    """What was finished is kept, and the task that was killed starts again."""
+    finished = on_ray(losses(tmp_path), tmp_path / "home")
+    assert sorted(value(one) for one in finished) == [1, 3, 7]
+    assert times_built(tmp_path) == ({1: 1, 3: 1}, 2)
 
 
 def test_tasks_use_the_number_of_threads_that_is_set(cluster, tmp_path):
@@ -115,15 +117,25 @@ def test_the_slurm_script_is_valid():
     assert ended.exit_code == 2 and "No such option" not in ended.output
 
 
-def test_two_equal_studies_at_once_compute_nothing_twice_and_equal_the_serial_run(
-    cluster, tmp_path, tiny_bert, tiny_csv
-):
-    path = write_study(tmp_path, tiny_bert, tiny_csv)
-    serial = run_study(path, tmp_path / "serial", tmp_path / "other home", *LIGHT)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_bert, tiny_csv):
+    """With a study, and two stores: `home` for the cluster, `serial` for the runs that its tables are compared with."""
+    folder = tmp_path_factory.mktemp("ray")
+    write_study(folder, tiny_bert, tiny_csv)
+    return folder
+
+
+def run_serially(folder, *changes):
+    return run_study(folder / "tiny.toml", folder / f"alone {changes}", folder / "serial", *LIGHT, *changes)
+
+
+def test_two_equal_studies_at_once_compute_nothing_twice_and_equal_the_serial_run(cluster, folder):
+    serial = run_serially(folder)
     runs: dict[str, Run] = {}
 
     def study(name):
-        runs[name] = run_study(path, tmp_path / name, tmp_path / "home", *LIGHT, page=True, executor="ray")
+        path = folder / "tiny.toml"
+        runs[name] = run_study(path, folder / name, folder / "home", *LIGHT, page=True, executor="ray")
 
     threads = [threading.Thread(target=study, args=(name,)) for name in ("first", "second")]
     with no_page():  # once for both threads, since each would undo the other's patch
@@ -136,3 +148,19 @@ def test_two_equal_studies_at_once_compute_nothing_twice_and_equal_the_serial_ru
     computed = [{task.key for task in result.record.tasks if not task.reused} for result in runs.values()]
     assert not computed[0] & computed[1]
     assert computed[0] | computed[1] == {task.key for task in serial.record.tasks}
+
+
+def test_a_sweep_on_the_cluster_gives_the_tables_of_serial_runs(cluster, folder, monkeypatch):
+    """In the store of the studies above: what the combinations share is there, or is computed once."""
+    text = f"base = 'tiny.toml'\noverrides = {list(LIGHT)!r}\n[axes]\n'similarity.shuffles' = [19, 20]\n"
+    (folder / "sweep.toml").write_text(text)
+    monkeypatch.setenv("LAYERPROBE_HOME", str(folder / "home"))
+    words = ["sweep", str(folder / "sweep.toml"), "--out", str(folder / "sweep"), "--executor", "ray", "--threads", "1"]
+    with no_page():
+        ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 0, ended.output
+    runs = {number: Run.load(folder / "sweep" / f"shuffles-{number}") for number in (19, 20)}
+    computed = [task.key for run in runs.values() for task in run.record.tasks if not task.reused]
+    assert len(computed) == len(set(computed))
+    for number, result in runs.items():
+        assert_equal_tables(result, run_serially(folder, f"similarity.shuffles={number}"))

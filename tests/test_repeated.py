@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from running import LIGHT, environment, run_study, stages, write_study
+from running import LIGHT, environment, no_page, run_study, stages, write_small_page, write_study
 from tiny import make_encoder, write_csv
 
 from layerprobe import Run, Study, facts
@@ -31,20 +31,36 @@ def first(tmp_path_factory, tiny_bert, tiny_csv):
     return folder
 
 
-@pytest.fixture
-def copied(first, tmp_path, monkeypatch):
-    """A copy of all that, with facts and pages of its own, which are small to save time."""
-    monkeypatch.setattr("layerprobe.report.write_report", write_small_page)
-    folder = shutil.copytree(first, tmp_path / "copy")
+def copy(first, folder):
+    """A copy of all that, with facts of its own, and a page that is small to save time."""
+    folder = shutil.copytree(first, folder)
     path = write_study(folder, folder / "bert", folder / "texts.csv")
     run_study(path, folder / "out", folder / "home", *LIGHT, page=True)
     return folder
 
 
-def write_small_page(result, path):
-    record = result.record
-    path.write_text(f"<p>{record.question}</p><p>{', '.join(record.data.label_names)}</p></html>")
-    return path
+@pytest.fixture
+def small_pages(monkeypatch):
+    monkeypatch.setattr("layerprobe.report.write_report", write_small_page)
+
+
+@pytest.fixture
+def copied(first, tmp_path, small_pages):
+    """A copy of all that, which the test may change."""
+    return copy(first, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def shared_copy(first, tmp_path_factory):
+    with no_page(write_small_page):
+        return copy(first, tmp_path_factory.mktemp("shared") / "copy")
+
+
+@pytest.fixture
+def shared(shared_copy, small_pages):
+    """A copy that tests leave as it was: what they damage is made again by a run, which they check."""
+    yield shared_copy
+    assert kept(shared_copy).recall() is not None and Run.load(shared_copy / "out").record.status == "complete"
 
 
 def kept(folder, *overrides):
@@ -109,19 +125,19 @@ def test_commands_import_only_what_they_use(first, words):
     assert done.returncode == 0, done.stderr
 
 
-def test_facts_are_those_of_the_data_and_the_model(copied):
-    outside = write_csv(copied / "outside.csv", n=60, seed=5)
-    checkpoint = make_encoder(copied / "checkpoint", labels=["class a", "class b"])
+def test_facts_are_those_of_the_data_and_the_model(shared):
+    outside = write_csv(shared / "outside.csv", n=60, seed=5)
+    checkpoint = make_encoder(shared / "checkpoint", labels=["class a", "class b"])
     overrides = (
         f"data.ood=[{{name='other', source='{outside}'}}]",
         f"adaptation.methods=['head', 'checkpoint:{checkpoint}']",
         "sae.layers=[1]",
     )
-    study = Study.load(copied / "tiny.toml", [*LIGHT, *overrides])
+    study = Study.load(shared / "tiny.toml", [*LIGHT, *overrides])
     context = resolve(study, "auto", "auto")
-    record = Run.load(copied / "out").record
-    kept(copied, *overrides).keep(facts.Facts(context.resolved, record.data, record.encoder))
-    recalled = kept(copied, *overrides).recall()
+    record = Run.load(shared / "out").record
+    kept(shared, *overrides).keep(facts.Facts(context.resolved, record.data, record.encoder))
+    recalled = kept(shared, *overrides).recall()
     assert recalled.resolved == context.resolved and recalled.resolved.near_copies and recalled.resolved.checkpoints
     assert (recalled.data, recalled.encoder) == (record.data, record.encoder)
     for path, change in (
@@ -130,37 +146,43 @@ def test_facts_are_those_of_the_data_and_the_model(copied):
     ):
         original = path.read_bytes()
         path.write_bytes(change(original))
-        assert kept(copied, *overrides).recall() is None, path
+        assert kept(shared, *overrides).recall() is None, path
         path.write_bytes(original)
-        assert kept(copied, *overrides).recall() == recalled
+        assert kept(shared, *overrides).recall() == recalled
 
 
 # What changes ----------------------------------------------------------------------------------------------------------
 
 
+ONE = "adaptation.methods=['head']"
+"""A change that leaves less to compute again."""
+
+
 def test_texts_that_change_within_the_same_size_are_read_again(copied):
-    before = Run.load(copied / "out").record
+    before = again(copied, ONE).record
+    assert kept(copied, ONE).recall() is not None
     rewrite(copied / "texts.csv", lambda content: content.replace(b"class a", b"class z"))
-    assert kept(copied).recall() is None
-    after = again(copied).record
+    assert kept(copied, ONE).recall() is None
+    after = again(copied, ONE).record
     assert after.data.fingerprint != before.data.fingerprint and after.data.label_names == ["class b", "class z"]
     assert "class z" in (copied / "out" / "index.html").read_text()
 
 
 def test_other_weights_of_the_same_size_are_read_again(copied):
-    before, first = Run.load(copied / "out"), kept(copied).recall()
+    before, first = again(copied, ONE), kept(copied, ONE).recall()
     weights = make_encoder(copied / "other", seed=1) / "model.safetensors"
     rewrite(copied / "bert" / "model.safetensors", lambda content: weights.read_bytes())
-    assert first is not None and kept(copied).recall() is None
-    after = again(copied)
+    assert first is not None and kept(copied, ONE).recall() is None
+    after = again(copied, ONE)
     assert after.record.encoder.fingerprint != before.record.encoder.fingerprint
     assert "adapt" in stages(after, reused=False)
 
 
-def test_a_new_file_in_the_folder_of_the_model_is_noticed(copied):
-    assert kept(copied).recall() is not None
-    (copied / "bert" / "added_tokens.json").write_text("{}")
-    assert kept(copied).recall() is None
+def test_a_new_file_in_the_folder_of_the_model_is_noticed(shared):
+    assert kept(shared).recall() is not None
+    (shared / "bert" / "added_tokens.json").write_text("{}")
+    assert kept(shared).recall() is None
+    (shared / "bert" / "added_tokens.json").unlink()
 
 
 def test_study_device_precision_versions_source_and_machine_are_part_of_the_key(first, monkeypatch):
@@ -176,10 +198,10 @@ def test_study_device_precision_versions_source_and_machine_are_part_of_the_key(
     assert kept(first).path == path
 
 
-def test_a_file_that_was_only_touched_is_compared_and_not_resolved_again(copied):
-    recalled = kept(copied).recall()
-    os.utime(copied / "texts.csv")
-    assert kept(copied).recall() == recalled is not None
+def test_a_file_that_was_only_touched_is_compared_and_not_resolved_again(shared):
+    recalled = kept(shared).recall()
+    os.utime(shared / "texts.csv")
+    assert kept(shared).recall() == recalled is not None
 
 
 def test_a_file_that_was_written_just_before_is_compared_whatever_its_stamp(copied, monkeypatch):
@@ -204,15 +226,15 @@ def test_facts_are_not_kept_if_a_file_changes_while_the_study_is_resolved(copied
     assert not before.path.exists()
 
 
-def test_damaged_facts_are_ignored(copied):
-    path = kept(copied).path
+def test_damaged_facts_are_ignored(shared):
+    path = kept(shared).path
     content = json.loads(path.read_text())
     content["facts"]["resolved"]["n_train"] = 7
     path.write_text(json.dumps(content))
-    assert kept(copied).recall() is None
+    assert kept(shared).recall() is None
     path.write_text("[1]")
-    assert kept(copied).recall() is None
-    assert again(copied).record.data.n_train == 80 and kept(copied).recall() is not None
+    assert kept(shared).recall() is None
+    assert again(shared).record.data.n_train == 80 and kept(shared).recall() is not None
 
 
 def test_studies_of_the_hub_are_resolved_every_time(first):
@@ -221,15 +243,15 @@ def test_studies_of_the_hub_are_resolved_every_time(first):
     assert facts_of_hub.stamps is None and facts_of_hub.recall() is None
 
 
-def test_facts_of_another_device_are_not_computed_with(copied, monkeypatch):
+def test_facts_of_another_device_are_not_computed_with(shared, monkeypatch):
     """Where everything is finished the device does not matter; before something is computed it is looked at again."""
     asked = []
     monkeypatch.setattr("layerprobe.pipeline.is_resolved_here", lambda *words: asked.append(words) or False)
     monkeypatch.setattr("layerprobe.facts.resolve", lambda *words: asked.append("resolved") or resolve(*words))
-    again(copied)
+    again(shared)
     assert asked == []
-    shutil.rmtree(next((copied / "home" / "depth").glob("every-*")))
-    assert again(copied).record.status == "complete" and asked[-1] == "resolved" and len(asked) == 2
+    shutil.rmtree(next((shared / "home" / "depth").glob("every-*")))
+    assert again(shared).record.status == "complete" and asked[-1] == "resolved" and len(asked) == 2
 
 
 # Damage in the run folder ----------------------------------------------------------------------------------------------
@@ -241,52 +263,56 @@ def cut(path):
 
 @pytest.mark.parametrize("damage", [lambda path: rewrite(path, lambda c: c[:-1] + bytes([c[-1] ^ 1])), cut, os.unlink])
 @pytest.mark.parametrize("name", ["tables/similarity.parquet", "tables/examples.parquet", "index.html"])
-def test_damaged_tables_and_pages_are_written_again(copied, name, damage):
-    path = copied / "out" / name
+def test_damaged_tables_and_pages_are_written_again(shared, name, damage):
+    path = shared / "out" / name
     before = path.read_bytes()
     damage(path)
-    result = again(copied)
+    result = again(shared)
     assert stages(result, reused=False) == []
     assert path.exists() and (path.read_bytes() == before or name == "index.html")
-    assert result.table("similarity").equals(Run.load(copied / "out").table("similarity"))
-    page = (copied / "out" / "index.html").read_text()
+    assert result.table("similarity").equals(Run.load(shared / "out").table("similarity"))
+    page = (shared / "out" / "index.html").read_text()
     assert page.rstrip().endswith("</html>")
 
 
-def test_a_table_of_another_run_is_removed(copied):
-    extra = copied / "out" / "tables" / "extra.parquet"
-    shutil.copy(copied / "out" / "tables" / "similarity.parquet", extra)
-    again(copied)
+def test_a_table_of_another_run_is_removed(shared):
+    extra = shared / "out" / "tables" / "extra.parquet"
+    shutil.copy(shared / "out" / "tables" / "similarity.parquet", extra)
+    again(shared)
     assert not extra.exists()
 
 
-def test_the_page_follows_the_record(copied):
-    again(copied, "question=Another question?")
-    assert "Another question?" in (copied / "out" / "index.html").read_text()
+def test_the_page_follows_the_record(shared):
+    again(shared, "question=Another question?")
+    assert "Another question?" in (shared / "out" / "index.html").read_text()
+    again(shared)
+    assert "What changed?" in (shared / "out" / "index.html").read_text()
 
 
-def test_the_page_follows_the_source_of_the_package(copied, monkeypatch):
-    before = contents(copied)
-    again(copied)
-    assert contents(copied) == before
-    monkeypatch.setattr("layerprobe.outputs.source_digest", lambda: "other")
-    again(copied)
-    assert all(value[0] != before[name][0] for name, value in contents(copied).items())
+def test_the_page_follows_the_source_of_the_package(shared, monkeypatch):
+    before = contents(shared)
+    again(shared)
+    assert contents(shared) == before
+    with monkeypatch.context() as patch:
+        patch.setattr("layerprobe.outputs.source_digest", lambda: "other")
+        again(shared)
+    assert all(value[0] != before[name][0] for name, value in contents(shared).items())
+    again(shared)
 
 
-def test_tables_are_collected_again_after_an_artifact_was_computed_again(copied):
-    before = contents(copied)
-    shutil.rmtree(next((copied / "home" / "adapt").glob("full-*")))
-    result = again(copied)
+def test_tables_are_collected_again_after_an_artifact_was_computed_again(shared):
+    before = contents(shared)
+    shutil.rmtree(next((shared / "home" / "adapt").glob("full-*")))
+    result = again(shared)
     assert stages(result, reused=False) == ["adapt"]
-    assert contents(copied)["adaptation.parquet"][2] != before["adaptation.parquet"][2]  # its seconds
+    assert contents(shared)["adaptation.parquet"][2] != before["adaptation.parquet"][2]  # its seconds
 
 
-def test_a_run_that_ended_early_is_not_taken_for_a_whole_one(copied):
-    record = Run.load(copied / "out")
+def test_a_run_that_ended_early_is_not_taken_for_a_whole_one(shared):
+    record = Run.load(shared / "out")
     record.record.status = "failed"
     record.save()
-    before = contents(copied)
-    assert again(copied).record.status == "complete"
-    assert contents(copied)["similarity.parquet"][0] != before["similarity.parquet"][0]
-    assert (copied / "out" / MADE).is_file()
+    before = contents(shared)
+    assert again(shared).record.status == "complete"
+    assert contents(shared)["similarity.parquet"][0] != before["similarity.parquet"][0]
+    assert (shared / "out" / MADE).is_file()

@@ -2,7 +2,9 @@
 
 import json
 import re
+import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +12,21 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from running import LIGHT, assert_equal_tables, environment, run_study, wait_for_line, write_study
+from running import (
+    LIGHT,
+    assert_equal_tables,
+    environment,
+    no_page,
+    run_study,
+    wait_for_line,
+    write_small_page,
+    write_study,
+)
 from tiny import write_csv
 from toy_stages import Failing, Meeting, Toy, resolved_study
 from typer.testing import CliRunner
 
-from layerprobe import Run, Study, pipeline
+from layerprobe import Run, Study, bundled, pipeline
 from layerprobe.cli import analyses, app
 from layerprobe.errors import StorageError, StudyError
 from layerprobe.executors import Failed, Finished, Settings, Workload, find_executor
@@ -57,10 +68,17 @@ def planned(path, home):
 
 @pytest.fixture(scope="module")
 def first(path, home, planned, tmp_path_factory):
-    """The sweep, run after it was planned."""
-    return run_sweep(
-        Sweep.load(path), ONE_THREAD, out=tmp_path_factory.mktemp("runs") / "first", home=home, progress=False
-    )
+    """The sweep, run after it was planned; the pages of its runs are small, that of their comparison is not."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    with no_page(write_small_page):
+        return run_sweep(Sweep.load(path), ONE_THREAD, out=out, home=home, progress=False)
+
+
+@pytest.fixture
+def copied_home(home, first, tmp_path, monkeypatch):
+    """A copy of the sweep's store, in which tests remove what is to be computed again."""
+    monkeypatch.setenv("LAYERPROBE_HOME", str(tmp_path / "home"))
+    return shutil.copytree(home, tmp_path / "home")
 
 
 def artifacts(home):
@@ -222,12 +240,14 @@ def test_the_page_compares_all_runs(first):
     assert all(name in page for name in first.runs) and "4 runs compared" in page
 
 
-def test_two_jobs_compute_every_artifact_once_and_give_equal_tables(path, first, tmp_path, no_pages):
-    result = run_sweep(
-        Sweep.load(path), Computation(jobs=2, threads=1), out=tmp_path / "out", home=tmp_path / "home", progress=False
-    )
+def test_two_jobs_compute_every_artifact_once_and_give_equal_tables(path, first, home, copied_home, tmp_path, no_pages):
+    for stage in ("adapt", "capture", "similarity", "nulls", "depth"):
+        shutil.rmtree(copied_home / stage)
+    left = artifacts(copied_home).total()
+    two = Computation(jobs=2, threads=1)
+    result = run_sweep(Sweep.load(path), two, out=tmp_path / "out", home=copied_home, progress=False)
     computed = Counter(task.key for run in result.runs.values() for task in run.record.tasks if not task.reused)
-    assert set(computed.values()) == {1} and computed.total() == artifacts(tmp_path / "home").total()
+    assert set(computed.values()) == {1} and computed.total() == artifacts(home).total() - left
     for name, run in result.runs.items():
         assert_equal_tables(run, first.runs[name])
 
@@ -313,7 +333,10 @@ def test_studies_borrow_what_is_the_same_and_nothing_else(path):
 # Failures, interruptions and the command line --------------------------------------------------------------------------
 
 
-def test_a_combination_that_fails_is_reported_and_the_others_are_compared(path, tmp_path, monkeypatch, no_pages):
+def test_a_combination_that_fails_is_reported_and_the_others_are_compared(
+    path, copied_home, tmp_path, monkeypatch, no_pages
+):
+    shutil.rmtree(copied_home / "similarity")
     build = Similarity.build
 
     def fail(self, context, parents, folder):
@@ -322,7 +345,6 @@ def test_a_combination_that_fails_is_reported_and_the_others_are_compared(path, 
         build(self, context, parents, folder)
 
     monkeypatch.setattr(Similarity, "build", fail)
-    monkeypatch.setenv("LAYERPROBE_HOME", str(tmp_path / "home"))
     result = CliRunner().invoke(app, ["sweep", str(path), "--out", str(tmp_path / "out")])
     assert result.exit_code == 2, result.output
     for shuffles in (19, 20):
@@ -339,12 +361,13 @@ def test_a_combination_that_fails_is_reported_and_the_others_are_compared(path, 
     assert result.exit_code == 0 and "4 runs compared" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_bug_in_all_combinations_leaves_no_page_and_exit_code_1(path, tmp_path, monkeypatch):
+def test_a_bug_in_all_combinations_leaves_no_page_and_exit_code_1(path, copied_home, tmp_path, monkeypatch):
+    shutil.rmtree(copied_home / "capture")
+
     def fail(self, context, parents, folder):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(Capture, "build", fail)
-    monkeypatch.setenv("LAYERPROBE_HOME", str(tmp_path / "home"))
     result = CliRunner().invoke(app, ["sweep", str(path), "--out", str(tmp_path / "out")])
     assert result.exit_code == 1 and not (tmp_path / "out" / "index.html").exists()
     assert "the runs are not compared: A comparison takes two runs or more, and 0 of the 4" in result.stderr
@@ -373,11 +396,13 @@ def test_the_space_for_all_combinations_is_checked_before_anything_starts(path, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_sweep_resumes(path, first, tmp_path, number, no_pages):
-    words = [sys.executable, "-m", "layerprobe", "sweep", str(path), "--out", str(tmp_path / "out"), "--jobs", "2"]
+def test_an_interrupted_sweep_resumes(path, home, first, copied_home, tmp_path, number, no_pages):
+    for stage in ("adapt", "capture", "similarity", "nulls", "geometry"):
+        shutil.rmtree(copied_home / stage)
+    words = [sys.executable, "-m", "layerprobe", "sweep", str(path), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
         [*words, "--threads", "1"],
-        env=environment(tmp_path / "home"),
+        env=environment(copied_home),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -388,20 +413,34 @@ def test_an_interrupted_sweep_resumes(path, first, tmp_path, number, no_pages):
     _, rest = process.communicate(timeout=120)
     if number == signal.SIGINT:
         assert process.returncode == 130 and "resume with: layerprobe sweep" in rest
-    result = run_sweep(Sweep.load(path), ONE_THREAD, out=tmp_path / "out", home=tmp_path / "home", progress=False)
+    assert artifacts(copied_home).total() < artifacts(home).total(), "it was not interrupted"
+    result = run_sweep(Sweep.load(path), ONE_THREAD, out=tmp_path / "out", home=copied_home, progress=False)
     assert any(task.reused and task.stage == "adapt" for task in next(iter(result.runs.values())).record.tasks)
     for name, run in result.runs.items():
         assert_equal_tables(run, first.runs[name])
 
 
-def test_the_shipped_sweep_plans_with_both_commands():
+def test_the_shipped_sweep_plans_with_both_commands(tmp_path, tiny_bert):
+    """On small texts and a small model, since searching the bundled texts for near copies takes a minute."""
     path = analyses() / "sweeps" / "learning_rate.toml"
-    assert path.read_text(encoding="utf-8").startswith("# ") and Sweep.load(path).question.endswith("?")
-    result = CliRunner().invoke(app, ["plan", str(path), "--set", "data.train=300", "--set", "data.test=60"])
+    text, sweep = path.read_text(encoding="utf-8"), Sweep.load(path)
+    assert text.startswith("# ") and sweep.question.endswith("?")
+    sources = sweep.axes["data.source"]
+    assert {one.removeprefix("bundled:") for one in sources} <= set(bundled.DATA)
+    for seed, name in enumerate(sources):
+        small = write_csv(tmp_path / f"{name.removeprefix('bundled:')}.csv", n=160, seed=seed)
+        text = text.replace(name, str(small))
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "small.toml").write_text(text)
+    base = (analyses() / "quickstart.toml").read_text(encoding="utf-8")
+    (tmp_path / "quickstart.toml").write_text(base.replace("bundled:minilm-l6", str(tiny_bert)))
+    words = [str(tmp_path / "sweeps" / "small.toml")]
+    sizes = ("data.train=80", "data.test=40", "data.max_length=32")
+    result = CliRunner().invoke(app, ["plan", *words, *(word for size in sizes for word in ("--set", size))])
     assert result.exit_code == 0, result.output
-    assert "tweets, learning_rate 2e-05" in result.stdout and "all 6" not in result.stdout
+    assert "tweets.csv, learning_rate 2e-05" in result.stdout and "all 6" not in result.stdout
     assert "3 of 6" in result.stdout and "6 combinations with" in result.stdout and "To be added" in result.stdout
-    refused = CliRunner().invoke(app, ["sweep", str(path), "--plan", "--set", "data.source=x.csv"])
+    refused = CliRunner().invoke(app, ["sweep", *words, "--plan", "--set", "data.source=x.csv"])
     assert refused.exit_code == 2 and "change the axis instead" in refused.stderr
 
 
@@ -425,7 +464,7 @@ def test_the_documented_sweep_and_commands_are_valid(path, tmp_path):
         assert ended.exit_code == 2 and "change the axis instead" in ended.stderr, ended.output
 
 
-def test_the_documented_python_runs(path, tmp_path):
+def test_the_documented_python_runs(path, copied_home, tmp_path, monkeypatch, capsys, no_pages):
     section = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").split("## Sweeps")[1].split("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
     light = [*LIGHT, "adaptation.methods=['head']"]
@@ -434,8 +473,6 @@ def test_the_documented_python_runs(path, tmp_path):
     )
     (tmp_path / "sweep.toml").write_text(text)
     (tmp_path / "study.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "study.py"], cwd=tmp_path, env=environment(tmp_path / "home"), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "reports/sweep/index.html {}"
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("study.py", run_name="__main__")
+    assert capsys.readouterr().out.splitlines()[-1] == "reports/sweep/index.html {}"

@@ -131,6 +131,33 @@ class Killed(Toy):
         super().build(context, parents, folder)
 
 
+@dataclass(frozen=True)
+class Counted(Toy):
+    """Leaves a mark each time it is computed."""
+
+    place: Path = Path()
+
+    name: ClassVar = "counted"
+
+    def build(self, context, parents, folder):
+        with (self.place / f"built-{self.number}").open("a") as file:
+            file.write("x")
+        super().build(context, parents, folder)
+
+
+def losses(place):
+    """A task that is killed twice between two others, and what shows afterwards that nothing was lost: `times_built`."""
+    first = Counted(1, place=place)
+    killed = Killed(2, (first,), times=2, place=place)
+    return first, killed, Counted(3, (first, killed), place=place)
+
+
+def times_built(place):
+    """How often each `Counted` task was computed, and how often `Killed` was killed."""
+    built = {int(path.name.partition("-")[2]): len(path.read_text()) for path in place.glob("built-*")}
+    return built, len(list(place.glob("attempt-*")))
+
+
 class PeculiarError(Exception):
     """An error that can be pickled, but not unpickled."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from layerprobe.device import has_float64
 from layerprobe.errors import MeasureError
 from layerprobe.progress import track
 from layerprobe.stats import assign_folds, length_strata, permuted_labels
@@ -179,6 +180,7 @@ def label_variance(
     *,
     permutations: int = 1000,
     seed: int = 0,
+    device: str = "cpu",
 ) -> LabelVariance:
     """Between-label share of the variance of each layer, with its mean and its distribution under permuted labels.
 
@@ -199,6 +201,8 @@ def label_variance(
         lengths: length of each example, such as its number of tokens.
         permutations: number of permutations.
         seed: seed of permutations and folds.
+        device: where sums of permuted examples, which take most of the time, are computed if it has float64; else, and all
+            other sums, on the CPU.
 
     Raises:
         MeasureError: if the arrays do not fit, fewer than two labels occur or two examples have one, a value is not finite,
@@ -223,7 +227,7 @@ def label_variance(
             _Sums.of(*(a[folds != fold] for a in (means, squares, classes, strata))) for fold in range(folds.max() + 1)
         )
         left_out.append([(one.between - one.expected) / one.total for one in kept])
-        between = _between_permuted(means - means.mean(axis=0), np.bincount(classes), members)
+        between = _between_permuted(means - means.mean(axis=0), np.bincount(classes), members, device)
         permuted.append((between - sums.expected) / sums.total)
     return LabelVariance(
         names, n, np.array(share), np.array(expected), np.array(permuted).T.copy(), np.array(left_out).T.copy()
@@ -265,14 +269,29 @@ def _add_up(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return (np.arange(groups.max() + 1)[:, None] == groups).astype(np.float64) @ values
 
 
-def _between_permuted(centred: np.ndarray, totals: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
+def _between_permuted(centred: np.ndarray, totals: np.ndarray, members: list[np.ndarray], device: str) -> np.ndarray:
     """Sum of squares between labels under each permutation; the last label's sum is minus that of the others."""
+    if has_float64(device):
+        return _between_permuted_there(centred, totals, members, device)
     between = []
     for block in members:
         sums = (block.astype(np.float64) @ centred).reshape(-1, len(totals) - 1, centred.shape[1])
         squares = np.einsum("pkd,pkd->pk", sums, sums)
         between.append(squares @ (1 / totals[:-1]) + np.square(sums.sum(axis=1)).sum(axis=1) / totals[-1])
     return np.concatenate(between) if between else np.zeros(0)
+
+
+def _between_permuted_there(
+    centred: np.ndarray, totals: np.ndarray, members: list[np.ndarray], device: str
+) -> np.ndarray:
+    import torch
+
+    rows, weights = (torch.from_numpy(z).to(device) for z in (centred, 1 / totals))
+    between = []
+    for block in members:
+        sums = (torch.from_numpy(block).to(device).double() @ rows).reshape(-1, len(totals) - 1, rows.shape[1])
+        between.append(sums.square().sum(2) @ weights[:-1] + sums.sum(1).square().sum(1) * weights[-1])
+    return torch.cat(between).cpu().numpy() if between else np.zeros(0)
 
 
 def _example_moments(rows: np.ndarray, example: np.ndarray, n: int, layer: int) -> tuple[np.ndarray, np.ndarray]:

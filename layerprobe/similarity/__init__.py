@@ -1,8 +1,9 @@
 """Representational similarity of arrays, with intervals and nulls over whole examples.
 
-All computations are in float64. Tensors on a device with float64 (CUDA) stay there for the paired cosine and for linear
-measures (CKA, CCA, Procrustes and their variants): only sums and features x features matrices are copied to the CPU.
-Other measures, and tensors on other devices, are computed on the CPU.
+All computations are in float64. Tensors on a device with float64 (CUDA), and `layerprobe.device.DeviceRows`, are compared
+there: products of rows, decompositions and rankings of distances. Sums, features x features matrices and values are copied to
+the CPU. Linear predictivity, RBF kernels, Euclidean distances and Kendall's tau, and tensors on other devices, are computed on
+the CPU.
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import array, finite, grouped
+from layerprobe.similarity._arrays import array, beside, doubles, finite, grouped, stays, take
 from layerprobe.similarity._statistics import Products, Sums
 from layerprobe.similarity.measures import find_measures
 from layerprobe.stats import Estimate, jackknife
@@ -52,15 +52,17 @@ class SimilarityAccumulator:
         """Add a batch of rows.
 
         Args:
-            layers: name -> rows x features, the same rows throughout; the same names in each batch.
+            layers: name -> rows x features, the same rows throughout; the same names in each batch. Tensors on a device
+                with float64 are multiplied there.
             groups: example of each row; all rows of an example must be in one batch.
             fold: fold of these examples, 0 ... folds - 1.
 
         Raises:
             MeasureError: if the batches do not fit together, or a value is not finite.
         """
-        rows = {name: np.asarray(array(value), dtype=np.float64) for name, value in layers.items()}
-        shapes = {name: value.shape for name, value in rows.items()}
+        there = all(map(stays, layers.values())) and len({value.device for value in layers.values()}) == 1
+        rows = {name: doubles(value.detach() if there else array(value)) for name, value in layers.items()}
+        shapes = {name: tuple(value.shape) for name, value in rows.items()}
         if not rows or any(len(shape) != 2 for shape in shapes.values()) or len({s[0] for s in shapes.values()}) != 1:
             raise MeasureError(
                 f"{ADD}: {{layers}} has shapes {shapes}, but each layer needs rows x features of the same rows.",
@@ -83,7 +85,7 @@ class SimilarityAccumulator:
             )
         numbers = grouped(groups, n, ADD)
         order = np.argsort(numbers, kind="stable")
-        centred = {name: value[order] - self._shifts[name] for name, value in rows.items()}
+        centred = {name: take(value, order) - beside(self._shifts[name], value) for name, value in rows.items()}
         self._sums.add(centred, np.bincount(numbers), fold)
 
     def value(self, measure: str, one: Hashable, other: Hashable, *, fold: int | None = None, **options: Any) -> float:
@@ -128,7 +130,7 @@ class SimilarityAccumulator:
             lambda fold: self.value(measure, one, other, fold=fold, **options), self._folds, examples, *row.range
         )
 
-    def _begin(self, rows: Mapping[Any, np.ndarray], *, grouped_rows: bool) -> tuple[Sums, dict[Any, np.ndarray]]:
+    def _begin(self, rows: Mapping[Any, Any], *, grouped_rows: bool) -> tuple[Sums, dict[Any, np.ndarray]]:
         if grouped_rows and self._shifts is None:
             raise MeasureError(
                 f"{NAME}: {{groups}} is set but {{means}} is not; debiased CKA over tokens is taken about the mean of all rows: "
@@ -145,4 +147,4 @@ class SimilarityAccumulator:
         selves = [(name, name) for name in dict.fromkeys(name for pair in pairs for name in pair)]
         widths = {name: value.shape[1] for name, value in rows.items()}
         sums = Sums(widths, list(dict.fromkeys([*selves, *pairs])), self._folds, not grouped_rows)
-        return sums, self._shifts or {name: value.mean(0) for name, value in rows.items()}
+        return sums, self._shifts or {name: array(value.mean(0)) for name, value in rows.items()}

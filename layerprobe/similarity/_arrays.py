@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from layerprobe.device import DeviceRows, has_float64
 from layerprobe.errors import MeasureError
 
-DEVICES = {"cuda"}
-"""Kinds of device with float64: their tensors stay there. Tensors on other devices are copied to the CPU."""
+CHUNK = 2**24
+"""Numbers that are copied to a device at a time."""
 
 
 def checked(
@@ -54,8 +56,8 @@ def checked(
 
 
 def stays(x: Any) -> bool:
-    """Whether x is a tensor on a device where the computation takes place."""
-    return hasattr(x, "detach") and x.device.type in DEVICES
+    """Whether x is on a device with float64, where the computation then takes place; other tensors go to the CPU."""
+    return hasattr(x, "detach") and has_float64(x.device)
 
 
 def library(x: Any) -> Any:
@@ -72,8 +74,35 @@ def doubles(x: Any) -> Any:
     return x.double() if stays(x) else np.asarray(x, dtype=np.float64)
 
 
+def beside(values: Any, x: Any) -> Any:
+    """An array, where x is."""
+    if not stays(x):
+        return values
+    import torch
+
+    return torch.as_tensor(values).to(x.device)
+
+
+def take(x: Any, rows: Any) -> Any:
+    """Some rows, by their numbers or as a boolean mask."""
+    return x[rows] if isinstance(x, DeviceRows) else x[beside(rows, x)]
+
+
+def parts(x: Any) -> Iterator[Any]:
+    """Consecutive rows: all at once, or of stored rows for a device as many as are copied at a time."""
+    step = max(1, CHUNK // x.shape[1]) if isinstance(x, DeviceRows) else max(1, len(x))
+    return (x[start : start + step] for start in range(0, len(x), step))
+
+
+def same_rows(x: Any, y: Any) -> bool:
+    """Whether two arrays are equal, value by value."""
+    if not stays(x):
+        return bool(np.array_equal(x, y))
+    return x.shape == y.shape and all(bool((a == b).all()) for a, b in zip(parts(x), parts(y), strict=True))
+
+
 def array(x: Any) -> np.ndarray:
-    """x as a numpy array, without a copy where possible."""
+    """x as a numpy array, on the CPU, without a copy where possible."""
     if hasattr(x, "detach"):
         x = x.detach().cpu()
         # numpy has no bfloat16; float32 holds each of its values.
@@ -132,12 +161,12 @@ def constant(caller: str, name: str, shape: tuple[int, ...]) -> MeasureError:
     )
 
 
-def unit_rows(x: Float[np.ndarray, "n d"], caller: str) -> Float[np.ndarray, "n d"]:
+def unit_rows(x: Float[Any, "n d"], caller: str) -> Float[Any, "n d"]:
     """Rows scaled to length 1."""
-    lengths = np.linalg.norm(x, axis=1)
+    lengths = library(x).linalg.norm(x, axis=1)
     if (lengths <= 1e-300).any():
         raise MeasureError(
-            f"{caller}: row {int(lengths.argmin())} of an array of shape {x.shape} is zero or constant and has no "
+            f"{caller}: row {int(lengths.argmin())} of an array of shape {tuple(x.shape)} is zero or constant and has no "
             "direction; leave it out."
         )
     return x / lengths[:, None]

@@ -38,7 +38,8 @@ def compare(
     linear predictivity of at most 4,000; pairs of rows of one example are left out.
 
     Args:
-        base, adapted: layer -> rows x features, the same rows on both sides.
+        base, adapted: layer -> rows x features, the same rows on both sides; arrays, or tensors or `DeviceRows` on a device
+            with float64, where they are then compared.
         groups: example of each row; or layer -> example of each row, where layers have different rows.
         measures: names of measures in `MEASURES`.
         seed: seed of the bootstrap, the folds, the samples and the baseline's pairs.
@@ -66,7 +67,7 @@ def compare(
         )
     rows, left_out, without = [], [], {}
     for layer in track(sorted(base), "comparing layers"):
-        x, y = checked(base[layer], adapted[layer], f"compare, layer {layer}")
+        x, y = checked(base[layer], adapted[layer], f"compare, layer {layer}", on_device=True)
         pair = PairedRows.of(
             x, y, grouped(groups[layer] if isinstance(groups, Mapping) else groups, len(x), "compare"), seed
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from layerprobe.errors import MeasureError
 from layerprobe.progress import track
-from layerprobe.similarity._arrays import array, constant, grouped
+from layerprobe.similarity._arrays import array, constant, grouped, parts, same_rows, stays
 from layerprobe.similarity._measure import Measure
 from layerprobe.similarity._passes import BUDGET, statistics
 from layerprobe.similarity._statistics import Pair, Products
@@ -36,7 +36,8 @@ def grid(
     block, or d x d cross products.
 
     Args:
-        sides: two names -> layer -> rows x features, the same rows throughout.
+        sides: two names -> layer -> rows x features, the same rows throughout; arrays, or tensors or `DeviceRows` on a device
+            with float64, where they are then compared.
         groups: example of each row; by default each row is an example.
         measures: names of linear measures. Those that are not symmetric are taken from the first of two layers to the
             second, in the order of sides and layers.
@@ -56,13 +57,15 @@ def grid(
     if estimator not in ("full", "minibatch"):
         raise MeasureError(f"grid: {{estimator}} is {estimator!r}; use 'full' or 'minibatch'.", "estimator")
     (first, second) = sides
-    layers = {_label(side, layer): array(x) for side in sides for layer, x in sides[side].items()}
+    layers = {_label(side, layer): x for side in sides for layer, x in sides[side].items()}
+    if not all(map(stays, layers.values())) or len({x.device for x in layers.values()}) > 1:
+        layers = {label: array(x) for label, x in layers.items()}
     numbers = grouped(groups, len(next(iter(layers.values()))), "grid")
     # A layer of the second side that is identical to that of the first is compared once.
     same = {label: label for label in layers}
     for layer in set(sides[first]) & set(sides[second]):
         a, b = _label(first, layer), _label(second, layer)
-        same[b] = a if np.array_equal(layers[a], layers[b]) else b
+        same[b] = a if same_rows(layers[a], layers[b]) else b
     distinct = {label: layers[label] for label in dict.fromkeys(same.values())}
     values = _values(distinct, numbers, selected, batch if estimator == "minibatch" else None)
     rows = []
@@ -76,12 +79,12 @@ def grid(
 
 
 def _values(
-    layers: Mapping[str, np.ndarray], groups: np.ndarray, measures: Sequence[Measure], batch: int | None
+    layers: Mapping[str, Any], groups: np.ndarray, measures: Sequence[Measure], batch: int | None
 ) -> dict[str, Values]:
     """Values of each measure between all pairs of distinct layers."""
     n, examples = len(groups), int(groups.max()) + 1
     for label, x in layers.items():
-        if (x == x[:1]).all():
+        if all(bool((part == x[:1]).all()) for part in parts(x)):
             raise constant("grid", label, x.shape)
     for measure in measures:
         if examples < measure.min_rows:
@@ -102,9 +105,7 @@ def _values(
     return _from_products(layers, groups, measures)
 
 
-def _from_products(
-    layers: Mapping[str, np.ndarray], groups: np.ndarray, measures: Sequence[Measure]
-) -> dict[str, Values]:
+def _from_products(layers: Mapping[str, Any], groups: np.ndarray, measures: Sequence[Measure]) -> dict[str, Values]:
     folds = np.zeros(int(groups.max()) + 1, dtype=np.int64)
     selves: dict[str, Pair] = {}
     values: dict[str, Values] = {measure.name: {} for measure in measures}
@@ -133,14 +134,14 @@ def _or_nan(measure: Measure, products: Products) -> float:
         return float("nan")
 
 
-def _grams_are_cheaper(layers: Mapping[str, np.ndarray], n: int) -> bool:
+def _grams_are_cheaper(layers: Mapping[str, Any], n: int) -> bool:
     width = max(x.shape[1] for x in layers.values())
     pairs = len(layers) * (len(layers) + 1) // 2
     # Half of each Gram matrix and the inner products of all pairs of them, against one cross product per pair.
     return n * n * (len(layers) * width + len(layers) ** 2) < pairs * 2 * n * width * width
 
 
-def _blocks(layers: Mapping[str, np.ndarray]) -> list[list[tuple[str, str]]]:
+def _blocks(layers: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
     """All pairs, first those of each layer with itself, in blocks whose cross products fit the memory budget."""
     most = max(1, BUDGET // (2 * max(x.shape[1] for x in layers.values()) ** 2))
     pairs = [(label, label) for label in layers] + list(combinations(layers, 2))

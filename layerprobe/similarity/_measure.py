@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from layerprobe.errors import MeasureError
+from layerprobe.similarity._arrays import take
 from layerprobe.similarity._paired import PairedRows
 from layerprobe.stats import Estimate, bootstrap_mean, jackknife
 
@@ -148,4 +149,4 @@ class Jackknife(Resampling):
         if self.of_rows is not None:
             return self.of_rows(pair)
         x, y = pair.x.rows, pair.y.rows
-        return lambda fold: measure.function(x[pair.without(fold)], y[pair.without(fold)])
+        return lambda fold: measure.function(take(x, pair.without(fold)), take(y, pair.without(fold)))

@@ -12,7 +12,18 @@ from jaxtyping import Bool, Int
 
 from layerprobe.errors import MeasureError
 from layerprobe.progress import track
-from layerprobe.similarity._arrays import checked, constant, finite, grouped, is_constant, sample_rows
+from layerprobe.similarity._arrays import (
+    checked,
+    constant,
+    doubles,
+    finite,
+    grouped,
+    is_constant,
+    library,
+    sample_rows,
+    stays,
+    take,
+)
 from layerprobe.similarity._calibration import calibrate
 from layerprobe.similarity._measure import MIN_EXAMPLES, Measure
 from layerprobe.similarity._paired import PairedRows, Representation
@@ -40,7 +51,8 @@ def shuffled(
     once cannot be moved and are left out. A value outside the range of 19 draws exceeds this null at the 5% level, one-sided.
 
     Args:
-        base, adapted: layer -> rows x features, the same rows on both sides.
+        base, adapted: layer -> rows x features, the same rows on both sides; arrays, or tensors or `DeviceRows` on a device
+            with float64, where they are then compared.
         groups: example of each row; all rows of an example move together, in their order.
         measures: names of measures in `MEASURES`; those without such a null are left out.
         draws: number of shuffles.
@@ -74,8 +86,8 @@ def shuffled(
     for layer in track(sorted(base), "shuffled examples"):
         caller = f"shuffled, layer {layer}"
         x, y = (
-            Representation(finite(z[movable], caller, numbers=movable, shape=z.shape), numbers)
-            for z in checked(base[layer], adapted[layer], caller)
+            Representation(finite(take(z, movable), caller, numbers=movable, shape=z.shape), numbers)
+            for z in checked(base[layer], adapted[layer], caller, on_device=True)
         )
         pair = PairedRows(x, y, seed=seed)
         unmoved = np.arange(examples)  # the same rows as they are
@@ -113,7 +125,7 @@ def _values(
 ) -> dict[str, list[float]]:
     """Values of each measure that is defined, one per shuffle."""
     values: dict[str, list[float]] = {measure.name: [] for measure in measures}
-    single = all(measure.linear.single for measure in measures if measure.linear)
+    single = not stays(pair.x.stored) and all(measure.linear.single for measure in measures if measure.linear)
     for partner in partners:
         moved = bool((partner != np.arange(len(partner))).any())
         shuffle = _ShuffledRows(pair, partner, single=single and moved)
@@ -129,7 +141,7 @@ def _values(
 class _ShuffledRows(PairedRows):
     """Rows, in the order of their examples, whose y side has whole examples replaced by others of equal length.
 
-    Where `single` is set, x and y are multiplied in float32. Sums and samples of the x side, and sums of the y side alone, are those of the rows that are shuffled.
+    Where `single` is set (on the CPU), x and y are multiplied in float32. Sums and samples of the x side, and sums of the y side alone, are those of the rows that are shuffled.
     """
 
     def __init__(self, pair: PairedRows, partner: Int[np.ndarray, " examples"], *, single: bool) -> None:
@@ -145,11 +157,12 @@ class _ShuffledRows(PairedRows):
         return Products(crossed.pairs["x", "y"], self.pair.x.of(_with_itself), self.pair.y.of(_with_itself))
 
     def _exchange(self, side: Side) -> Side:
-        rows, squares = side.rows[self.order], side.squares[self.partner]
+        rows, squares = take(side.rows, self.order), take(side.squares, self.partner)
         if side.along is None or side.grams is None:
             return Side(rows, rows, squares, None, None)
         blocks = _exchange_blocks(self.counts * self.counts, self.partner)
-        return Side(rows, side.sums[self.partner], squares, side.along[self.order], side.grams[blocks])
+        sums, along, grams = take(side.sums, self.partner), take(side.along, self.order), take(side.grams, blocks)
+        return Side(rows, sums, squares, along, grams)
 
     def _sample(self, max_rows: int) -> PairedRows:
         unmoved = self.pair.sample(max_rows)
@@ -158,10 +171,10 @@ class _ShuffledRows(PairedRows):
 
 
 def _centred(side: Representation) -> Side:
-    rows = np.asarray(side.rows, dtype=np.float64)
+    rows = doubles(side.rows)
     mean, counts = rows.mean(0), np.bincount(side.groups)
     centred = rows - mean
-    if is_constant(np.vdot(centred, centred) / len(rows), mean):
+    if is_constant(float(library(rows).vdot(centred.ravel(), centred.ravel())) / len(rows), mean):
         raise constant("shuffled", "x", rows.shape)
     return Side.of(centred, counts, bool((counts == 1).all()))
 

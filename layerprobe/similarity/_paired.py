@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int
 
-from layerprobe.similarity._arrays import sample_rows
+from layerprobe.similarity._arrays import same_rows, sample_rows, take
 from layerprobe.similarity._passes import products
 from layerprobe.similarity._statistics import Products
 from layerprobe.stats import assign_folds
@@ -24,7 +24,7 @@ class Representation:
     """Rows of one side.
 
     Args:
-        stored: `(N, features)`; may be memory-mapped.
+        stored: `(N, features)`; may be memory-mapped, or on a device.
         groups: example of each selected row, 0 ... E-1, `(n,)`.
         order: which stored rows to select, `(n,)`; by default all.
     """
@@ -36,7 +36,7 @@ class Representation:
     @cached_property
     def rows(self) -> Any:
         """The rows, `(n, features)`."""
-        return self.stored if self.order is None else self.stored[self.order]
+        return self.stored if self.order is None else take(self.stored, self.order)
 
     @cached_property
     def apart(self) -> Bool[np.ndarray, "n n"]:
@@ -72,9 +72,9 @@ class PairedRows:
         self._samples: dict[int, PairedRows] = {}
 
     @classmethod
-    def of(cls, x: np.ndarray, y: np.ndarray, groups: Int[np.ndarray, " n"], seed: int) -> PairedRows:
+    def of(cls, x: Any, y: Any, groups: Int[np.ndarray, " n"], seed: int) -> PairedRows:
         one = Representation(x, groups)
-        return cls(one, one if np.array_equal(x, y) else Representation(y, groups), seed=seed)
+        return cls(one, one if same_rows(x, y) else Representation(y, groups), seed=seed)
 
     @cached_property
     def products(self) -> Products:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from layerprobe.files import release_pages
-from layerprobe.similarity._arrays import checked, constant, doubles, finite, is_constant, library, stays
+from layerprobe.similarity._arrays import checked, constant, doubles, finite, is_constant, library, take
 from layerprobe.similarity._statistics import Pair, Products, Sums
 
 BUDGET = 24_000_000
@@ -75,7 +75,7 @@ def statistics(
     """Statistics of pairs of representations of the same rows.
 
     Args:
-        layers: name -> `(n, d)`; may be memory-mapped, and is read twice, in chunks of whole examples. Tensors on a device
+        layers: name -> `(n, d)`; may be memory-mapped, and is read twice, in chunks of whole examples. Rows on a device
             with float64 are multiplied there; only the sums are copied to the CPU.
         pairs: which of them to multiply.
         groups: example of each row, 0 ... E-1.
@@ -133,6 +133,6 @@ def _take(x: Any, rows: np.ndarray) -> Any:
     if consecutive:
         part = doubles(x[int(rows[0]) : int(rows[-1]) + 1])
     else:
-        part = doubles(x[rows.tolist()] if stays(x) else x[rows])
-    release_pages(x)
+        part = doubles(take(x, rows))
+    release_pages(getattr(x, "stored", x))
     return part

@@ -1,4 +1,7 @@
-"""Singular values and eigenvectors of cross products and scatter matrices, by the cheapest method that is accurate."""
+"""Singular values and eigenvectors of cross products and scatter matrices, by the cheapest method that is accurate.
+
+Matrices are numpy arrays. With a `device`, they are decomposed there, and the results copied back.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from layerprobe.similarity._arrays import array
 
 ACCURACY = 1e-9
 """Largest estimated error, relative to their sum, of singular values whose vectors are taken from a Gram matrix."""
@@ -36,7 +41,16 @@ def one_thread() -> AbstractContextManager[Any]:
     return limit
 
 
-def singular_values(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " k"]:
+def _there(matrix: np.ndarray, device: Any) -> tuple[Any, Any]:
+    """The library, numpy or torch, that decomposes a matrix, and the matrix for it."""
+    if device is None:
+        return np.linalg, matrix
+    import torch
+
+    return torch.linalg, torch.from_numpy(np.ascontiguousarray(matrix)).to(device)
+
+
+def singular_values(matrix: Float[np.ndarray, "m n"], device: Any = None) -> Float[np.ndarray, " k"]:
     """Singular values in descending order, the estimated error of whose sum is at most `ACCURACY_OF_VALUES`.
 
     They are roots of the eigenvalues of the smaller Gram matrix, a third of the work of a singular value decomposition.
@@ -46,15 +60,19 @@ def singular_values(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " k"]
     largest = float(np.abs(matrix).max(initial=0.0))
     if not 0 < largest < np.inf:
         return np.linalg.svd(matrix, compute_uv=False)
-    scaled = matrix / largest  # so that no square overflows
+    linalg, scaled = _there(matrix / largest, device)  # so that no square overflows
     with one_thread():
-        squares = np.maximum(np.linalg.eigvalsh(_gram(scaled))[::-1], 0)
+        squares = np.maximum(array(linalg.eigvalsh(_gram(scaled)))[::-1], 0)
         if _error(squares) > ACCURACY_OF_VALUES * np.sqrt(squares).sum():
+            if device is not None:
+                return largest * array(linalg.svdvals(scaled))
             return np.linalg.svd(matrix, compute_uv=False)
     return largest * np.sqrt(squares)
 
 
-def left_vectors(matrix: Float[np.ndarray, "m n"]) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, " m"]]:
+def left_vectors(
+    matrix: Float[np.ndarray, "m n"], device: Any = None
+) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, " m"]]:
     """Left singular vectors of a matrix with m <= n, and its singular values, in descending order.
 
     The vectors are those of the Gram matrix, if the errors are as small as in `singular_values`. The values are the
@@ -63,30 +81,67 @@ def left_vectors(matrix: Float[np.ndarray, "m n"]) -> tuple[Float[np.ndarray, "m
     largest = float(np.abs(matrix).max(initial=0.0))
     if 0 < largest < np.inf:
         scaled = matrix / largest
+        linalg, there = _there(scaled, device)
         with one_thread():
-            squares, vectors = np.linalg.eigh(_gram(scaled))
+            squares, vectors = map(array, linalg.eigh(_gram(there)))
         squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1]
         if _error(squares) <= ACCURACY * np.sqrt(squares).sum():
-            return vectors, largest * np.linalg.norm(scaled.T @ vectors, axis=0)
+            return vectors, largest * np.linalg.norm(product(scaled.T, vectors, device=device), axis=0)
+    linalg, there = _there(matrix, device)
     with one_thread():
-        vectors, values, _ = np.linalg.svd(matrix, full_matrices=False)
-    return vectors, values
+        vectors, values, _ = linalg.svd(there, full_matrices=False)
+    return array(vectors), array(values)
 
 
-def eigen(matrix: Float[np.ndarray, "d d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+def eigen(
+    matrix: Float[np.ndarray, "d d"], device: Any = None
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Eigenvalues in ascending order and eigenvectors of a symmetric matrix."""
+    linalg, there = _there(matrix, device)
     with one_thread():
-        values, vectors = np.linalg.eigh(matrix)
-    return values, vectors
+        values, vectors = linalg.eigh(there)
+    return array(values), array(vectors)
 
 
-def eigenvalues(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " d"]:
+def eigenvalues(matrix: Float[np.ndarray, "d d"], device: Any = None) -> Float[np.ndarray, " d"]:
     """Eigenvalues of a symmetric matrix in ascending order."""
+    linalg, there = _there(matrix, device)
     with one_thread():
-        return np.linalg.eigvalsh(matrix)
+        return array(linalg.eigvalsh(there))
 
 
-def _gram(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "k k"]:
+def cholesky(matrix: Float[np.ndarray, "d d"], device: Any = None) -> Float[np.ndarray, "d d"]:
+    """Root L of a symmetric matrix, L L' = matrix; of zeros where the matrix is not positive definite."""
+    linalg, there = _there(matrix, device)
+    try:
+        with one_thread():
+            return array(linalg.cholesky(there))
+    except linalg.LinAlgError:
+        return np.zeros_like(matrix)
+
+
+def solve_lower(
+    root: Float[np.ndarray, "d d"], right: Float[np.ndarray, "d k"], device: Any = None
+) -> Float[np.ndarray, "d k"]:
+    """The solution X of root X = right, for a lower triangular root."""
+    from scipy.linalg import solve_triangular
+
+    if device is not None:
+        (linalg, root), (_, right) = (_there(z, device) for z in (root, right))
+        return array(linalg.solve_triangular(root, right, upper=False))
+    with one_thread():
+        return solve_triangular(root, right, lower=True, check_finite=False)
+
+
+def product(*factors: Float[np.ndarray, "_ _"], device: Any = None) -> Float[np.ndarray, "_ _"]:
+    """Product of matrices, from left to right."""
+    first, *others = (_there(factor, device)[1] for factor in factors)
+    for other in others:
+        first = first @ other
+    return array(first)
+
+
+def _gram(matrix: Float[Any, "m n"]) -> Float[Any, "k k"]:
     return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from layerprobe.similarity._arrays import array, library
+from layerprobe.similarity._arrays import array, library, stays
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,8 @@ class Pair:
         rows_x c_e t_e   rows_y c_e' s_e   sums_x s_e |t_e|^2   sums_y t_e |s_e|^2
         within |c_e|^2   bridge s_e' c_e t_e   quartic |s_e|^2 |t_e|^2
 
-    `powers` holds sums of the examples' row counts to the powers 1 to 4; all pairs of the same rows share it.
+    `powers` holds sums of the examples' row counts to the powers 1 to 4; all pairs of the same rows share it. `device` is
+    the one that the rows are multiplied on, None for the CPU; the sums are on the CPU.
     """
 
     def __init__(self, d_x: int, d_y: int, powers: Float[np.ndarray, "folds 4"], one_row_each: bool) -> None:
@@ -64,6 +65,7 @@ class Pair:
         )
         shapes |= dict.fromkeys(("squares_x", "squares_y", "within", "bridge", "quartic"), ())
         self.width_x, self.width_y, self.powers, self.one_row_each = d_x, d_y, powers, one_row_each
+        self.device: Any = None
         self.sums = {name: np.zeros((len(powers), *shape)) for name, shape in shapes.items()}
         if one_row_each:
             self.sums |= {alias: self.sums[name] for alias, name in ALIASES.items()}
@@ -72,6 +74,7 @@ class Pair:
         """Add whole examples to a fold."""
         for stale in ("totals", "_products"):
             self.__dict__.pop(stale, None)
+        self.device = x.rows.device if stays(x.rows) else None
         terms = {
             "cross": x.rows.T @ y.rows,
             "sum_x": x.sums.sum(0),
@@ -188,6 +191,11 @@ class Products:
     def identical(self) -> bool:
         """Whether x and y are one representation."""
         return self.xy is self.xx
+
+    @property
+    def device(self) -> Any:
+        """Where to decompose the matrices; None for the CPU."""
+        return self.xy.device
 
     @property
     def n(self) -> int:

@@ -10,7 +10,18 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import array, constant, finite, grouped, sample_rows, unit_rows
+from layerprobe.similarity._arrays import (
+    array,
+    constant,
+    doubles,
+    finite,
+    grouped,
+    library,
+    sample_rows,
+    stays,
+    take,
+    unit_rows,
+)
 from layerprobe.similarity._measure import MIN_EXAMPLES
 from layerprobe.similarity._paired import N_FOLDS
 from layerprobe.similarity._spectra import eigenvalues
@@ -35,7 +46,7 @@ def anisotropy(x: Any) -> float:
         MeasureError: for fewer than 4 rows, values that are not finite, or a row of zeros.
     """
     x = unit_rows(_rows(x, "anisotropy"), "anisotropy")
-    return _mean_cosine(x.sum(0), len(x))
+    return _mean_cosine(array(x.sum(0)), len(x))
 
 
 def effective_rank(x: Any) -> float:
@@ -74,7 +85,7 @@ def intrinsic_dimension(x: Any, *, discard: float = 0.1) -> float:
     """
     from scipy.spatial.distance import cdist
 
-    x = _rows(x, "intrinsic_dimension", min_rows=20)
+    x = array(_rows(x, "intrinsic_dimension", min_rows=20))
     return _two_nn(_nearest_two(cdist(x, x)), discard=discard)
 
 
@@ -82,7 +93,8 @@ def describe(x: Any, groups: Any = None, *, max_rows: int = 1000, seed: int = 0)
     """All four, each with a 95% delete-group jackknife interval over whole examples.
 
     Args:
-        x: rows x features.
+        x: rows x features; an array, or a tensor or `DeviceRows` on a device with float64, where products, eigenvalues and
+            distances are then computed.
         groups: example of each row; rows of one example are not neighbours of each other. By default each row is an
             example.
         max_rows: rows of the sample of whole examples from which the intrinsic dimension, with its n x n matrix, is
@@ -110,8 +122,9 @@ def describe(x: Any, groups: Any = None, *, max_rows: int = 1000, seed: int = 0)
     n_folds = int(folds.max()) + 1
     centred, unit = x - x.mean(0), unit_rows(x, "anisotropy")
     parts = [np.flatnonzero(folds == fold) for fold in range(n_folds)]
-    products = np.stack([centred[part].T @ centred[part] for part in parts])
-    sums, directions = (np.stack([z[part].sum(0) for part in parts]) for z in (centred, unit))
+    products = np.stack([array(take(centred, part).T @ take(centred, part)) for part in parts])
+    sums, directions = (np.stack([array(take(z, part).sum(0)) for part in parts]) for z in (centred, unit))
+    device = x.device if stays(x) else None
     counts = np.array([len(part) for part in parts])
 
     def without(of_folds: np.ndarray, fold: int | None) -> Any:
@@ -121,14 +134,14 @@ def describe(x: Any, groups: Any = None, *, max_rows: int = 1000, seed: int = 0)
     @cache
     def spectrum(fold: int | None) -> Float[np.ndarray, " d"]:
         total = without(sums, fold)
-        return _eigenvalues(without(products, fold) - np.outer(total, total) / without(counts, fold))
+        return _eigenvalues(without(products, fold) - np.outer(total, total) / without(counts, fold), device)
 
     sample = sample_rows(numbers, max_rows, seed)
     apart = numbers[sample][:, None] != numbers[sample][None]
     # From inner products, ten times as fast as from differences; the rounding error of repeated rows is no distance.
-    rows = centred[sample]
-    squares = np.einsum("nd,nd->n", rows, rows)
-    squared = squares[:, None] + squares[None] - 2 * rows @ rows.T
+    rows = take(centred, sample)
+    squares = array(library(rows).einsum("nd,nd->n", rows, rows))
+    squared = squares[:, None] + squares[None] - array(2 * rows @ rows.T)
     squared[squared < 1e-12 * squares.mean()] = 0
     nearest = _nearest_without(np.where(apart, np.sqrt(squared), np.inf), folds[sample])
 
@@ -228,27 +241,28 @@ def _participation_ratio(eigenvalues: Float[np.ndarray, " d"]) -> float:
     return float(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
 
 
-def _eigenvalues(scatter: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " d"]:
+def _eigenvalues(scatter: Float[np.ndarray, "d d"], device: Any = None) -> Float[np.ndarray, " d"]:
     """Eigenvalues, 0 for directions that exist by rounding only (with fewer rows than features)."""
-    values = np.maximum(eigenvalues(scatter), 0)
+    values = np.maximum(eigenvalues(scatter, device), 0)
     return np.where(values > 1e-12 * values[-1], values, 0)
 
 
 def _spectrum(x: Any, caller: str) -> Float[np.ndarray, " d"]:
     x = _rows(x, caller)
     x = x - x.mean(0)
-    values = _eigenvalues(x.T @ x)
+    values = _eigenvalues(array(x.T @ x), x.device if stays(x) else None)
     if not values[-1] > 0:
         raise constant(caller, "x", x.shape)
     return values
 
 
-def _rows(x: Any, caller: str, min_rows: int = 4) -> Float[np.ndarray, "n d"]:
-    x = array(x)
+def _rows(x: Any, caller: str, min_rows: int = 4) -> Float[Any, "n d"]:
+    """Rows in float64, where they are if that is a device with float64."""
+    x = x.detach() if stays(x) else array(x)
     if x.ndim != 2 or len(x) < min_rows or not x.shape[1]:
         raise MeasureError(
-            f"{caller}: {{x}} has shape {x.shape}, but rows x features with at least {min_rows} rows are required; provide "
+            f"{caller}: {{x}} has shape {tuple(x.shape)}, but rows x features with at least {min_rows} rows are required; provide "
             "more.",
             "x",
         )
-    return finite(np.asarray(x, dtype=np.float64), caller)
+    return finite(doubles(x), caller)

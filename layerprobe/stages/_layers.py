@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from layerprobe.device import DeviceRows, has_float64
 from layerprobe.study import Study
 
 if TYPE_CHECKING:
@@ -55,13 +56,12 @@ class RowSet:
     main_measures: bool = False
     """Whether only the measures that the page discusses are computed on them."""
 
-    def of(self, values: Any, layer: int) -> Any:
-        """These rows of a matrix of all rows."""
-        values = values[self.kept.get(layer, slice(None))]
-        if layer in self.removed:
-            directions = self.removed[layer]
-            values = values - (values @ directions) @ directions.T
-        return values
+    def of(self, values: Any, layer: int, device: str = "cpu") -> Any:
+        """These rows of a matrix of all rows; for computation on a device, if it has float64."""
+        values, directions = values[self.kept.get(layer, slice(None))], self.removed.get(layer)
+        if has_float64(device):
+            return DeviceRows(values, device, directions)
+        return values if directions is None else values - (values @ directions) @ directions.T
 
     def directions(self, layer: int) -> int:
         """Number of directions that are removed."""
@@ -69,14 +69,19 @@ class RowSet:
 
 
 class Layers(Mapping[int, Any]):
-    """Some rows of some layers of a store, read on access, so that memory holds one layer at a time."""
+    """Some rows of some layers of a store, read on access, so that memory holds one layer at a time.
 
-    def __init__(self, store: ActivationStore, unit: Any, layers: list[int], rows: RowSet | None = None) -> None:
-        self.store, self.unit, self.layers, self.rows = store, unit, layers, rows
+    On a device with float64, parts of them are copied there as they are read (`DeviceRows`).
+    """
+
+    def __init__(
+        self, store: ActivationStore, unit: Any, layers: list[int], rows: RowSet | None = None, *, device: str = "cpu"
+    ) -> None:
+        self.store, self.unit, self.layers, self.device = store, unit, layers, device
+        self.rows = RowSet("all", layers) if rows is None else rows
 
     def __getitem__(self, layer: int) -> Any:
-        values = self.store.unit(self.unit, layer)
-        return values if self.rows is None else self.rows.of(values, layer)
+        return self.rows.of(self.store.unit(self.unit, layer), layer, self.device)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.layers)
@@ -85,7 +90,9 @@ class Layers(Mapping[int, Any]):
         return len(self.layers)
 
 
-def row_sets(base: ActivationStore, adapted: ActivationStore, unit: Any, layers: list[int]) -> Iterator[RowSet]:
+def row_sets(
+    base: ActivationStore, adapted: ActivationStore, unit: Any, layers: list[int], device: str = "cpu"
+) -> Iterator[RowSet]:
     """All rows; tokens without a few extreme ones; tokens without the directions of largest variance on either side."""
     yield RowSet("all", layers)
     if unit != "token":
@@ -107,20 +114,35 @@ def row_sets(base: ActivationStore, adapted: ActivationStore, unit: Any, layers:
         yield RowSet("no-outliers", list(kept), kept=kept)
     count = max(1, round(DIRECTIONS * base.width))
     sides = {
-        layer: [leading_directions(store.unit(unit, layer), count) for store in (base, adapted)] for layer in changed
+        layer: [leading_directions(store.unit(unit, layer), count, device) for store in (base, adapted)]
+        for layer in changed
     }
     removed = {layer: np.linalg.qr(np.concatenate(both, axis=1))[0] for layer, both in sides.items()}
     yield RowSet("no-leading-directions", changed, removed=removed, main_measures=True)
 
 
-def leading_directions(rows: Any, count: int) -> Float[np.ndarray, "width count"]:
-    """Orthonormal directions of the largest variance of rows, `(n, width)`: their leading principal components."""
+def leading_directions(rows: Any, count: int, device: str = "cpu") -> Float[np.ndarray, "width count"]:
+    """Orthonormal directions of the largest variance of rows, `(n, width)`: their leading principal components.
+
+    Computed on the device, if it has float64.
+    """
+    if has_float64(device):
+        return _leading_directions_there(DeviceRows(rows, device), count)
     mean = np.asarray(np.mean(rows, axis=0, dtype=np.float64))
     scatter = np.zeros((len(mean), len(mean)))
     for start in range(0, len(rows), CHUNK):
         centred = np.asarray(rows[start : start + CHUNK], dtype=np.float64) - mean
         scatter += centred.T @ centred
     return np.linalg.eigh(scatter)[1][:, -count:]
+
+
+def _leading_directions_there(rows: DeviceRows, count: int) -> Float[np.ndarray, "width count"]:
+    import torch
+
+    starts = range(0, len(rows), CHUNK)
+    mean = sum(rows[start : start + CHUNK].double().sum(0) for start in starts) / len(rows)
+    scatter = sum((z := rows[start : start + CHUNK].double() - mean).T @ z for start in starts)
+    return torch.linalg.eigh(scatter)[1][:, -count:].cpu().numpy()
 
 
 def equal(base: ActivationStore, adapted: ActivationStore, unit: Any, layer: int) -> bool:

@@ -76,6 +76,7 @@ class Aligned(LayerStage):
     version: ClassVar = 1
     tables: ClassVar = (ALIGNED_TRANSFER, DIFFERENCE_PCA)
     accelerator: ClassVar = True
+    on_cpu: ClassVar = "the alignment, by an SVD in float64"
     first_guess: ClassVar = 5.0
 
     @classmethod

@@ -31,6 +31,7 @@ class Associations(Stage):
     version: ClassVar = 3
     keyed_by_content: ClassVar = True
     first_guess: ClassVar = 4.0
+    on_cpu: ClassVar = "counts over sparse activations"
 
     @property
     def title(self) -> str:

@@ -100,6 +100,7 @@ class BasisControls(LayerStage):
     accelerator: ClassVar = True
     tables: ClassVar = (BASIS_CONTROLS,)
     first_guess: ClassVar = 8.0
+    on_cpu: ClassVar = "label effects; principal and independent components of scikit-learn"
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -221,6 +222,7 @@ class BasisExcess(Stage):
     name: ClassVar = "basis-excess"
     version: ClassVar = 1
     tables: ClassVar = (BASIS_EXCESS, TASK_SPECIFIC)
+    on_cpu: ClassVar = "bootstrap over stored effects"
 
     @property
     def title(self) -> str:

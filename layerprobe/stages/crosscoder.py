@@ -22,6 +22,7 @@ class Crosscoder(LayerStage):
     version: ClassVar = 4
     keyed_by_content: ClassVar = True
     accelerator: ClassVar = True
+    on_cpu: ClassVar = "mean and scale of the rows, in two passes over the file in float64"
     first_guess: ClassVar = 25.0
 
     def parents(self) -> Mapping[str, Stage]:

@@ -79,6 +79,7 @@ class Crossing(Stage):
     name: ClassVar = "crossing"
     version: ClassVar = 3
     tables: ClassVar = (CROSSING, CROSSING_LAYERS)
+    on_cpu: ClassVar = "bootstrap over stored activations"
 
     @property
     def title(self) -> str:

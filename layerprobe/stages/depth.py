@@ -153,6 +153,7 @@ class Depth(Stage):
     name: ClassVar = "depth"
     version: ClassVar = 4
     tables: ClassVar = (DIFFERENCES, SEED_DIFFERENCES, SUFFICIENCY, PARETO)
+    on_cpu: ClassVar = "tests on predictions"
 
     @property
     def title(self) -> str:

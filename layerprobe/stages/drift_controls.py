@@ -62,6 +62,7 @@ class DriftControls(Stage):
     version: ClassVar = 1
     tables: ClassVar = (DRIFT_CONTROLS,)
     first_guess: ClassVar = 0.5
+    on_cpu: ClassVar = "differences of similarities"
 
     @property
     def title(self) -> str:

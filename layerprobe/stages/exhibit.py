@@ -122,6 +122,7 @@ class Exhibit(LayerStage):
     name: ClassVar = "exhibit"
     version: ClassVar = 3
     tables: ClassVar = (LATENT_HISTOGRAMS, LATENT_CLASSES, LATENT_EXAMPLES, LATENT_TOKENS, LATENT_PEAKS)
+    on_cpu: ClassVar = "activations that `encode` stored"
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
+from layerprobe.device import for_device
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import rows_of, save
 from layerprobe.stages._layers import equal, varying_layers
 from layerprobe.stages.capture import Capture
 from layerprobe.store import Artifact, ArtifactMeta
+
+if TYPE_CHECKING:
+    from layerprobe.activations import ActivationStore
 
 MOST_ROWS = 1000
 """Rows of whole examples from which the intrinsic dimension is estimated."""
@@ -49,6 +53,7 @@ class Geometry(ModelStage):
     version: ClassVar = 3
     tables: ClassVar = (GEOMETRY,)
     first_guess: ClassVar = 6.0
+    accelerator: ClassVar = True
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -70,9 +75,16 @@ class Geometry(ModelStage):
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import pandas as pd
 
+        from layerprobe.similarity import geometry
+
+        def describe(of: ActivationStore, unit: Any, layer: int) -> pd.DataFrame:
+            values = for_device(of.unit(unit, layer), context.device)
+            table = geometry.describe(values, of.groups(unit), max_rows=MOST_ROWS, seed=context.seed)
+            return table.assign(layer=layer, unit=unit)
+
         rows, units = rows_of(parents["rows"]), context.study.similarity.units
         if self.method is None:
-            tables = [_describe(context, rows, unit, layer) for unit in units for layer in varying_layers(rows, unit)]
+            tables = [describe(rows, unit, layer) for unit in units for layer in varying_layers(rows, unit)]
             pd.concat(tables, ignore_index=True).to_parquet(folder / BASE_TABLE, index=False)
             return
         base_rows, base = rows_of(parents["base rows"]), pd.read_parquet(parents["base geometry"].folder / BASE_TABLE)
@@ -82,13 +94,6 @@ class Geometry(ModelStage):
                 if equal(base_rows, rows, unit, layer):
                     table = base[(base.unit == unit) & (base.layer == layer)]
                 else:
-                    table = _describe(context, rows, unit, layer)
+                    table = describe(rows, unit, layer)
                 tables.append(table.assign(side="adapted"))
         save(folder, "geometry", pd.concat(tables, ignore_index=True).assign(**self.named))
-
-
-def _describe(context: Context, rows: Any, unit: Any, layer: int) -> Any:
-    from layerprobe.similarity import geometry
-
-    table = geometry.describe(rows.unit(unit, layer), rows.groups(unit), max_rows=MOST_ROWS, seed=context.seed)
-    return table.assign(layer=layer, unit=unit)

@@ -50,6 +50,7 @@ class LabelVariance(ModelStage):
     version: ClassVar = 1
     tables: ClassVar = (LABEL_VARIANCE,)
     first_guess: ClassVar = 4.0
+    accelerator: ClassVar = True
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -76,7 +77,14 @@ class LabelVariance(ModelStage):
             layers = sorted(set.intersection(*(set(varying_layers(store, unit)) for store in stores)))
             rows = RowSet("all", layers, kept=dict.fromkeys(layers, keep))
             base, adapted = (
-                label_variance(Layers(store, unit, layers, rows), example[keep], labels, lengths, seed=context.seed)
+                label_variance(
+                    Layers(store, unit, layers, rows),
+                    example[keep],
+                    labels,
+                    lengths,
+                    seed=context.seed,
+                    device=context.device,
+                )
                 for store in stores
             )
             sides = {"base": base, "adapted": adapted, "difference": adapted.minus(base)}

@@ -94,6 +94,7 @@ class MetaEvaluate(BodyStage):
     version: ClassVar = 1
     first_guess: ClassVar = 60.0
     tables: ClassVar = (FEW_SHOT,)
+    on_cpu: ClassVar = "logistic regression of scikit-learn, nearest centroid, cosine"
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -162,6 +163,7 @@ class MetaCompare(Stage):
     version: ClassVar = 1
     few_shot: ClassVar = True
     tables: ClassVar = (FEW_SHOT_ACCURACY, FEW_SHOT_DIFFERENCES)
+    on_cpu: ClassVar = "intervals and tests over episodes"
 
     @property
     def title(self) -> str:

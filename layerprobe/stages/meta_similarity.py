@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
+from layerprobe.device import for_device
 from layerprobe.few_shot import inner_config, naming_few_shot_keys, outer_depth, section_of
 from layerprobe.stage import COLUMNS, Json, ResolvedStudy, Stage, StudyShape, TableSpec
 from layerprobe.stages._artifacts import save
@@ -111,7 +112,7 @@ class MetaSimilarity(BodyStage):
         base = sides(learner, pretrained, inputs, probes)
         own = {**self.named, "comparison": "meta-training", "other": "pretrained", "episodes": None}
         same = {layer for layer in range(unchanged) if equal_below(learner, pretrained, parameters, layer)}
-        rows += [own | row for row in compared(base, before, same, learner.n_layers)]
+        rows += [own | row for row in compared(base, before, same, learner.n_layers, context.device)]
         for (part, layer), change in weight_changes(learner, pretrained, parameters).items():
             is_same = layer in same if part == "layer" else False
             rows.append(own | weight_row(part, layer, change, len(probes), is_same))
@@ -153,7 +154,7 @@ class MetaSimilarity(BodyStage):
                 )
             body = before if len(unchanged) > learner.n_layers else None
             after = sides(learner, adapted, inputs, probes, unchanged=body)
-            for row in measured(before, after, set(unchanged), learner.n_layers):
+            for row in measured(before, after, set(unchanged), learner.n_layers, context.device):
                 key = row["part"], row["layer"], row["measure"]
                 if row["value"] is None:
                     notes.setdefault(key, row["note"])
@@ -202,6 +203,7 @@ class MetaBetween(Stage):
     few_shot: ClassVar = True
     first_guess: ClassVar = 20.0
     tables: ClassVar = (FEW_SHOT_LAYERS,)
+    accelerator: ClassVar = True
 
     @property
     def title(self) -> str:
@@ -241,7 +243,7 @@ class MetaBetween(Stage):
         for (one, first), (two, second) in combinations(parents.items(), 2):
             own = {"method": "meta-trained", "seed": self.seed, "inner": one, "other": two}
             own |= {"comparison": "between models", "episodes": None}
-            rows += [own | row for row in compared(opened(first), opened(second), same, n_layers)]
+            rows += [own | row for row in compared(opened(first), opened(second), same, n_layers, context.device)]
         save(folder, "few_shot_layers", layer_table(rows))
 
 
@@ -273,7 +275,7 @@ def places(n_layers: int) -> list[tuple[str, int | None]]:
     return [*(("layer", layer) for layer in range(n_layers + 1)), ("head", None)]
 
 
-def measured(before: Sides, after: Sides, same: set[int], n_layers: int) -> Iterable[dict[str, Any]]:
+def measured(before: Sides, after: Sides, same: set[int], n_layers: int, device: str) -> Iterable[dict[str, Any]]:
     """Each measure of each layer that is not in `same`, and of the logits; value None with a note where it is undefined."""
     from layerprobe import similarity
     from layerprobe.errors import MeasureError
@@ -281,7 +283,7 @@ def measured(before: Sides, after: Sides, same: set[int], n_layers: int) -> Iter
     for part, layer in places(n_layers):
         if layer in same or (layer is not None and layer not in after.layers):
             continue
-        x, y = (side.logits if layer is None else side.layers[layer] for side in (before, after))
+        x, y = (for_device(side.logits if layer is None else side.layers[layer], device) for side in (before, after))
         for measure in MEASURES:
             options = {"rows_per_component": ROWS_PER_COMPONENT} if measure == "svcca" else {}
             try:
@@ -292,17 +294,20 @@ def measured(before: Sides, after: Sides, same: set[int], n_layers: int) -> Iter
             yield {"part": part, "layer": layer, "measure": measure, "value": value, "note": note}
 
 
-def compared(one: Sides, two: Sides, same: set[int], n_layers: int) -> Iterable[dict[str, Any]]:
+def compared(one: Sides, two: Sides, same: set[int], n_layers: int, device: str) -> Iterable[dict[str, Any]]:
     """Rows of a comparison of two bodies, with intervals over examples; layers in `same` are identical by construction."""
     import numpy as np
 
     from layerprobe import similarity
 
     n = len(one.logits)
-    for row in measured(one, two, same, n_layers):
+    for row in measured(one, two, same, n_layers, device):
         row |= {"n": n, "ci_low": None, "ci_high": None}
         if row["value"] is not None:
-            x, y = (side.logits if row["layer"] is None else side.layers[row["layer"]] for side in (one, two))
+            x, y = (
+                for_device(side.logits if row["layer"] is None else side.layers[row["layer"]], device)
+                for side in (one, two)
+            )
             found = similarity.compare({0: x}, {0: y}, np.arange(n), measures=(row["measure"],)).iloc[0]
             row |= {"value": found["value"], "ci_low": found["ci_low"], "ci_high": found["ci_high"]}
         yield row

@@ -56,6 +56,7 @@ class Nulls(ModelStage):
     version: ClassVar = 4
     tables: ClassVar = (SIMILARITY_NULLS,)
     first_guess: ClassVar = 8.0
+    accelerator: ClassVar = True
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -87,8 +88,8 @@ class Nulls(ModelStage):
                 continue
             try:
                 table = shuffled(
-                    Layers(base, unit, layers),
-                    Layers(adapted, unit, layers),
+                    Layers(base, unit, layers, device=context.device),
+                    Layers(adapted, unit, layers, device=context.device),
                     base.groups(unit),
                     measures=settings.measures,
                     draws=settings.shuffles,

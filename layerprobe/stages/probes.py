@@ -54,6 +54,7 @@ class Probes(ModelStage):
     version: ClassVar = 4
     tables: ClassVar = (PROBES,)
     first_guess: ClassVar = 15.0
+    on_cpu: ClassVar = "logistic regressions of scikit-learn, on one vector per example"
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:

@@ -82,8 +82,8 @@ class RandomChange(ModelStage):
                 store = capture(model, context.encoder, test, target, config, device=context.device)
                 _check_rows(stored, store)
                 table = compare(
-                    Layers(stored, unit, layers),
-                    Layers(store, unit, layers),
+                    Layers(stored, unit, layers, device=context.device),
+                    Layers(store, unit, layers, device=context.device),
                     groups,
                     measures=measures_of(study),
                     seed=context.seed,

@@ -29,6 +29,7 @@ class Reference(Stage):
     name: ClassVar = "reference"
     version: ClassVar = 5
     tables: ClassVar = (ADAPTATION, PREDICTIONS)
+    on_cpu: ClassVar = "logistic regression of scikit-learn, on one vector per example"
 
     @property
     def title(self) -> str:

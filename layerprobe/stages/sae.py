@@ -61,6 +61,7 @@ class Sae(LayerStage):
     keyed_by_content: ClassVar = True
     resumable: ClassVar = True
     accelerator: ClassVar = True
+    on_cpu: ClassVar = "mean and scale of the rows, in one pass over the file in float64"
     first_guess: ClassVar = 15.0
     opened: ClassVar = "dictionary"
 

@@ -28,6 +28,8 @@ class Seeds(Stage):
     name: ClassVar = "seeds"
     version: ClassVar = 3
     tables: ClassVar = (SIMILARITY_NULLS,)
+    accelerator: ClassVar = True
+    on_cpu: ClassVar = "linear predictivity, by ridge regression of scikit-learn"
 
     @property
     def title(self) -> str:
@@ -58,8 +60,8 @@ class Seeds(Stage):
             for unit in settings.units:
                 layers = varying_layers(first, unit)
                 table = compare(
-                    Layers(first, unit, layers),
-                    Layers(second, unit, layers),
+                    Layers(first, unit, layers, device=context.device),
+                    Layers(second, unit, layers, device=context.device),
                     first.groups(unit),
                     measures=settings.measures,
                     seed=seed,

@@ -46,6 +46,7 @@ class SentenceLatents(LayerStage):
     name: ClassVar = "sentence-latents"
     version: ClassVar = 4
     tables: ClassVar = (SENTENCE_LATENTS,)
+    on_cpu: ClassVar = "activations that `encode` stored"
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:

@@ -37,6 +37,7 @@ class Sentences(ModelStage):
     name: ClassVar = "sentences"
     version: ClassVar = 3
     tables: ClassVar = (SENTENCES,)
+    on_cpu: ClassVar = "cosines of the tokens of a few sentences"
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:

@@ -87,6 +87,8 @@ class Similarity(ModelStage):
     version: ClassVar = 4
     tables: ClassVar = (SIMILARITY, SIMILARITY_GRID, SIMILARITY_LEFT_OUT)
     first_guess: ClassVar = 15.0
+    accelerator: ClassVar = True
+    on_cpu: ClassVar = "linear predictivity, by ridge regression of scikit-learn"
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:
@@ -111,10 +113,10 @@ class Similarity(ModelStage):
         for unit in settings.units:
             layers = varying_layers(base, unit)
             groups = base.groups(unit)
-            for rows in row_sets(base, adapted, unit, layers):
+            for rows in row_sets(base, adapted, unit, layers, context.device):
                 table = compare(
-                    Layers(base, unit, rows.layers, rows),
-                    Layers(adapted, unit, rows.layers, rows),
+                    Layers(base, unit, rows.layers, rows, device=context.device),
+                    Layers(adapted, unit, rows.layers, rows, device=context.device),
                     {layer: groups[rows.kept.get(layer, slice(None))] for layer in rows.layers},
                     measures=measures_of(context.study) if rows.main_measures else settings.measures,
                     seed=context.seed,  # models are compared with each other over the same folds
@@ -132,7 +134,7 @@ class Similarity(ModelStage):
             linear = [measure.name for measure in find_measures(settings.measures, "similarity") if measure.linear]
             if linear:
                 sides = {
-                    side: {layer: store.unit(unit, layer) for layer in layers}
+                    side: Layers(store, unit, layers, device=context.device)
                     for side, store in (("base", base), ("adapted", adapted))
                 }
                 crossed = grid(sides, base.groups(unit), measures=linear)

@@ -64,6 +64,7 @@ class Stability(LayerStage):
     version: ClassVar = 1
     tables: ClassVar = (STABILITY, SUBSPACES)
     accelerator: ClassVar = True
+    on_cpu: ClassVar = "subspaces in float64"
     first_guess: ClassVar = 10.0
 
     @classmethod

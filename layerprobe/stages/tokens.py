@@ -40,6 +40,7 @@ class Tokens(Stage):
     name: ClassVar = "tokens"
     version: ClassVar = 1
     tables: ClassVar = (TOKENS,)
+    on_cpu: ClassVar = "places of tokens in their texts"
 
     @property
     def title(self) -> str:

@@ -54,6 +54,7 @@ class Transitions(ModelStage):
     name: ClassVar = "transitions"
     version: ClassVar = 1
     tables: ClassVar = (TRANSITIONS,)
+    on_cpu: ClassVar = "counts"
 
     @classmethod
     def tasks(cls, shape: StudyShape) -> Iterable[Self]:

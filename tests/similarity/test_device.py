@@ -1,11 +1,34 @@
-"""Computation takes place on devices with float64. No test machine has one: tensors on the CPU represent it."""
+"""Computation takes place on devices with float64.
+
+No test machine has one: tensors on the CPU represent it, or a stand-in with an accelerator's rules (`stand_in_device`).
+"""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from stand_in_device import DEVICE, stand_in_device
 
+from layerprobe import device as devices
+from layerprobe.device import for_device
 from layerprobe.errors import MeasureError
-from layerprobe.similarity import MEASURES, _arrays, _statistics, cka, paired_cosine, procrustes, shape_distance, svcca
+from layerprobe.internals import label_variance
+from layerprobe.similarity import (
+    MEASURES,
+    SimilarityAccumulator,
+    _arrays,
+    _statistics,
+    cka,
+    compare,
+    geometry,
+    grid,
+    paired_cosine,
+    procrustes,
+    shape_distance,
+    shuffled,
+    svcca,
+)
+from layerprobe.stages._layers import RowSet, leading_directions
 
 
 def related(n=200, d=8, kind=torch.float32):
@@ -24,7 +47,7 @@ def products(monkeypatch):
         multiplied.extend([x.rows, y.rows])
         add(pair, fold, x, y)
 
-    monkeypatch.setattr(_arrays, "DEVICES", {"cpu"})
+    monkeypatch.setattr(devices, "FLOAT64", {"cpu"})
     monkeypatch.setattr(_statistics.Pair, "add", recording)
     return multiplied
 
@@ -77,5 +100,110 @@ def test_errors_read_the_same_on_a_device(products):
 
 
 def test_only_devices_with_float64_keep_their_tensors():
-    assert {"cuda"} == _arrays.DEVICES
+    assert {"cuda"} == devices.FLOAT64
     assert not _arrays.stays(related()[0]) and not _arrays.stays(np.ones(3))
+    rows = np.ones((3, 2))
+    assert for_device(rows, "mps") is rows and for_device(rows, "cpu") is rows
+
+
+N, WIDTH = 160, 6
+PRODUCTS = {
+    "mm",
+    "bmm",
+    "mv",
+    "dot",
+    "linalg_eigh",
+    "_linalg_eigh",
+    "_linalg_svd",
+    "linalg_cholesky_ex",
+    "sort",
+    "_unique2",
+}
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """Two layers of two sides, as they are stored; examples of one, two and three rows."""
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(N // 2), np.tile([1, 2, 3, 2], N // 8))
+    base = {layer: (rng.standard_normal((len(groups), WIDTH)) + layer).astype(np.float32) for layer in (1, 2)}
+    adapted = {layer: (rows + 0.5 * rng.standard_normal(rows.shape)).astype(np.float32) for layer, rows in base.items()}
+    return base, adapted, groups
+
+
+def by_compare(base, adapted, groups, names):
+    return compare(base, adapted, groups, measures=names, leave_out_undefined=True)
+
+
+def by_shuffles(base, adapted, groups, names):
+    return shuffled(base, adapted, groups, measures=names, draws=3)
+
+
+def by_grid(base, adapted, groups, names):
+    linear = [measure.name for measure in MEASURES if measure.linear]
+    return grid({"base": base, "adapted": adapted}, groups, measures=linear)
+
+
+def by_grams(base, adapted, groups, names):
+    return grid({"base": base, "adapted": adapted}, measures=["cka"])
+
+
+def by_geometry(base, adapted, groups, names):
+    return pd.concat([geometry.describe(rows, groups) for rows in (*base.values(), *adapted.values())])
+
+
+def by_accumulator(base, adapted, groups, names):
+    means = {(side, 1): rows[1][:].mean(0) for side, rows in (("base", base), ("adapted", adapted))}
+    accumulator = SimilarityAccumulator(means={name: _arrays.array(mean) for name, mean in means.items()})
+    for half in (groups < 40, groups >= 40):
+        rows = {("base", 1): base[1], ("adapted", 1): adapted[1]}
+        accumulator.add({name: _arrays.take(z, half) for name, z in rows.items()}, groups=groups[half])
+    linear = [measure.name for measure in MEASURES if measure.linear]
+    return pd.DataFrame({"value": [accumulator.value(name, ("base", 1), ("adapted", 1)) for name in linear]})
+
+
+@pytest.mark.parametrize("analysis", [by_compare, by_shuffles, by_grid, by_grams, by_geometry, by_accumulator])
+def test_stored_rows_are_compared_on_the_device_and_give_the_values_of_the_cpu(analysis, layers, monkeypatch):
+    base, adapted, groups = layers
+    names = [measure.name for measure in MEASURES]
+    here = analysis(base, adapted, groups, names)
+    names = [name for name in names if name != "linear_predictivity"]  # declared to stay on the CPU
+    monkeypatch.setattr(devices, "FLOAT64", {DEVICE})
+    with stand_in_device(monkeypatch) as device:
+        sides = [{layer: for_device(rows, DEVICE) for layer, rows in side.items()} for side in (base, adapted)]
+        there = analysis(*sides, groups, names)
+        on_host = {name.split(".")[1] for name in device.on_host} & PRODUCTS
+        assert not on_host and base[1].shape not in device.to_host
+    if "measure" in here:
+        here = here[here.measure != "linear_predictivity"].reset_index(drop=True)
+    # An angle near 0 has half the digits.
+    pd.testing.assert_frame_equal(there.reset_index(drop=True), here.reset_index(drop=True), rtol=1e-9, atol=1e-7)
+
+
+def test_directions_are_removed_on_the_device(layers, monkeypatch):
+    rows = layers[0][2]
+    directions = leading_directions(rows, 2)
+    some = RowSet("no-leading-directions", [2], kept={2: np.arange(5, 90)}, removed={2: directions})
+    monkeypatch.setattr(devices, "FLOAT64", {DEVICE})
+    with stand_in_device(monkeypatch) as device:
+        there = leading_directions(rows, 2, DEVICE)
+        removed = some.of(rows, 2, DEVICE)
+        assert removed[np.array([3, 1])].device.type == DEVICE
+        assert not {name.split(".")[1] for name in device.on_host} & PRODUCTS
+        values = removed.cpu().numpy()
+    np.testing.assert_allclose(there @ there.T, directions @ directions.T, atol=1e-9)
+    np.testing.assert_allclose(values, some.of(rows, 2), atol=1e-9)
+    assert np.abs(values @ directions).max() < 1e-9
+
+
+def test_permuted_labels_are_summed_on_the_device(layers, monkeypatch):
+    base, _, groups = layers
+    examples = int(groups.max()) + 1
+    labels, lengths = np.arange(examples) % 3, np.bincount(groups)
+    here = label_variance(base, groups, labels, lengths, permutations=30)
+    monkeypatch.setattr(devices, "FLOAT64", {DEVICE})
+    with stand_in_device(monkeypatch) as device:
+        there = label_variance(base, groups, labels, lengths, permutations=30, device=DEVICE)
+        assert not {name.split(".")[1] for name in device.on_host} & PRODUCTS
+        assert (30,) in device.to_host
+    pd.testing.assert_frame_equal(there.table(), here.table(), rtol=1e-9)

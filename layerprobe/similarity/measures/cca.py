@@ -10,7 +10,7 @@ from jaxtyping import Float
 from layerprobe.errors import MeasureError
 from layerprobe.similarity._measure import ANY_LINEAR, SHAPE, Linear, Measure
 from layerprobe.similarity._passes import linear_value
-from layerprobe.similarity._spectra import eigen, left_vectors, one_thread, singular_values
+from layerprobe.similarity._spectra import cholesky, eigen, left_vectors, product, singular_values, solve_lower
 from layerprobe.similarity._statistics import Products
 
 SINGULAR = 1e-10
@@ -92,7 +92,8 @@ def _mean_squared_cca(products: Products) -> float:
 def _svcca(products: Products, *, variance: float = 0.99, rows_per_component: float | None = None) -> float:
     if products.identical:
         return 1.0
-    basis_x, basis_y = (_leading(scatter, variance) for scatter in (products.scatter_x, products.scatter_y))
+    device = products.device
+    basis_x, basis_y = (_leading(scatter, variance, device) for scatter in (products.scatter_x, products.scatter_y))
     if products.n <= basis_x.shape[1] + basis_y.shape[1]:
         raise MeasureError(
             f"svcca: {products.n} rows for {basis_x.shape[1]} + {basis_y.shape[1]} components, with which it is near 1 for "
@@ -106,8 +107,8 @@ def _svcca(products: Products, *, variance: float = 0.99, rows_per_component: fl
             "({rows_per_component}); provide more rows, or lower {variance}.",
             *("rows_per_component", "variance"),
         )
-    whitened = basis_x.T @ products.cross @ basis_y
-    return float(np.clip(singular_values(whitened), 0, 1).mean())
+    whitened = product(basis_x.T, products.cross, basis_y, device=device)
+    return float(np.clip(singular_values(whitened, device), 0, 1).mean())
 
 
 def _pwcca(products: Products) -> float:
@@ -122,10 +123,10 @@ def _pwcca(products: Products) -> float:
             "x",
             "y",
         )
-    root_x = _root(products.scatter_x, "pwcca")
-    left, values = left_vectors(_whitened(products, "pwcca", root_x))
+    root_x = _root(products.scatter_x, "pwcca", products.device)
+    left, values = left_vectors(_whitened(products, "pwcca", root_x), products.device)
     # x_j' h_i over all columns j: the directions are the rows' inverse root times the left vectors.
-    weights = np.abs(root_x @ left).sum(0)
+    weights = np.abs(product(root_x, left, device=products.device)).sum(0)
     return float(np.clip(values, 0, 1) @ weights / weights.sum())
 
 
@@ -133,7 +134,7 @@ def _correlations(products: Products, caller: str) -> Float[np.ndarray, " k"]:
     _check_rows(products, caller)
     if products.identical:
         return np.ones(products.widths[0])
-    return np.clip(singular_values(_whitened(products, caller)), 0, 1)
+    return np.clip(singular_values(_whitened(products, caller), products.device), 0, 1)
 
 
 def _check_rows(products: Products, caller: str) -> None:
@@ -144,13 +145,9 @@ def _check_rows(products: Products, caller: str) -> None:
         )
 
 
-def _root(scatter: Float[np.ndarray, "d d"], caller: str) -> Float[np.ndarray, "d d"]:
+def _root(scatter: Float[np.ndarray, "d d"], caller: str, device: Any) -> Float[np.ndarray, "d d"]:
     """Cholesky root L of a scatter matrix, L L' = scatter."""
-    try:
-        with one_thread():
-            root = np.linalg.cholesky(scatter)
-    except np.linalg.LinAlgError:
-        root = np.zeros_like(scatter)
+    root = cholesky(scatter, device)
     # L_ii^2 is the part of column i that the columns before it do not explain.
     if (np.diag(root) ** 2 <= SINGULAR * np.diag(scatter)).any():
         raise MeasureError(
@@ -170,18 +167,16 @@ def _whitened(
         caller: name of the measure, for error messages.
         root_x: Cholesky root of the scatter matrix of x, if it is known.
     """
-    from scipy.linalg import solve_triangular
-
-    root_x = _root(products.scatter_x, caller) if root_x is None else root_x
-    root_y = _root(products.scatter_y, caller)
-    with one_thread():
-        half = solve_triangular(root_x, products.cross, lower=True, check_finite=False)
-        return solve_triangular(root_y, half.T, lower=True, check_finite=False).T
+    device = products.device
+    root_x = _root(products.scatter_x, caller, device) if root_x is None else root_x
+    root_y = _root(products.scatter_y, caller, device)
+    half = solve_lower(root_x, products.cross, device)
+    return solve_lower(root_y, half.T, device).T
 
 
-def _leading(scatter: Float[np.ndarray, "d d"], variance: float) -> Float[np.ndarray, "d k"]:
+def _leading(scatter: Float[np.ndarray, "d d"], variance: float, device: Any) -> Float[np.ndarray, "d k"]:
     """Whitened leading principal directions."""
-    values, vectors = eigen(scatter)
+    values, vectors = eigen(scatter, device)
     values, vectors = values[::-1], vectors[:, ::-1]
     share = np.cumsum(values) / values.sum()
     kept = min(int(np.searchsorted(share, variance - 1e-12) + 1), int((values > SINGULAR * values[0]).sum()))

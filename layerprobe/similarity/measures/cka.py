@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from layerprobe.errors import MeasureError
 from layerprobe.progress import track
-from layerprobe.similarity._arrays import checked, finite, grouped
+from layerprobe.similarity._arrays import array, checked, doubles, finite, grouped, library, stays
 from layerprobe.similarity._measure import SHAPE, Linear, Measure
 from layerprobe.similarity._passes import BUDGET, linear_value
 from layerprobe.similarity._statistics import Products, hsic_of_sums
@@ -157,7 +157,7 @@ def _gram_hsic(k: Float[np.ndarray, "n n"], m: Float[np.ndarray, "n n"], groups:
     return hsic_of_sums(np.array([(counts**power).sum() for power in (1, 2, 3, 4)]), product, chain, apart)
 
 
-def _cka_of_all_pairs(layers: list[np.ndarray], batch: int | None) -> Float[np.ndarray, "layers layers"]:
+def _cka_of_all_pairs(layers: list[Any], batch: int | None) -> Float[np.ndarray, "layers layers"]:
     """Debiased linear CKA between all pairs of representations, from Gram matrices; NaN where it is undefined.
 
     Args:
@@ -165,7 +165,7 @@ def _cka_of_all_pairs(layers: list[np.ndarray], batch: int | None) -> Float[np.n
         batch: rows per minibatch; None for the exact value.
     """
     if batch is None:
-        values = [finite(np.asarray(x, dtype=np.float64), "cka") for x in layers]
+        values = [finite(doubles(x), "cka") for x in layers]
         hsic = _hsic_of_rows([x - x.mean(0) for x in values])
     else:
         hsic = np.zeros((len(layers), len(layers)))
@@ -181,22 +181,22 @@ def _cka_of_all_pairs(layers: list[np.ndarray], batch: int | None) -> Float[np.n
     return table
 
 
-def _hsic_of_rows(layers: list[np.ndarray]) -> Float[np.ndarray, "layers layers"]:
+def _hsic_of_rows(layers: list[Any]) -> Float[np.ndarray, "layers layers"]:
     """Unbiased HSIC between all pairs of centred representations: |X'Y|^2 is the inner product of their Gram matrices."""
-    n = len(layers[0])
+    n, xp = len(layers[0]), library(layers[0])
     size = max(1, min(n, 1024, BUDGET // (len(layers) * 1024)))
-    squares = np.stack([np.einsum("nd,nd->n", x, x) for x in layers])
+    squares = array(xp.stack([xp.einsum("nd,nd->n", x, x) for x in layers]))
     products = np.zeros((len(layers), len(layers)))
     starts = range(0, n, size)
     blocks = [(i, j) for i in starts for j in starts if j >= i]
     for i, j in track(blocks, "layer grid"):
-        grams = np.stack([(x[i : i + size] @ x[j : j + size].T).ravel() for x in layers])
+        grams = xp.stack([(x[i : i + size] @ x[j : j + size].T).ravel() for x in layers])
         # A block above the diagonal also counts for its mirror image below.
-        products += (1 if i == j else 2) * (grams @ grams.T)
+        products += (1 if i == j else 2) * array(grams @ grams.T)
     return _unbiased(products, squares)
 
 
-def _hsic_of_batch(layers: list[np.ndarray]) -> Float[np.ndarray, "layers layers"]:
+def _hsic_of_batch(layers: list[Any]) -> Float[np.ndarray, "layers layers"]:
     """Unbiased HSIC between all pairs of representations of a minibatch.
 
     torch multiplies many small matrices in half the time of numpy. The precision is that of the rows: the rounding of
@@ -204,12 +204,13 @@ def _hsic_of_batch(layers: list[np.ndarray]) -> Float[np.ndarray, "layers layers
     """
     import torch
 
-    kind = torch.float32 if all(x.dtype == np.float32 for x in layers) else torch.float64
-    rows = [torch.from_numpy(np.ascontiguousarray(x)).to(kind) for x in layers]
+    tensors = [x if stays(x) else torch.from_numpy(np.ascontiguousarray(x)) for x in layers]
+    kind = torch.float32 if all(x.dtype == torch.float32 for x in tensors) else torch.float64
+    rows = [x.to(kind) for x in tensors]
     grams = torch.stack([(x := row - row.mean(0)) @ x.T for row in rows])
-    squares = grams.diagonal(dim1=1, dim2=2).double().numpy()
+    squares = array(grams.diagonal(dim1=1, dim2=2).double())
     flat = grams.reshape(len(rows), -1)
-    return _unbiased((flat @ flat.T).double().numpy(), squares)
+    return _unbiased(array((flat @ flat.T).double()), squares)
 
 
 def _unbiased(

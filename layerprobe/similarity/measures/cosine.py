@@ -8,12 +8,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import array, checked, doubles, finite, grouped, library
+from layerprobe.similarity._arrays import CHUNK as COPIED
+from layerprobe.similarity._arrays import array, checked, doubles, finite, grouped, library, stays, take
 from layerprobe.similarity._measure import Measure, RowMean
 from layerprobe.similarity._paired import PairedRows
 
 CHUNK = 512
-"""Rows converted to float64 at a time, few enough to stay in the cache."""
+"""Rows converted to float64 at a time on the CPU, few enough to stay in the cache."""
 
 
 def paired_cosine(x: Any, y: Any) -> float:
@@ -42,17 +43,21 @@ def paired_cosine_baseline(x: Any, y: Any, *, groups: Any = None, seed: int = 0)
     Raises:
         MeasureError: as `paired_cosine`, and for fewer than two examples.
     """
-    x, y = checked(x, y, "paired_cosine_baseline", min_rows=2, same_width=True)
+    x, y = checked(x, y, "paired_cosine_baseline", min_rows=2, same_width=True, on_device=True)
     numbers = grouped(groups, len(x), "paired_cosine_baseline")
-    return float(_row_cosines(x, array(y)[_other_rows(numbers, seed)], "paired_cosine_baseline").mean())
+    return float(_row_cosines(x, y, "paired_cosine_baseline", _other_rows(numbers, seed)).mean())
 
 
-def _row_cosines(x: Any, y: Any, caller: str) -> Float[np.ndarray, " n"]:
-    """Cosine of each row of x with the same row of y."""
+def _row_cosines(x: Any, y: Any, caller: str, other: Int[np.ndarray, " n"] | None = None) -> Float[np.ndarray, " n"]:
+    """Cosine of each row of x with a row of y: the same one, or the one whose number is given."""
     parts = []
-    for start in range(0, len(x), CHUNK):
-        rows = range(start, min(start + CHUNK, len(x)))
-        a, b = (finite(doubles(z[rows.start : rows.stop]), caller, numbers=rows, shape=z.shape) for z in (x, y))
+    step = max(1, COPIED // x.shape[1]) if stays(x) else CHUNK
+    for start in range(0, len(x), step):
+        rows = range(start, min(start + step, len(x)))
+        of_y = y[rows.start : rows.stop] if other is None else take(y, other[rows.start : rows.stop])
+        a, b = (
+            finite(doubles(part), caller, numbers=rows, shape=x.shape) for part in (x[rows.start : rows.stop], of_y)
+        )
         squares = _products(a, a) * _products(b, b)
         if (squares == 0).any():
             raise MeasureError(
@@ -97,8 +102,7 @@ def _cosines_of(pair: PairedRows) -> Float[np.ndarray, " n"]:
 
 
 def _baselines_of(pair: PairedRows) -> Float[np.ndarray, " n"]:
-    other = pair.y.rows[_other_rows(pair.groups, pair.seed)]
-    return _row_cosines(pair.x.rows, other, "paired_cosine_baseline")
+    return _row_cosines(pair.x.rows, pair.y.rows, "paired_cosine_baseline", _other_rows(pair.groups, pair.seed))
 
 
 MEASURES = (

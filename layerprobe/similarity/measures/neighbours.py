@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import checked, constant, finite, unit_rows
+from layerprobe.similarity._arrays import array, beside, checked, constant, doubles, finite, library, stays, unit_rows
 from layerprobe.similarity._measure import Jackknife, Measure, Statistic
 from layerprobe.similarity._paired import PairedRows, Representation
 
@@ -51,12 +51,13 @@ def _jaccard(shared: Int[np.ndarray, " n"], k: int) -> float:
 
 def _shared(x: Any, y: Any, k: int, metric: str, caller: str) -> Int[np.ndarray, " n"]:
     """Number of neighbours of each row that the two sides have in common."""
-    x, y = checked(x, y, caller)
+    x, y = checked(x, y, caller, on_device=metric == "cosine")
     if metric not in ("cosine", "euclidean"):
         raise MeasureError(f"{caller}: {{metric}} is {metric!r}; use 'cosine' or 'euclidean'.", "metric")
     if not 1 <= k < len(x) - 1:
         raise MeasureError(
-            f"{caller}: {{k}} is {k}, but must be between 1 and n - 2 for arrays of shapes {x.shape} and {y.shape}; provide "
+            f"{caller}: {{k}} is {k}, but must be between 1 and n - 2 for arrays of shapes {tuple(x.shape)} and "
+            f"{tuple(y.shape)}; provide "
             "more rows or lower k.",
             "k",
         )
@@ -64,12 +65,12 @@ def _shared(x: Any, y: Any, k: int, metric: str, caller: str) -> Int[np.ndarray,
         if (z == z[0]).all():
             raise constant(caller, name, z.shape)
     a, b = (_nearest(_distances(z, metric, caller), k) for z in (x, y))
-    return (a & b).sum(1)
+    return array((a & b).sum(1))
 
 
-def _distances(x: np.ndarray, metric: str, caller: str) -> Float[np.ndarray, "n n"]:
+def _distances(x: Any, metric: str, caller: str) -> Float[Any, "n n"]:
     """Distance of every two rows: 1 - cosine, or Euclidean."""
-    x = finite(np.asarray(x, dtype=np.float64), caller)
+    x = finite(doubles(x), caller)
     if metric == "cosine":
         x = unit_rows(x, caller)
         return 1 - x @ x.T
@@ -78,25 +79,24 @@ def _distances(x: np.ndarray, metric: str, caller: str) -> Float[np.ndarray, "n 
     return cdist(x, x)
 
 
-def _nearest(
-    distances: Float[np.ndarray, "n n"], k: int, allowed: Bool[np.ndarray, "n n"] | None = None
-) -> Bool[np.ndarray, "n n"]:
+def _nearest(distances: Float[Any, "n n"], k: int, allowed: Bool[np.ndarray, "n n"] | None = None) -> Bool[Any, "n n"]:
     """Whether column j is among the k nearest of row i; `allowed` marks the pairs that may be neighbours."""
-    distances = distances.copy()
-    np.fill_diagonal(distances, np.inf)
-    if allowed is not None:
-        distances[~allowed] = np.inf
+    barred = np.eye(len(distances), dtype=bool) if allowed is None else ~allowed | np.eye(len(distances), dtype=bool)
+    distances = library(distances).where(beside(barred, distances), np.inf, distances)
+    if stays(distances):
+        nearest = distances.argsort(dim=1, stable=True)[:, :k]
+        return beside(np.zeros(distances.shape, dtype=bool), distances).scatter(1, nearest, True)
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     near = np.zeros(distances.shape, dtype=bool)
     np.put_along_axis(near, order, True, axis=1)
     return near
 
 
-def _distances_of(side: Representation) -> Float[np.ndarray, "n n"]:
+def _distances_of(side: Representation) -> Float[Any, "n n"]:
     return _distances(side.rows, "cosine", "mutual_knn, jaccard_knn")
 
 
-def _neighbours_of(side: Representation) -> Bool[np.ndarray, "n n"]:
+def _neighbours_of(side: Representation) -> Bool[Any, "n n"]:
     return _nearest(side.of(_distances_of), NEIGHBOURS, side.apart)
 
 
@@ -116,8 +116,9 @@ def _of_rows(score: Callable[[np.ndarray, int], float], pair: PairedRows) -> Sta
         if fold is None:
             a, b = pair.x.of(_neighbours_of), pair.y.of(_neighbours_of)
         else:
-            a, b = (_nearest(side.of(_distances_of)[here], NEIGHBOURS, apart) for side in (pair.x, pair.y))
-        return score((a & b).sum(1), NEIGHBOURS)
+            distances = (side.of(_distances_of) for side in (pair.x, pair.y))
+            a, b = (_nearest(z[tuple(beside(part, z) for part in here)], NEIGHBOURS, apart) for z in distances)
+        return score(array((a & b).sum(1)), NEIGHBOURS)
 
     return without
 

@@ -12,7 +12,7 @@ from layerprobe.errors import MeasureError
 from layerprobe.similarity._arrays import checked, finite
 from layerprobe.similarity._measure import SHAPE, Linear, Measure
 from layerprobe.similarity._passes import linear_value, products
-from layerprobe.similarity._spectra import eigen, singular_values
+from layerprobe.similarity._spectra import eigen, product, singular_values
 from layerprobe.similarity._statistics import Products
 
 
@@ -103,7 +103,7 @@ def _procrustes(products: Products) -> float:
     norms = np.sqrt(np.trace(products.scatter_x)) * np.sqrt(np.trace(products.scatter_y))
     # The nuclear norm of a positive semi-definite matrix is its trace: identical sides need no decomposition.
     cross = products.cross
-    nuclear = np.trace(cross) if products.identical else singular_values(cross).sum()
+    nuclear = np.trace(cross) if products.identical else singular_values(cross, products.device).sum()
     return float(nuclear / norms)
 
 
@@ -116,9 +116,9 @@ def _shape_distance(products: Products, *, alpha: float = 1.0) -> float:
         return 0.0
     if alpha == 1:
         return _procrustes_angle(products)
-    scatter_x, scatter_y = products.scatter_x, products.scatter_y
-    white_x, white_y = _whitening(scatter_x, alpha), _whitening(scatter_y, alpha)
-    nuclear = singular_values(white_x @ products.cross @ white_y).sum()
+    scatter_x, scatter_y, device = products.scatter_x, products.scatter_y, products.device
+    white_x, white_y = _whitening(scatter_x, alpha, device), _whitening(scatter_y, alpha, device)
+    nuclear = singular_values(product(white_x, products.cross, white_y, device=device), device).sum()
     norms = np.sqrt(np.trace(white_x @ scatter_x @ white_x)) * np.sqrt(np.trace(white_y @ scatter_y @ white_y))
     return _angle(float(nuclear / norms))
 
@@ -127,10 +127,10 @@ def _angle(cosine: float, low: float = 0) -> float:
     return float(np.arccos(np.clip(cosine, low, 1)))
 
 
-def _whitening(scatter: Float[np.ndarray, "d d"], alpha: float) -> Float[np.ndarray, "d d"]:
+def _whitening(scatter: Float[np.ndarray, "d d"], alpha: float, device: Any = None) -> Float[np.ndarray, "d d"]:
     if alpha == 1:
         return np.eye(len(scatter))
-    values, vectors = eigen(scatter)
+    values, vectors = eigen(scatter, device)
     if values[0] <= 1e-10 * values[-1]:
         raise MeasureError(
             f"shape_distance: {{alpha}} is {alpha}, but a representation of width {len(scatter)} has constant or linearly "

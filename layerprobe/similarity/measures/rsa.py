@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from layerprobe.errors import MeasureError
-from layerprobe.similarity._arrays import checked, finite, unit_rows
+from layerprobe.similarity._arrays import array, beside, checked, doubles, finite, stays, unit_rows
 from layerprobe.similarity._measure import Jackknife, Measure, Statistic
 from layerprobe.similarity._paired import PairedRows, Representation
 
@@ -30,16 +30,17 @@ def rsa(x: Any, y: Any, *, rdm: str = "correlation", compare: str = "spearman") 
         MeasureError: for fewer than 4 rows, unequal n, values that are not finite, a row without a direction (of zeros,
             or constant with correlations), or dissimilarities that are all equal.
     """
-    x, y = checked(x, y, "rsa")
+    x, y = checked(x, y, "rsa", on_device=rdm != "euclidean")
     for name, value, allowed in (("rdm", rdm, RDMS), ("compare", compare, COMPARISONS)):
         if value not in allowed:
             raise MeasureError(f"rsa: {{{name}}} is {value!r}; use one of {', '.join(map(repr, allowed))}.", name)
-    pairs = np.triu_indices(len(x), 1)
-    return _correlation(_dissimilarities(x, rdm)[pairs], _dissimilarities(y, rdm)[pairs], compare)
+    pairs = np.triu(np.ones((len(x), len(x)), dtype=bool), 1)
+    a, b = (_dissimilarities(z, rdm) for z in (x, y))
+    return _correlation(a[beside(pairs, a)], b[beside(pairs, b)], compare)
 
 
-def _dissimilarities(x: np.ndarray, rdm: str = "correlation") -> Float[np.ndarray, "n n"]:
-    x = finite(np.asarray(x, dtype=np.float64), "rsa")
+def _dissimilarities(x: Any, rdm: str = "correlation") -> Float[Any, "n n"]:
+    x = finite(doubles(x), "rsa")
     if rdm == "euclidean":
         from scipy.spatial.distance import cdist
 
@@ -50,22 +51,32 @@ def _dissimilarities(x: np.ndarray, rdm: str = "correlation") -> Float[np.ndarra
     return 1 - directions @ directions.T
 
 
-def _correlation(a: Float[np.ndarray, " pairs"], b: Float[np.ndarray, " pairs"], compare: str = "spearman") -> float:
-    from scipy.stats import kendalltau, rankdata
+def _correlation(a: Float[Any, " pairs"], b: Float[Any, " pairs"], compare: str = "spearman") -> float:
+    from scipy.stats import kendalltau
 
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    if a.max() == a.min() or b.max() == b.min():
         raise MeasureError(
             "rsa: all pairs of rows are equally dissimilar, so no correlation is defined; use other rows."
         )
     if compare == "kendall":
-        return float(kendalltau(a, b).statistic)
+        return float(kendalltau(array(a), array(b)).statistic)
     if compare == "spearman":
-        a, b = rankdata(a), rankdata(b)
+        a, b = _ranks(a), _ranks(b)
     a, b = a - a.mean(), b - b.mean()
-    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
+    return float(np.clip(float(a @ b) / np.sqrt(float(a @ a) * float(b @ b)), -1, 1))
 
 
-def _of_side(side: Representation) -> Float[np.ndarray, "n n"]:
+def _ranks(values: Float[Any, " pairs"]) -> Float[Any, " pairs"]:
+    """Ranks from 1; equal values share their mean rank."""
+    if stays(values):
+        _, place, counts = values.unique(return_inverse=True, return_counts=True)
+        return (counts.cumsum(0).double() - (counts.double() - 1) / 2)[place]
+    from scipy.stats import rankdata
+
+    return rankdata(values)
+
+
+def _of_side(side: Representation) -> Float[Any, "n n"]:
     return _dissimilarities(side.rows)
 
 
@@ -77,7 +88,7 @@ def _of_rows(pair: PairedRows) -> Statistic:
         kept = np.zeros(pair.n_rows, dtype=bool)
         kept[pair.without(fold)] = True
         pairs = allowed & kept[:, None] & kept[None]
-        return _correlation(a[pairs], b[pairs])
+        return _correlation(a[beside(pairs, a)], b[beside(pairs, b)])
 
     return without
 
