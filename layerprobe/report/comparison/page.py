@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerprobe.errors import StorageError, StudyError
-from layerprobe.files import write_json, write_text
+from layerprobe.files import given_path, os_problem, write_json, write_text
 from layerprobe.report.comparison.sections import SECTIONS
 from layerprobe.report.comparison.tables import ComparedRun, compare
 from layerprobe.report.page import render_page
@@ -62,7 +62,7 @@ def compare_runs(runs: Sequence[Run], out: str | Path, *, notes: Sequence[str] =
         )
         write_text(folder / PAGE, html)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another with --out.") from error
+        raise StorageError(f"{os_problem(error, folder)}; give another folder with --out.") from error
     return folder / PAGE
 
 
@@ -97,6 +97,7 @@ def check_folder(out: Path) -> None:
     Raises:
         StorageError: in one sentence.
     """
+    given_path(out)
     if out.exists() and not out.is_dir():
         raise StorageError(f"{out} is a file, not a folder; give another with --out.")
     if out.exists() and not all(map(_is_run, out.iterdir())) and not _is_comparison(out):
@@ -113,7 +114,7 @@ def _is_run(path: Path) -> bool:
 def _is_comparison(folder: Path) -> bool:
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8")).get("kind") == "comparison"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
