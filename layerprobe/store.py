@@ -256,8 +256,10 @@ class ArtifactStore:
 
 def _in_words(error: OSError, target: Path, what: str) -> str:
     """The message for something that cannot be read or written while an artifact is made."""
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and not os.access(target.parent, os.W_OK):
-        return f"{target.parent} cannot be written ({error.strerror}); set LAYERPROBE_HOME to a writable folder."
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else target
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and path.is_relative_to(target.parent):
+        verb = "read" if path.exists() and not os.access(path, os.R_OK) else "written"
+        return f"{path} cannot be {verb} ({error.strerror}); set LAYERPROBE_HOME to a writable folder."
     return (
         f"{os_problem(error, target)}, so {what} was not finished. Every finished task is kept; put that right, and run the same "
         "command again."

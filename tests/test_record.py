@@ -121,7 +121,7 @@ def test_a_change_of_any_key_is_noticed(tmp_path):
                 table[where[-1]] = {"a": [value]}
             else:
                 table[where[-1]] = (
-                    not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "x"
+                    not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "other"
                 )
             other = tmp_path / "damaged.json"
             other.write_text(json.dumps(damaged))
