@@ -134,6 +134,8 @@ class Run:
         except OSError as error:
             if error.errno == errno.EROFS:
                 raise StorageError(f"{folder} is on a read-only disk; give another folder with --out.") from error
+            if error.errno == errno.EEXIST:
+                raise StorageError(f"{os_problem(error, folder)}; remove it, or give another with --out.") from error
             if error.errno in (errno.EACCES, errno.EPERM) and error.filename and not os.access(folder, os.R_OK):
                 raise StorageError(f"{folder} cannot be read ({error.strerror}); give another with --out.") from error
             raise StorageError(f"{folder} cannot be written ({error.strerror}); give another with --out.") from error

@@ -161,7 +161,7 @@ def killed(site: Site, folder: Path, rng: random.Random) -> list[str]:
         what += f" {number.name}"
         if problems := ended.problems(*CODES[number]):
             return [f"killed by{what}: {one}" for one in problems]
-        if ended.code == 130 and "Every finished task is kept" in ended.err:
+        if ended.code == 130 and what.count("SIG") == 1:  # later, the record may be that of the run before
             status = (
                 json.loads((folder / "out" / "run.json").read_text())["status"]
                 if (folder / "out" / "run.json").exists()

@@ -108,10 +108,10 @@ class Worker:
                     task.name, task.title, key, build, identity=identity, resumable=task.resumable
                 )
             except Exception as error:
-                for parent in parents.values():
-                    if self.store.find(parent.meta.stage, parent.meta.title, parent.key) is None:
+                for used in parents.values():
+                    if self.store.find(used.meta.stage, used.meta.title, used.key) is None:
                         raise StorageError(
-                            f"{parent.folder} was removed or damaged while {task.id} was computed from it; run the same command "
+                            f"{used.folder} was removed or damaged while {task.id} was computed from it; run the same command "
                             "again."
                         ) from error
                 raise
