@@ -175,7 +175,14 @@ def usable(problem: str, hint: str) -> Iterator[None]:
         raise EncoderError(f"{problem} ({reason}); {hint}.") from error
 
 
-_WHOLE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
+_MOST = {
+    "hidden_size": 2**20,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 2**20,
+    "vocab_size": 2**31,
+    "max_position_embeddings": 2**24,
+}
+"""Sizes of an encoder, and what none of them exceeds."""
 INDEX = "model.safetensors.index.json"
 
 
@@ -191,10 +198,10 @@ def check_config(config: PretrainedConfig, name: str) -> None:
 
     if getattr(config, "quantization_config", None) is not None:
         raise EncoderError(f"The weights of {name} are quantized; give the model in full precision.")
-    for key in _WHOLE:
+    for key, most in _MOST.items():
         value = getattr(config, key, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-            refuse(key, value, "it is a whole number of 1 or more")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            refuse(key, value, f"it is a whole number from 1 to {most:,}")
     padding = getattr(config, "pad_token_id", None)
     if padding is not None and not (isinstance(padding, int) and 0 <= padding < config.vocab_size):
         refuse("pad_token_id", padding, f"it is a number of a token, 0 to {config.vocab_size - 1}")

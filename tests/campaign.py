@@ -92,7 +92,7 @@ def kinds(folder: Path) -> list[Kind]:
     def fuzz(name: str):
         def run(place, rng, number):
             if name == "run.json":
-                sites["small"].build()
+                sites["least"].build()
             return trials_of_inputs.fuzz(name, folder, SEED + number, EXAMPLES)
 
         return run
@@ -162,7 +162,7 @@ def campaign(folder: Path, minutes: float, only: str = "", log=print) -> State:
     path, start = folder / "state.json", time.monotonic()
     state = State.load(path, source())
     if not state.tried and (folder / "small").exists():
-        for name in ("small", "whole", "few"):
+        for name in ("least", "small", "whole", "few"):
             shutil.rmtree(folder / name, ignore_errors=True)
     every = [kind for kind in kinds(folder) if only in kind.name]
     before = state.seconds

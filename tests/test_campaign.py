@@ -20,41 +20,36 @@ def sites(folder):
 
 
 @pytest.fixture(scope="module")
-def small(sites):
-    return sites["small"].build()
+def least(sites):
+    return sites["least"].build()
 
 
-@pytest.mark.parametrize("number", range(2))
-@pytest.mark.parametrize(
-    "trial",
-    [
-        trials.killed,
-        trials.damaged,
-        trials.damaged_resume,
-        trials.damaged_run,
-        trials.failing_disk,
-        trials.removed_home,
-    ],
-    ids=lambda trial: trial.__name__,
-)
-def test_a_run_survives(small, tmp_path, trial, number):
-    assert trial(small, tmp_path / "trial", random.Random(number)) == []
+TRIALS = (trials.killed, trials.failing_disk, trials.removed_home, trials.killed_fresh)
+OFTEN = (trials.damaged, trials.damaged_run)
 
 
-def test_a_fresh_process_survives_an_interruption(small, tmp_path):
-    assert trials.killed_fresh(small, tmp_path / "trial", random.Random(1)) == []
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.__name__)
+def test_a_run_survives(least, tmp_path, trial):
+    assert trial(least, tmp_path / "trial", random.Random(0)) == []
 
 
-def test_runs_at_once_have_the_right_numbers(small, tmp_path):
-    assert trials.at_once(small, tmp_path / "trial", random.Random(2)) == []
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("trial", OFTEN, ids=lambda trial: trial.__name__)
+def test_damage_is_named_or_repaired(least, tmp_path, trial, number):
+    assert trial(least, tmp_path / "trial", random.Random(number)) == []
+
+
+def test_runs_at_once_have_the_right_numbers(least, tmp_path):
+    assert trials.at_once(least, tmp_path / "trial", random.Random(2), counts=(2,)) == []
 
 
 @pytest.mark.parametrize("kind", trials_of_inputs.FUZZED)
-def test_fuzzed_inputs_are_accepted_or_refused_in_one_line(small, folder, kind):
-    assert trials_of_inputs.fuzz(kind, folder, number=0, examples=12) == []
+def test_fuzzed_inputs_are_accepted_or_refused_in_one_line(least, folder, kind):
+    examples = 3 if kind == "run.json" else 12  # of which some draw a page
+    assert trials_of_inputs.fuzz(kind, folder, number=0, examples=examples) == []
 
 
-def test_hostile_strings_make_no_elements(small):
+def test_hostile_strings_make_no_elements():
     page, texts = trials_of_inputs.hostile_page(random.Random(0), len(trials_of_inputs.PAYLOADS))
     assert trials_of_inputs.in_source(page) == []
     assert len(texts) == len(trials_of_inputs.PAYLOADS)

@@ -217,7 +217,7 @@ def fuzz_record(folder: Path):
     from layerprobe.report import write_report
     from layerprobe.runs import Run
 
-    run = folder / "small" / "out"
+    run = folder / "least" / "out"
     copy = folder / "fuzzed-run"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
@@ -262,7 +262,7 @@ def fuzz(kind: str, folder: Path, number: int, examples: int) -> list[str]:
     check, strategies = FUZZED[kind](folder)
     problems: list[str] = []
 
-    def example(*drawn):
+    def example(drawn):
         found = check(*drawn)
         if found:
             problems.extend(f"{one}, for {str(drawn)[:400]}" for one in found)
@@ -274,7 +274,7 @@ def fuzz(kind: str, folder: Path, number: int, examples: int) -> list[str]:
         phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    hypothesis.seed(number)(settings(hypothesis.given(*strategies)(example)))()
+    hypothesis.seed(number)(settings(hypothesis.given(st.tuples(*strategies))(example)))()
     return problems
 
 

@@ -21,6 +21,8 @@ from layerprobe.runs import Run
 SAE = ("sae.layers=[2]", "sae.rows=400", "sae.controls=[]", "sae.crosscoder=false")
 SMALL = (*LIGHT[1:], *SAE, "adaptation.methods=['full']")
 """A study of training, capture, a comparison and one dictionary."""
+LEAST = (*LIGHT, "adaptation.methods=['full']")
+"""The same without the dictionary, for short forms."""
 WHOLE = (
     "adaptation.methods=['head', 'top:1', 'shuffled-labels']",
     "seeds=[0, 1]",
@@ -119,6 +121,7 @@ def make_sites(folder: Path) -> dict[str, Site]:
     path = folder / "tiny.toml"
     (folder / "few").mkdir(exist_ok=True)
     return {
+        "least": Site(folder / "least", path, LEAST),
         "small": Site(folder / "small", path, SMALL),
         "whole": Site(folder / "whole", path, WHOLE),
         "few": Site(folder / "few", few_shot(folder), ()),
@@ -298,10 +301,10 @@ def failing_disk(site: Site, folder: Path, rng: random.Random) -> list[str]:
     return site.complete(folder, what)
 
 
-def at_once(site: Site, folder: Path, rng: random.Random) -> list[str]:
+def at_once(site: Site, folder: Path, rng: random.Random, counts: tuple[int, ...] = (2, 4, 8)) -> list[str]:
     """Two, four or eight runs on one home, of which one may be killed, have the right numbers."""
     shutil.rmtree(folder, ignore_errors=True)
-    count = rng.choice((2, 4, 8))
+    count = rng.choice(counts)
     children = [
         Child(site.words(folder / str(number) / "out"), folder / str(number) / "log", folder / "home")
         for number in range(count)
