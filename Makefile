@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench clean
+MINUTES ?= 60
+
+.PHONY: demo test bench campaign clean
 
 demo: $(VENV)/.demo
 	$(BIN)/layerprobe demo
@@ -13,6 +15,9 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+campaign: $(VENV)/.test
+	$(BIN)/python tests/campaign.py --budget-minutes $(MINUTES)
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/quickstart.py

@@ -1,5 +1,15 @@
-"""`python -m layerprobe` is the `layerprobe` command."""
+"""The `layerprobe` command, also as `python -m layerprobe`."""
 
-from layerprobe.cli import main
+from layerprobe import interrupt
 
-main()
+
+def main() -> None:
+    """Run the command; Ctrl-C ends it with one line, also while libraries are imported."""
+    interrupt.end_quietly()
+    from layerprobe.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

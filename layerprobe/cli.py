@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerprobe import interrupt
-from layerprobe.errors import LayerprobeError, StudyError
+from layerprobe.errors import CombinedError, LayerprobeError, StudyError
 from layerprobe.study import Study
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A fo
     from layerprobe.report import write_report
     from layerprobe.runs import PAGE, Run
 
-    with _one_sentence():
+    with _one_sentence(), _readable(run_dir):
         loaded = Run.load(run_dir)
         if loaded.record.status != "complete":
             raise StorageError(
@@ -265,7 +265,7 @@ def compare(
     """Compare finished runs (of other models, data or methods) on one page. Needs neither torch nor the models."""
     from layerprobe.report import compare_runs
 
-    with _one_sentence():
+    with _one_sentence(), _readable(*run_dirs):
         path = compare_runs(_named_runs(run_dirs), out)
     print(path)
 
@@ -388,11 +388,6 @@ class _How:
         return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
 
 
-def main() -> None:
-    """Entry point of the `layerprobe` command."""
-    app()
-
-
 def analyses() -> Path:
     """Folder of the studies that come with the package."""
     installed = Path(__file__).parent / "analyses"
@@ -442,8 +437,8 @@ def _options(out: Path | None, overrides: list[str], how: _How, seeds: list[int]
 def _is_sweep(path: Path) -> bool:
     """Whether a file is a sweep; problems with it are left to what reads it."""
     try:
-        return "axes" in tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "axes" in tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -491,6 +486,25 @@ def _load(path: Path, overrides: list[str], seeds: list[int]) -> Study:
 
 
 @contextmanager
+def _readable(*folders: Path | str) -> Iterator[None]:
+    """Let what fails on run folders from elsewhere, whose tables and record are whole but not this version's, be a user error."""
+    from layerprobe.errors import StorageError
+
+    try:
+        yield
+    except LayerprobeError:
+        raise
+    except Exception as error:
+        if interrupt.heard():
+            raise
+        names = " or ".join(map(str, folders))
+        raise StorageError(
+            f"{names} cannot be shown ({type(error).__name__}: {str(error)[:160]}): its tables are not those that this version of "
+            "layerprobe writes; repeat the run with this version."
+        ) from error
+
+
+@contextmanager
 def _one_sentence(resume: str | None = None) -> Iterator[None]:
     """Show user errors as one sentence with exit code 2, and interruptions with 130 and the command that resumes."""
     try:
@@ -498,7 +512,8 @@ def _one_sentence(resume: str | None = None) -> Iterator[None]:
             yield
     except BaseException as error:
         if isinstance(error, LayerprobeError) and not interrupt.heard():
-            print(f"layerprobe: {error}", file=sys.stderr)
+            for one in error.errors if isinstance(error, CombinedError) else (error,):
+                print(f"layerprobe: {' '.join(str(one).split())}", file=sys.stderr)
             raise typer.Exit(2) from None
         if not (isinstance(error, KeyboardInterrupt) or interrupt.heard()):
             raise

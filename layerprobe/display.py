@@ -88,8 +88,17 @@ class Display:
         task, artifact = result.task, result.artifact
         if not artifact.reused:
             self.durations.note(task, artifact.meta.seconds)
+        self.note(result.damaged)
         state = "reused" if artifact.reused else f"{artifact.meta.seconds:.1f} s"
         self._end(self.workloads[result.study].id(task), state)
+
+    def note(self, sentences: Sequence[str]) -> None:
+        """Show which artifacts were damaged."""
+        for sentence in sentences:
+            if self.live:
+                self.progress.console.print(f"Damaged: {sentence}", markup=False, highlight=False)
+            elif self.visible:
+                print(f"Damaged: {sentence}", file=sys.stderr, flush=True)
 
     def failed(self, result: Failed) -> None:
         """Show that a task failed; the tasks of its study that have not started are left out."""
@@ -137,7 +146,7 @@ class Durations:
     def __init__(self, home: Path) -> None:
         self.path = home / DURATIONS
         self.seconds: dict[str, float] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
             content = json.loads(self.path.read_text(encoding="utf-8"))
             self.seconds = {str(stage): float(value) for stage, value in content.items()}
 

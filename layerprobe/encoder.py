@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from layerprobe import hub
 from layerprobe.adapters import is_adapter, load_merged
-from layerprobe.checkpoints import Checkpoint, check_numbering, check_same_tokenizer, check_tokenizer, quiet
+from layerprobe.checkpoints import Checkpoint, check_numbering, check_same_tokenizer, check_tokenizer, quiet, usable
 from layerprobe.errors import EncoderError
 from layerprobe.families import FAMILIES
 from layerprobe.layers import blocks
@@ -89,8 +89,14 @@ def load_encoder(name: str, *, revision: str | None = None, trust_remote_code: b
             f"{name} is a PEFT adapter and not a model; give the model that it was trained on, and the adapter as a method: "
             f"checkpoint:{name}."
         )
-    config = source.config()
-    source = Checkpoint(name, source.folder, getattr(config, "_commit_hash", None) or revision, trust_remote_code)
+    with usable(f"{name} cannot be used as an encoder", "save the model again"):
+        return _load_encoder(source)
+
+
+def _load_encoder(source: Checkpoint) -> Encoder:
+    config, name, trust_remote_code = source.config(), source.name, source.trust_remote_code
+    commit = getattr(config, "_commit_hash", None) or source.revision
+    source = Checkpoint(name, source.folder, commit, trust_remote_code)
     model, missing = source.classifier()
     tokenizer = source.tokenizer()
     check_tokenizer(tokenizer, config.vocab_size, name)
@@ -130,14 +136,20 @@ def load_classifier(folder: str | Path, encoder: Encoder) -> PreTrainedModel | P
     Raises:
         EncoderError: if it is missing, damaged, has no classification head, or is not an adaptation of this encoder.
     """
-    from layerprobe.pooled import FIELD, load_pooled
-
     name = str(folder)
     source = Checkpoint(name, name, trust_remote_code=encoder.trust_remote_code)
     if not source.is_local:
         raise EncoderError(
             f"There is no checkpoint folder {hub.described(name)}; give the folder that `save_pretrained` wrote."
         )
+    with usable(f"The checkpoint {name} cannot be used", "save it again"):
+        return _load_classifier(source, encoder)
+
+
+def _load_classifier(source: Checkpoint, encoder: Encoder) -> PreTrainedModel | PooledClassifier:
+    from layerprobe.pooled import FIELD, load_pooled
+
+    name = source.name
     if is_adapter(name):
         base = Checkpoint(encoder.name, encoder.folder, encoder.revision, encoder.trust_remote_code)
         if source.has_tokenizer():
@@ -214,7 +226,7 @@ def tokenize(encoder: Encoder, examples: Examples, max_length: int) -> list[dict
 
 
 def _encoded(encoder: Encoder, examples: Examples, max_length: int, **options: bool) -> BatchEncoding:
-    with quiet():
+    with usable(f"The tokenizer of {encoder.name} cannot tokenize these texts", "save the model's own"), quiet():
         return encoder.tokenizer(
             list(examples.texts),
             list(examples.pairs) if examples.pairs is not None else None,

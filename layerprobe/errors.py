@@ -2,11 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 
 class LayerprobeError(Exception):
     """Base of every error that the command line shows as one sentence and ends with exit code 2."""
+
+
+class CombinedError(LayerprobeError):
+    """Several user errors, which the command line shows as one line each.
+
+    Attributes:
+        errors: the errors, two or more.
+    """
+
+    def __init__(self, errors: Sequence[LayerprobeError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(" ".join(map(str, self.errors)))
+
+    def __reduce__(self) -> tuple[type[CombinedError], tuple[tuple[LayerprobeError, ...]]]:
+        return type(self), (self.errors,)
+
+
+class Mistakes:
+    """Collects user errors, so that all of them are reported and not the first alone."""
+
+    def __init__(self) -> None:
+        self.found: list[LayerprobeError] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep a user error that ends this context."""
+        try:
+            yield
+        except CombinedError as error:
+            self.found += error.errors
+        except LayerprobeError as error:
+            self.found.append(error)
+
+    def report(self) -> None:
+        """Raise what was found, if anything was.
+
+        Raises:
+            LayerprobeError: the only error, or a `CombinedError`; equal messages are reported once.
+        """
+        errors = list({str(error): error for error in reversed(self.found)}.values())[::-1]
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise CombinedError(errors)
 
 
 class StudyError(LayerprobeError):

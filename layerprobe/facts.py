@@ -14,7 +14,7 @@ from typing import Any
 from layerprobe import bundled, hub
 from layerprobe.context import Context
 from layerprobe.errors import LayerprobeError
-from layerprobe.files import Stamp, checksum, digest, is_settled, stamp, write_json
+from layerprobe.files import Stamp, checksum, digest, given_path, is_settled, stamp, write_json
 from layerprobe.provenance import source_digest, versions
 from layerprobe.record import DataRecord, EncoderRecord
 from layerprobe.resolve import resolve
@@ -82,7 +82,7 @@ class KeptFacts:
             facts = Facts(
                 _resolved(self.study, known["resolved"]), DataRecord(**known["data"]), EncoderRecord(**known["encoder"])
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         if changed:
             self.keep(facts)
@@ -194,7 +194,7 @@ def _files(name: str) -> list[Path]:
         # A model's folder holds its configuration and tokenizer, too.
         places = {path.parent for path in found if path.suffix == ".safetensors"}
         return sorted({*found, *(path for place in places for path in _files(str(place)))})
-    path = Path(name).expanduser().resolve()
+    path = given_path(name).resolve()
     return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
 
 

@@ -9,9 +9,11 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from layerprobe.errors import StorageError
 
 RESIDENT_BYTES = 256 * 2**20
 """Memory maps up to this size keep the pages that were read."""
@@ -20,10 +22,34 @@ RESIDENT_BYTES = 256 * 2**20
 def home() -> Path:
     """Folder of artifacts and data: `$LAYERPROBE_HOME`, else the user's cache folder."""
     if given := os.environ.get("LAYERPROBE_HOME"):
-        return Path(given).expanduser().resolve()
+        return given_path(given).resolve()
     from platformdirs import user_cache_path
 
     return user_cache_path("layerprobe")
+
+
+def given_path(name: str | Path) -> Path:
+    """A path that a user gave, with `~` expanded; there need not be anything.
+
+    Raises:
+        StorageError: if nothing can have this path, or it cannot be looked at.
+    """
+    reason = None
+    try:
+        path = Path(name).expanduser()
+        path.lstat()
+        if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+            reason = "permission denied"
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except RuntimeError:
+        reason = "there is no user of this name"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason is not None:
+        shown = str(name) if len(str(name)) <= 200 else f"{str(name)[:200]}…"
+        raise StorageError(f"{shown!r} cannot be read ({reason}); give another path.")
+    return path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -46,6 +72,42 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_checked(path: Path, write: Callable[[Path], object]) -> None:
+    """`write_atomically`, with the file's checksum in a second file, without which `is_intact` is false."""
+    note = _note(path)
+    note.unlink(missing_ok=True)
+    write_atomically(path, write)
+    write_text(note, checksum(path))
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file is as `write_checked` wrote it."""
+    try:
+        return checksum(path) == _note(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
+def remove_checked(path: Path) -> None:
+    """Remove what `write_checked` wrote."""
+    for file in (path, _note(path)):
+        file.unlink(missing_ok=True)
+
+
+def checked_files(folder: Path) -> Iterator[Path]:
+    """The files below a folder that `write_checked` wrote there, intact or not."""
+    for note in sorted(folder.rglob(f"*{_NOTE}")):
+        yield note.with_name(note.name.removesuffix(_NOTE))
+
+
+_NOTE = ".sha256"
+
+
+def _note(path: Path) -> Path:
+    """File of the checksum of a file."""
+    return path.with_name(f"{path.name}{_NOTE}")
 
 
 def digest(value: Any) -> str:
@@ -74,6 +136,27 @@ def stamp(path: Path) -> Stamp:
 def is_settled(value: Stamp) -> bool:
     """Whether a change of the file from now on would show in its stamp."""
     return time.time_ns() - max(value[1:3]) > SETTLED
+
+
+def os_problem(error: OSError, path: Path) -> str:
+    """`PATH cannot be used (REASON)`, for an error of the operating system.
+
+    Args:
+        error: its file is the one that is named, if it names one.
+        path: what is named otherwise.
+    """
+    name = error.filename2 or error.filename  # of a rename, the target
+    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.errno == errno.ENOENT:
+        while not path.parent.exists():
+            path = path.parent
+        reason = "it is missing"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        files = [one for one in (path, *path.parents) if one.is_file()]
+        path = files[0] if files else path
+        reason = "it is a file where a folder should be" if files else "it is a folder where a file should be"
+    return f"{path} cannot be used ({reason})"
 
 
 def is_disk_full(error: BaseException | None) -> bool:

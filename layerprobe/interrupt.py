@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -19,18 +21,32 @@ def listening() -> Iterator[None]:
     out as an error that says nothing of it. A second SIGTERM raises nothing: the first one's clean-up goes on.
     """
     _heard.clear()
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    handlers = {signal.SIGINT: (signal.default_int_handler, _end), signal.SIGTERM: (signal.SIG_DFL,)}
     # Where someone else handles a signal, or it is ignored (as Ctrl-C is in the background of a shell), that stays.
-    usual = {number: handler for number, handler in handlers.items() if signal.getsignal(number) is handler}
+    usual = {number: signal.getsignal(number) for number in handlers if signal.getsignal(number) in handlers[number]}
     if threading.current_thread() is not threading.main_thread():
         usual = {}
     for number in usual:
         signal.signal(number, _note)
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if _heard else unraisable(lost)
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in usual.items():
             signal.signal(number, handler)
+
+
+def end_quietly() -> None:
+    """Let Ctrl-C end this process at once with one line, as long as it is not in `listening`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"\nInterrupted.\n")
+    os._exit(130)
 
 
 def resume_listening() -> None:

@@ -13,12 +13,10 @@ from layerprobe.errors import StorageError
 from layerprobe.files import checksum, digest, write_json
 from layerprobe.provenance import source_digest, versions
 from layerprobe.record import RunRecord
-from layerprobe.runs import PAGE, RECORD
+from layerprobe.runs import MADE, PAGE, RECORD
 from layerprobe.stage import ResolvedStudy, Stage
 from layerprobe.store import Artifact
 
-MADE = ".made.json"
-"""File in a run folder with the digests of what its tables and its page were made from."""
 TIMES = ("started", "finished", "seconds")
 """What the record says of the time of a run: a page that is left as it is shows that of the run that made it."""
 
@@ -30,7 +28,7 @@ class Outputs:
         self.folder = folder
         self.record: RunRecord | None = None
         self.made: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError, StorageError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError, StorageError):
             record = RunRecord.read(folder / RECORD)
             content = json.loads((folder / MADE).read_text(encoding="utf-8"))
             if record.status == "complete":

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 from layerprobe import hub
 from layerprobe.description import near_copies_table
 from layerprobe.display import Display, Durations
-from layerprobe.errors import DataError, EncoderError, StorageError, StudyError
+from layerprobe.errors import (
+    CombinedError,
+    DataError,
+    EncoderError,
+    LayerprobeError,
+    Mistakes,
+    StorageError,
+    StudyError,
+)
 from layerprobe.executors import Failed, Finished, Settings, find_executor
 from layerprobe.facts import Facts, KeptFacts, read_facts
 from layerprobe.graph import expand
@@ -83,10 +91,8 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: s
     try:
         facts = KeptFacts(study, device, precision, store.root).recall()
         resolved = facts.resolved if facts else resolve(study, device, precision).resolved
-    except (DataError, EncoderError) as error:
-        name = study.data.source if isinstance(error, DataError) else study.model.name
-        if not hub.is_hub_id(name):
-            raise
+    except (DataError, EncoderError, CombinedError) as error:
+        check_reachable(study, error)
         tasks = tuple(_line(task, None, False, None, durations) for task in expand(study, None))
         notes = (f"Keys and bytes are pending: {error}", *_power(StudyShape(study, None), study.data.test or 500))
         return Plan(tasks, store.root, _free(store.root), notes)
@@ -94,6 +100,20 @@ def plan(study: Study, *, device: str = "auto", precision: str = "auto", home: s
     lines = tuple(planned_tasks(resolved, store, damaged))
     notes = (*_near_copies(resolved), *_power(resolved.shape, resolved.n_test), *damaged)
     return Plan(lines, store.root, _free(store.root), notes)
+
+
+def check_reachable(study: Study, error: LayerprobeError) -> None:
+    """Raise those of the errors of a study that are not about data or a model of the Hub, which is out of reach.
+
+    Raises:
+        LayerprobeError: if there are any.
+    """
+    mistakes = Mistakes()
+    for one in error.errors if isinstance(error, CombinedError) else (error,):
+        name = study.data.source if isinstance(one, DataError) else study.model.name
+        if not isinstance(one, DataError | EncoderError) or not hub.is_hub_id(name):
+            mistakes.found.append(one)
+    mistakes.report()
 
 
 def _line(
@@ -296,21 +316,27 @@ class Computation:
         Raises:
             StudyError: if an option does not exist, or if this process is one of several of a launcher.
         """
-        check_device(self.device)
+        mistakes = Mistakes()
+        with mistakes.collected():
+            check_device(self.device)
         for name, number in (("jobs", self.jobs), ("threads", self.threads)):
             if number is not None and number < 1:
-                raise StudyError(f"--{name} is {number}; it is a whole number of 1 or more.")
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+                mistakes.found.append(StudyError(f"--{name} is {number}; it is a whole number of 1 or more."))
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
             raise StudyError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this process is one of several that a launcher started, and each "
                 "would run the whole study; start layerprobe without the launcher, and see docs/scaling.md for one training "
                 "on several devices."
             )
-        find_executor(self.executor, self.jobs)
+        with mistakes.collected():
+            find_executor(self.executor, self.jobs)
         if self.address is not None and self.executor != "ray":
-            raise StudyError(
-                f"--address {self.address} is for the executor ray; add --executor ray, or leave the address out."
+            mistakes.found.append(
+                StudyError(
+                    f"--address {self.address} is for the executor ray; add --executor ray, or leave the address out."
+                )
             )
+        mistakes.report()
 
 
 def _command(study: Study, **options: Any) -> str:
@@ -363,11 +389,18 @@ def compute(
         computation.jobs,
         visible=progress,
     ) as display:
+
+        def checked(recording: Recording) -> tuple[Stage, ...]:
+            known = len(recording.record.recomputed)
+            tasks = recording.damaged()
+            display.note(recording.record.recomputed[known:])
+            return tasks
+
         pending = []
         for number, (workload, recording) in enumerate(zip(workloads, recordings, strict=True)):
             for task, artifact in recording.finished.items():
                 display.finished(Finished(task, artifact, (), number))
-            tasks = workload.tasks or recording.damaged()
+            tasks = workload.tasks or checked(recording)
             pending.append(replace(workload, tasks=tasks))
             if not tasks:
                 yield recording
@@ -385,7 +418,7 @@ def compute(
                 display.finished(done)
                 left[number] -= 1
                 if left[number] == 0 and recording.error is None:
-                    damaged[number] = replace(damaged[number], tasks=recording.damaged())
+                    damaged[number] = replace(damaged[number], tasks=checked(recording))
                     if not damaged[number].tasks:
                         yield recording
             pending = damaged

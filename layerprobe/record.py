@@ -9,7 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from layerprobe.errors import StorageError
+from layerprobe.files import digest, os_problem, write_json
 
+CHECKSUM = "checksum"
+"""Key of `run.json` with the sha256 of the rest of it, as `files.digest` computes it."""
 SCHEMA: Literal[2] = 2
 """Version of `run.json`; raised whenever a field is added, removed or changes its meaning."""
 
@@ -282,6 +285,11 @@ class RunRecord(_Model):
         """The record as JSON values, as `run.json` holds them."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def write(self, path: Path) -> None:
+        """Write `run.json`, with a checksum of its own content under the key `checksum`."""
+        content = self.to_json()
+        write_json(path, {**content, CHECKSUM: digest(content)})
+
     @classmethod
     def read(cls, path: Path) -> RunRecord:
         """Read `run.json`.
@@ -294,16 +302,25 @@ class RunRecord(_Model):
             value = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise
-        except (ValueError, OSError) as error:
-            raise StorageError(f"{path} cannot be read ({error}); run the study again.") from None
+        except OSError as error:
+            raise StorageError(f"{os_problem(error, path)}; run the study again.") from None
+        except RecursionError:
+            raise StorageError(f"{path} is damaged (it is nested too deeply); run the study again.") from None
+        except ValueError as error:
+            raise StorageError(f"{path} is damaged ({error}); run the study again.") from None
         command = value.get("command") if isinstance(value, dict) else None
-        repeat = f"repeat the run with: {command}" if command else "run the study again."
+        repeat = f"repeat the run with: {command}" if isinstance(command, str) and command else "run the study again."
         version = value.get("schema") if isinstance(value, dict) else None
-        if version != SCHEMA:
-            raise StorageError(f"{path} has schema {version!r}, but this version reads schema {SCHEMA}; {repeat}")
+        if version != SCHEMA or isinstance(version, bool | float):
+            raise StorageError(f"{path} has schema {version!r:.40}, but this version reads schema {SCHEMA}; {repeat}")
+        # Records of earlier versions have no checksum.
+        expected = value.pop(CHECKSUM, None)
         try:
-            return cls.model_validate(value)
+            record = cls.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise StorageError(f"{path} is damaged at {where} ({first['msg']}); {repeat}") from None
+            raise StorageError(f"{path} is damaged at {where:.200} ({first['msg']}); {repeat}") from None
+        if expected is not None and digest(value) != expected:
+            raise StorageError(f"{path} is damaged (it does not match its checksum); {repeat}")
+        return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from layerprobe.description import collect, describe, opened_folders, task_recor
 from layerprobe.errors import LayerprobeError, StorageError
 from layerprobe.executors import Finished, Workload
 from layerprobe.facts import Facts
-from layerprobe.files import is_disk_full
+from layerprobe.files import is_disk_full, os_problem
 from layerprobe.outputs import Outputs, page_source, tables_source
 from layerprobe.record import RunRecord
 from layerprobe.runs import LOCK, PAGE, Run
@@ -54,11 +55,14 @@ class Recording:
             raise StorageError(
                 f"Another run is writing to {self.folder}; wait for it, or give another folder with --out."
             ) from None
+        except OSError as error:
+            raise StorageError(f"{os_problem(error, self.folder / LOCK)}; give another folder with --out.") from error
         try:
+            Run.remove_partial_files(self.folder)
             self._earlier = Outputs(self.folder)
             self._result = Run.create(self.folder, self.record)
         except BaseException as error:
-            self._unlock()
+            self._lock.release()
             if (shown := self._in_words(error)) is not error:
                 raise shown from error
             raise
@@ -73,7 +77,8 @@ class Recording:
                 if self.error is not error:
                     raise self.error from error  # type: ignore[misc]
         finally:
-            self._unlock()
+            # The lock's file stays: a run that waits for it would hold another file than one that comes after its removal.
+            self._lock.release()
 
     @property
     def result(self) -> Run:
@@ -109,12 +114,18 @@ class Recording:
         self.record.tasks = [task_record(task, self.finished[task]) for task in self.tasks if task in self.finished]
 
     def damaged(self) -> tuple[Stage, ...]:
-        """Tasks whose artifacts were reused and turn out to be damaged; these artifacts are removed."""
+        """Tasks whose artifacts were reused and turn out to be damaged, which are removed, or were removed in the meantime."""
         known = len(self.store.damaged)
-        reused = [task for task, artifact in self.finished.items() if artifact.reused]
-        found = tuple(task for task in reused if not self.store.check(self.finished[task]))
+        found = []
+        for task, artifact in self.finished.items():
+            if not artifact.folder.is_dir():
+                where = f"{artifact.folder.parent.name}/{artifact.folder.name}"
+                self.store.damaged.append(f"{where}: it was removed while the run used it; computed again")
+                found.append(task)
+            elif artifact.reused and not self.store.check(artifact):
+                found.append(task)
         self.record.recomputed += self.store.damaged[known:]
-        return found
+        return tuple(found)
 
     def complete(self) -> None:
         """Collect the tables of all tasks and write the page, unless an earlier run left the same ones."""
@@ -152,18 +163,28 @@ class Recording:
         self.error = self._in_words(error)
 
     def _in_words(self, error: BaseException) -> BaseException:
-        """The error, or where the disk is full, one that says so."""
-        if isinstance(error, LayerprobeError) or not is_disk_full(error):
+        """The error, or where something cannot be read or written, one that says so."""
+        if isinstance(error, LayerprobeError):
             return error
+        if not is_disk_full(error):
+            if not isinstance(error, OSError) or self._is_elsewhere(error):
+                return error
+            return StorageError(
+                f"{os_problem(error, self.folder)}, so the run in {self.folder} was not finished. Every finished task is kept in "
+                f"{self.store.root}; put that right, and run the same command again."
+            )
         return StorageError(
             f"The disk is full: the run in {self.folder} could not be written. Every finished task is kept in "
             f"{self.store.root}; free some space, or give a folder on a larger disk with --out, and run the same command "
             "again."
         )
 
-    def _unlock(self) -> None:
-        self._lock.release()
-        (self.folder / LOCK).unlink(missing_ok=True)
+    def _is_elsewhere(self, error: OSError) -> bool:
+        """Whether an error is about a file that is neither in the run folder nor in the artifact store."""
+        if not isinstance(error.filename, str | bytes):
+            return True
+        path = Path(os.fsdecode(error.filename)).absolute()
+        return not any(path.is_relative_to(folder.absolute()) for folder in (self.folder, self.store.root))
 
 
 def _one_line(error: BaseException) -> str:

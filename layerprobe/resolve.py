@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from layerprobe import hub
 from layerprobe.context import (
     Context,
     TokenIds,
@@ -15,12 +18,14 @@ from layerprobe.context import (
     share_context,
     unseen_candidates,
 )
-from layerprobe.errors import ArgumentError, StudyError
+from layerprobe.errors import ArgumentError, Mistakes, StudyError
 from layerprobe.files import checksum
 from layerprobe.stage import OodFacts, ResolvedStudy, StudyShape
 from layerprobe.study import STUDY_KEYS, Study
 
 if TYPE_CHECKING:
+    from layerprobe.adaptation import Method
+    from layerprobe.data import Corpus
     from layerprobe.encoder import Encoder
 
 FEWEST_EXAMPLES = 8
@@ -33,8 +38,17 @@ def resolve(study: Study, device: str = "auto", precision: str = "auto") -> Cont
     Raises:
         StudyError, DataError, EncoderError: in one sentence.
     """
+    if study.few_shot is not None:
+        with naming_study_keys():
+            return _resolve_few_shot(study, device)
+    return _resolve(study, device, precision)
+
+
+@contextmanager
+def naming_study_keys() -> Iterator[None]:
+    """Let errors of the libraries name the keys of the study."""
     try:
-        return _resolve(study, device, precision)
+        yield
     except ArgumentError as error:
         names = {name: STUDY_KEYS[name] for name in error.arguments if name in STUDY_KEYS}
         if not names:
@@ -43,46 +57,32 @@ def resolve(study: Study, device: str = "auto", precision: str = "auto") -> Cont
 
 
 def _resolve(study: Study, device: str, precision: str) -> Context:
-    if study.few_shot is not None:
-        return _resolve_few_shot(study, device)
     from layerprobe import adaptation
     from layerprobe.data import KnownCopies, NearCopies
-    from layerprobe.sae.architectures import find_architecture
-    from layerprobe.similarity import MEASURES
 
-    StudyShape(study, None).methods  # noqa: B018  what needs no model is checked before one is loaded
-    find_architecture(study.sae.architecture)
-    known = [measure.name for measure in MEASURES]
-    for name in study.similarity.measures:
-        if name not in known:
-            raise StudyError(f"similarity.measures contains {name!r}; the measures are {', '.join(known)}.")
-    device = resolve_device(device)
-    resolved_precision = adaptation.precision(device, precision)
-    # The data are checked before a model is loaded; near copies are found with its tokenizer.
-    sources = read_study(study)
-    corpus = load_study_corpus(study, KnownCopies(), sources)
-    for key, number in (("data.test", len(corpus.test)), ("activations.examples", study.activations.examples)):
-        if number < FEWEST_EXAMPLES:
-            raise StudyError(
-                f"{key} is {number}, but an interval over examples needs at least {FEWEST_EXAMPLES}; raise {key} or give "
-                "more data."
-            )
-    load_study_ood(study, corpus, {one.name: KnownCopies() for one in study.data.ood}, sources)
-    encoder = load_study_encoder(study)
-    if study.data.max_length > encoder.max_positions:
-        raise StudyError(
-            f"data.max_length is {study.data.max_length}, but {encoder.name} reads at most {encoder.max_positions} tokens; "
-            "lower it to that."
-        )
+    mistakes = Mistakes()
+    _check_names(study, mistakes)
+    resolved_precision: Any = None
+    with mistakes.collected(), naming_study_keys():
+        device = resolve_device(device)
+        resolved_precision = adaptation.precision(device, precision)
+    corpus = encoder = None
+    with mistakes.collected():
+        # The data are checked before a model is loaded; near copies are found with its tokenizer.
+        sources = read_study(study)
+        corpus = load_study_corpus(study, KnownCopies(), sources)
+        load_study_ood(study, corpus, {one.name: KnownCopies() for one in study.data.ood}, sources)
+    if corpus is not None:
+        _check_examples(study, corpus, mistakes)
+    if hub.is_hub_id(study.model.name):  # a model is not downloaded in vain
+        mistakes.report()
+    with mistakes.collected(), naming_study_keys():
+        encoder = load_study_encoder(study)
+    if encoder is not None:
+        _check_model(study, encoder, corpus, mistakes)
+    mistakes.report()
+    assert corpus is not None and encoder is not None
     shape = StudyShape(study, encoder.n_layers)
-    for method in shape.methods:
-        method.check(encoder)
-    adaptation.check_learning_rates(study.adaptation.learning_rates, shape.methods)
-    for layer in study.sae.layers or ():
-        if not 0 <= layer <= encoder.n_layers:
-            raise StudyError(
-                f"sae.layers contains layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
-            )
     folders = {method.name: method.checkpoint_folder for method in shape.methods}
     tokens = TokenIds(study, encoder)
     finder = NearCopies(tokens)
@@ -91,6 +91,9 @@ def _resolve(study: Study, device: str, precision: str) -> Context:
     train_tokens = sum(tokens.counts(corpus.train))
     unseen = unseen_candidates(study, corpus, tokens, finder)
     enough = unseen.n_tokens >= min(study.sae.rows, train_tokens)
+    if shape.sae_layers:
+        with naming_study_keys():
+            _check_sizes(study, encoder, tokens.counts(unseen.examples if enough else corpus.train))
     for_dictionaries = [unseen.near_copies] if enough and shape.sae_layers else []
     resolved = ResolvedStudy(
         study=study,
@@ -113,6 +116,106 @@ def _resolve(study: Study, device: str, precision: str) -> Context:
         near_copies=(corpus.near_copies, *for_dictionaries, *(one.near_copies for one in ood)),
     )
     return share_context(Context(resolved, corpus=corpus, encoder=encoder, ood=ood))
+
+
+def _check_names(study: Study, mistakes: Mistakes) -> None:
+    """Check what needs neither data nor model."""
+    from layerprobe.sae.architectures import find_architecture
+    from layerprobe.similarity import MEASURES
+
+    with mistakes.collected(), naming_study_keys():
+        StudyShape(study, None).methods  # noqa: B018
+    with mistakes.collected(), naming_study_keys():
+        find_architecture(study.sae.architecture)
+    known = [measure.name for measure in MEASURES]
+    for name in study.similarity.measures:
+        if name not in known:
+            mistakes.found.append(
+                StudyError(f"similarity.measures contains {name!r}; the measures are {', '.join(known)}.")
+            )
+
+
+def _check_examples(study: Study, corpus: Corpus, mistakes: Mistakes) -> None:
+    """Check that there are as many examples as the analyses need."""
+    for key, number in (("data.test", len(corpus.test)), ("activations.examples", study.activations.examples)):
+        if number < FEWEST_EXAMPLES:
+            mistakes.found.append(
+                StudyError(
+                    f"{key} is {number}, but an interval over examples needs at least {FEWEST_EXAMPLES}; raise {key} or give "
+                    "more data."
+                )
+            )
+    if "probes" in study.internals.parts:
+        labels = corpus.train.labels.tolist()
+        single = [name for number, name in enumerate(corpus.label_names) if labels.count(number) == 1]
+        if single:
+            names = ", ".join(map(repr, single[:5])) + (f" and {len(single) - 5} more" if len(single) > 5 else "")
+            mistakes.found.append(
+                StudyError(
+                    f"{'The class' if len(single) == 1 else 'The classes'} {names} of {corpus.name} "
+                    f"{'has' if len(single) == 1 else 'have'} one training example, but the cross-validation of probes needs two; "
+                    'raise data.train, leave the class out, or leave "probes" out of internals.parts.'
+                )
+            )
+
+
+def _check_model(study: Study, encoder: Encoder, corpus: Corpus | None, mistakes: Mistakes) -> None:
+    """Check what the study asks of its model, and that the checkpoints fit it and the labels of the data."""
+    from layerprobe import adaptation
+    from layerprobe.stages.frozen_blocks import checkpoint_config
+
+    if study.data.max_length > encoder.max_positions:
+        mistakes.found.append(
+            StudyError(
+                f"data.max_length is {study.data.max_length}, but {encoder.name} reads at most {encoder.max_positions} "
+                "tokens; lower it to that."
+            )
+        )
+    methods: tuple[Method, ...] = ()
+    with mistakes.collected(), naming_study_keys():
+        methods = StudyShape(study, encoder.n_layers).methods
+    for method in methods:
+        with mistakes.collected(), naming_study_keys():
+            method.check(encoder)
+            if method.checkpoint_folder is not None and corpus is not None:
+                config = method.configured(checkpoint_config(study))
+                adaptation.load_checkpoint(method.checkpoint_folder, encoder, corpus.label_names, config)
+    with mistakes.collected(), naming_study_keys():
+        if methods:
+            adaptation.check_learning_rates(study.adaptation.learning_rates, methods)
+    for layer in study.sae.layers or ():
+        if not 0 <= layer <= encoder.n_layers:
+            mistakes.found.append(
+                StudyError(
+                    f"sae.layers contains layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
+                )
+            )
+
+
+def _check_sizes(study: Study, encoder: Encoder, counts: Sequence[int]) -> None:
+    """Check that dictionaries of the study's sizes can be trained on the rows there are.
+
+    Args:
+        counts: tokens of each example that gives rows, of which only whole examples are taken.
+
+    Raises:
+        ArgumentError: if not.
+    """
+    from layerprobe.sae import SaeConfig, plan
+
+    settings, rows = study.sae, 0
+    for count in counts:
+        if rows + count > settings.rows:
+            break
+        rows += count
+    if rows < 2:
+        raise StudyError(
+            f"sae.rows is {settings.rows}, less than the tokens of the first example; raise it to some thousand."
+        )
+    try:
+        plan(SaeConfig(settings.architecture, settings.expansion, settings.k), (rows, encoder.width))
+    except ArgumentError as error:
+        raise StudyError(error.with_names({**STUDY_KEYS, "rows": "sae.rows"})) from error
 
 
 def _resolve_few_shot(study: Study, device: str) -> Context:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from html import escape
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from layerprobe.errors import StorageError
-from layerprobe.files import checksum, write_atomically, write_json
+from layerprobe.files import checksum, given_path, os_problem, write_atomically
 from layerprobe.record import Finding, RunRecord, TableRecord
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 PAGE = "index.html"
 LOCK = ".lock"
+MADE = ".made.json"
+"""File in a run folder with the digests of what its tables and its page were made from."""
+PARTIAL = re.compile(r"\..+\.\d+\.partial")
+"""Names of the files that a process leaves which is killed while it writes."""
 UNDOCUMENTED = "undocumented"
 
 
@@ -87,6 +92,7 @@ class Run:
         Raises:
             StorageError: if the folder is missing, holds no run, or was written under another schema.
         """
+        given_path(folder)
         folder = Path(folder)
         try:
             return cls(folder, RunRecord.read(folder / RECORD))
@@ -113,6 +119,7 @@ class Run:
         Raises:
             StorageError: if the folder holds something else, or cannot be written.
         """
+        given_path(folder)
         try:
             if folder.exists() and not folder.is_dir():
                 raise StorageError(f"{folder} is a file, not a folder; give another with --out.")
@@ -127,11 +134,22 @@ class Run:
         except OSError as error:
             if error.errno == errno.EROFS:
                 raise StorageError(f"{folder} is on a read-only disk; give another folder with --out.") from error
+            if error.errno == errno.EEXIST:
+                raise StorageError(f"{os_problem(error, folder)}; remove it, or give another with --out.") from error
+            if error.errno in (errno.EACCES, errno.EPERM) and error.filename and not os.access(folder, os.R_OK):
+                raise StorageError(f"{folder} cannot be read ({error.strerror}); give another with --out.") from error
             raise StorageError(f"{folder} cannot be written ({error.strerror}); give another with --out.") from error
 
     def save(self) -> None:
         """Write `run.json`."""
-        write_json(self.folder / RECORD, self.record.to_json())
+        self.record.write(self.folder / RECORD)
+
+    @staticmethod
+    def remove_partial_files(folder: Path) -> None:
+        """Remove what a process has left that was killed while it wrote to a run folder; only while the run is locked."""
+        for path in (*folder.iterdir(), *(folder / "tables").iterdir()):
+            if PARTIAL.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
     @property
     def tables(self) -> TableIndex:
@@ -151,11 +169,13 @@ class Run:
             raise KeyError(f"this run has no table {name!r}; it has {', '.join(self.tables) or 'none yet'}")
         path = self._path(name)
         if name not in self._verified:
-            problem = None if path.exists() else "is missing"
-            if problem is None and checksum(path) != self.record.tables[name].sha256:
-                problem = f"does not match its checksum in {RECORD}"
+            try:
+                matches = checksum(path) == self.record.tables[name].sha256
+                problem = None if matches else f"{path} does not match its checksum in {RECORD}"
+            except OSError as error:
+                problem = os_problem(error, path)
             if problem:
-                raise StorageError(f"{path} {problem}; repeat the run with: {self.record.command}")
+                raise StorageError(f"{problem}; repeat the run with: {self.record.command}")
             self._verified.add(name)
         return pd.read_parquet(path)
 
@@ -182,7 +202,7 @@ class Run:
                 sha256=checksum(path),
             )
         for path in (self.folder / "tables").glob("*.parquet"):
-            if path.stem not in tables:
+            if path.stem not in tables and path.is_file():
                 path.unlink()
         self.record.tables = records
         self._verified = set()
@@ -267,7 +287,7 @@ class Run:
 
         keyword, _, folder = method.partition(":")
         if keyword == "checkpoint" and method in [one.name for one in self.record.methods]:
-            path = Path(folder).expanduser()
+            path = given_path(folder)
         else:
             path = self._artifact("adapt", *_chosen(self._names("adapt"), method, seed))
         return load_classifier(path, load_study_encoder(Study.parse(self.record.study.resolved)))
@@ -385,9 +405,20 @@ def _holds_anything(folder: Path) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether the folder holds a run of any schema."""
+    """Whether the folder holds a run of any schema, or what is left of one whose record is missing or damaged."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    except (OSError, ValueError, RecursionError):
+        return _holds_nothing_else(folder)
     return isinstance(record, dict) and "schema" in record and "status" in record
+
+
+def _holds_nothing_else(folder: Path) -> bool:
+    """Whether a folder without a readable record holds the other files of a run, and nothing else."""
+    names = {path.name for path in folder.iterdir() if not PARTIAL.fullmatch(path.name)}
+    tables = list((folder / "tables").iterdir()) if (folder / "tables").is_dir() else []
+    return (
+        names <= {RECORD, PAGE, LOCK, MADE, "tables"}
+        and not names.isdisjoint((LOCK, MADE))
+        and all(path.suffix == ".parquet" or PARTIAL.fullmatch(path.name) for path in tables)
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerprobe.errors import StudyError
-from layerprobe.files import write_text
+from layerprobe.files import given_path, write_text
 from layerprobe.study import slug
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ def write_starter(data: Path, path: Path, model: str) -> Starter:
         raise StudyError(
             f"There is no folder {path.parent} to write {path.name} to; create it, or name another with --out."
         )
-    guess = guess_columns(data.expanduser(), str(data))
+    found = given_path(data)
+    guess = guess_columns(found, str(data))
     try:
-        write_text(path, _toml(guess, os.path.relpath(data.expanduser().resolve(), path.parent.resolve()), path, model))
+        write_text(path, _toml(guess, os.path.relpath(found.resolve(), path.parent.resolve()), path, model))
     except OSError as error:
         raise StudyError(f"{path} cannot be written ({error.strerror}); name another file with --out.") from error
     return Starter(path, tuple(_summary(guess)))

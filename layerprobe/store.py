@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
-from layerprobe.files import Stamp, checksum, digest, home, is_disk_full, is_settled, stamp, write_json
+from layerprobe.files import (
+    Stamp,
+    checked_files,
+    checksum,
+    digest,
+    given_path,
+    home,
+    is_disk_full,
+    is_intact,
+    is_settled,
+    os_problem,
+    remove_checked,
+    stamp,
+    write_json,
+)
 from layerprobe.study import slug
 
 if TYPE_CHECKING:
@@ -85,10 +100,15 @@ class ArtifactStore:
     a checksum of its own) written last; a killed run leaves nothing that looks finished. A lock for each key lets two runs share the work.
     `find` checks `meta.json` and sizes; `verify` compares every byte, once per artifact and process, before it is opened;
     `check` compares the bytes of those files that were written to since they were compared last.
+
+    Raises:
+        StorageError: if the root is a file.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = home() if root is None else Path(root)
+        self.root = home() if root is None else given_path(root)
+        if self.root.exists() and not self.root.is_dir():
+            raise StorageError(f"{self.root} is a file, not a folder; set LAYERPROBE_HOME to a folder.")
         self.damaged: list[str] = []
         """A sentence for each damaged artifact that was removed."""
         self._verified: set[Path] = set()
@@ -115,7 +135,11 @@ class ArtifactStore:
         return artifact.folder in self._verified or _is_unchanged(artifact) or self.verify(artifact)
 
     def verify(self, artifact: Artifact) -> bool:
-        """Whether all files match their checksums; if not, the artifact is listed in `damaged` and removed."""
+        """Whether all files match their checksums; if not, the artifact is listed in `damaged` and removed.
+
+        Raises:
+            StorageError: if it is damaged and cannot be removed.
+        """
         folder = artifact.folder
         if folder in self._verified:
             return True
@@ -124,12 +148,15 @@ class ArtifactStore:
             self._verified.add(folder)
             _write_stamps(artifact, stamps)
             return True
-        with self._lock(folder, artifact.key):
-            # Another process may have computed it again in the meantime.
-            meta, problem = _read_meta(folder, artifact.key)
-            mismatch = problem if meta is None else _mismatch(Artifact(folder, meta))
-            if mismatch is not None and folder.exists():
-                self._remove(folder, mismatch)
+        try:
+            with self._lock(folder, artifact.key):
+                # Another process may have computed it again in the meantime.
+                meta, problem = _read_meta(folder, artifact.key)
+                mismatch = problem if meta is None else _mismatch(Artifact(folder, meta))
+                if mismatch is not None and (folder.exists() or folder.is_symlink()):
+                    self._remove(folder, mismatch)
+        except OSError as error:
+            raise StorageError(_in_words(error, folder, f"{artifact.meta.stage} {artifact.meta.title}")) from error
         return False
 
     def make(
@@ -144,10 +171,11 @@ class ArtifactStore:
     ) -> Artifact:
         """The artifact of this key: found, or built by `build(folder)` in an empty folder and then sealed.
 
-        A `resumable` build finds in its folder what an interrupted one left there.
+        A `resumable` build finds in its folder the files that an interrupted one wrote by `write_checked`, as far as they match
+        their checksums.
 
         Raises:
-            StorageError: if the disk is full or the store cannot be written.
+            StorageError: if the disk is full, or something in the store cannot be read or written.
         """
         target = self.folder(stage, title, key)
         try:
@@ -159,7 +187,9 @@ class ArtifactStore:
                 if problem is not None:
                     self._remove(target, problem)
                 partial = target.with_name(f".{key[:16]}.partial")
-                if not (resumable and partial.is_dir()):
+                if resumable and partial.is_dir():
+                    self._keep_checked(partial, f"{stage}/{target.name}")
+                else:
                     _remove_path(partial)
                 partial.mkdir(exist_ok=True)
                 try:
@@ -193,10 +223,8 @@ class ArtifactStore:
                     "is kept there; free some space, or set LAYERPROBE_HOME to a larger disk, and run the same "
                     "command again."
                 ) from error
-            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-                raise StorageError(
-                    f"{target.parent} cannot be written ({error.strerror}); set LAYERPROBE_HOME to a writable folder."
-                ) from error
+            if isinstance(error, OSError):
+                raise StorageError(_in_words(error, target, f"{stage} {title}")) from error
             raise
 
     def _lock(self, folder: Path, key: str) -> AbstractContextManager[object]:
@@ -204,9 +232,38 @@ class ArtifactStore:
 
         return FileLock(folder.with_name(f".{key[:16]}.lock"))
 
+    def _keep_checked(self, partial: Path, name: str) -> None:
+        """Remove everything from the folder of an interrupted build but the checked files that are intact."""
+        kept = set()
+        for path in checked_files(partial):
+            if is_intact(path):
+                kept |= {path, *path.parent.glob(f"{path.name}.*")}
+            else:
+                self.damaged.append(f"{name}: {path.name} does not match its checksum; computed again")
+                remove_checked(path)
+        for path in sorted(partial.rglob("*"), reverse=True):
+            if path not in kept and not (path.is_dir() and any(path.iterdir())):
+                _remove_path(path)
+
     def _remove(self, folder: Path, problem: str) -> None:
-        self.damaged.append(f"{folder.parent.name}/{folder.name}: {problem}; computed again")
         _remove_path(folder)
+        if folder.exists():
+            raise StorageError(
+                f"{folder} is damaged ({problem}) and cannot be removed; remove it, and run the same command again."
+            )
+        self.damaged.append(f"{folder.parent.name}/{folder.name}: {problem}; computed again")
+
+
+def _in_words(error: OSError, target: Path, what: str) -> str:
+    """The message for something that cannot be read or written while an artifact is made."""
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else target
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and path.is_relative_to(target.parent):
+        verb = "read" if path.exists() and not os.access(path, os.R_OK) else "written"
+        return f"{path} cannot be {verb} ({error.strerror}); set LAYERPROBE_HOME to a writable folder."
+    return (
+        f"{os_problem(error, target)}, so {what} was not finished. Every finished task is kept; put that right, and run the same "
+        "command again."
+    )
 
 
 def _remove_path(path: Path) -> None:
@@ -270,7 +327,7 @@ def _is_unchanged(artifact: Artifact) -> bool:
         new = [name for name in artifact.meta.files if name not in stamps]
         if any(stamp(artifact.folder / name) != value for name, value in stamps.items()):
             return False
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
     return not new or _mismatch(artifact, new) is None
 

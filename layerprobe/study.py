@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -13,13 +14,15 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from layerprobe import hub
-from layerprobe.errors import StudyError
+from layerprobe.errors import Mistakes, StudyError
+from layerprobe.files import given_path
 
 Unit = Literal["token", "mean", "cls"]
 Control = Literal["untrained", "frozen-decoder", "soft-frozen-decoder", "frozen-encoder", "second-seed"]
 Part = Literal["probes", "weights", "interventions"]
 
-Count = Annotated[StrictInt, Field(ge=1)]
+Count = Annotated[StrictInt, Field(ge=1, lt=2**31)]
+FiniteRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -169,7 +172,7 @@ class SaeSection(_Section):
     """Layers on which dictionaries are trained. Default: an early, a middle and the last layer. `[]`: none."""
     architecture: StrictStr = "topk"
     """Kind of sparse autoencoder: a row of `layerprobe.sae.architectures`, such as `topk`, `batchtopk` or `jumprelu`."""
-    expansion: Annotated[float, Field(gt=0)] | None = None
+    expansion: Annotated[float, Field(gt=0, le=10_000)] | None = None
     """Latents per dimension of the layer. Default: four, fewer if there are few rows."""
     k: Count | None = None
     """Active latents per token, in the TopK family. Default: one per twelve dimensions."""
@@ -212,15 +215,15 @@ class FewShotSection(_Section):
     """How deep the inner loop adapts: `head` (ANIL), `top:k`, `full` (MAML) or `body` (BOIL)."""
     inner_steps: Count = 5
     """Gradient steps of the inner loop."""
-    inner_rate: Annotated[float, Field(gt=0)] = 0.5
+    inner_rate: FiniteRate = 0.5
     """Rate of the inner loop."""
-    inner_rates: dict[StrictStr, Annotated[float, Field(gt=0)]] = {}
+    inner_rates: dict[StrictStr, FiniteRate] = {}
     """Rates of individual depths, such as `{full = 0.05}`."""
     first_order: StrictBool = False
     """Whether meta-gradients leave out second derivatives."""
     learned_rates: StrictBool = False
     """Whether the outer loop learns an inner rate per block."""
-    l2: Annotated[float, Field(ge=0)] = 0.0
+    l2: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """L2 penalty of the head in the inner loop, which makes its loss strongly convex."""
     outer: StrictStr = "full"
     """What the outer loop trains: `full`, or `top:k`, whose frozen blocks are computed once."""
@@ -291,20 +294,27 @@ class Study(_Section):
         Raises:
             StudyError: naming the key, its value, what is allowed, and for an unknown key the nearest valid one.
         """
+        mistakes = Mistakes()
         try:
             study = cls.model_validate(content)
         except ValidationError as error:
-            raise StudyError(
-                f"{origin}: {_full_stop('; '.join(_sentence(e).rstrip('.') for e in error.errors()))}"
-            ) from None
+            mistakes.found = [StudyError(f"{origin}: {_full_stop(_sentence(e).rstrip('.'))}") for e in error.errors()]
+            mistakes.report()
+            raise
         named = [one.name for one in study.data.ood]
         for key, values in (
             ("seeds", study.seeds),
             ("similarity.units", study.similarity.units),
+            ("similarity.measures", study.similarity.measures),
+            ("sae.controls", study.sae.controls),
+            ("internals.parts", study.internals.parts),
             ("data.ood.name", (*named, "test")),
         ):
             if len(set(values)) != len(values):
-                raise StudyError(f"{origin}: {key} = {list(values)} lists a value twice; list each once.")
+                mistakes.found.append(
+                    StudyError(f"{origin}: {key} = {list(values)} lists a value twice; list each once.")
+                )
+        mistakes.report()
         if study.data.test_source is not None and study.data.split_column is not None:
             raise StudyError(
                 f"{origin}: data.test_source and data.split_column both say which examples are tested on; leave one out."
@@ -400,7 +410,7 @@ def read_content(path: str | Path) -> dict[str, Any]:
     Raises:
         StudyError: if the file is missing or is not TOML.
     """
-    path = Path(path)
+    path = given_path(path)
     content = read_toml(path, "study")
     content.setdefault("name", slug(path.stem))
     anchor_paths(content, path.parent)
@@ -429,6 +439,10 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
         raise StudyError(f"The {kind} file {path} is not UTF-8 text; save it as UTF-8.") from None
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"The {kind} file {path} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise StudyError(f"The {kind} file {path} is nested too deeply; no value of a {kind} is.") from None
+    except (ValueError, OSError) as error:  # such as a number of a million digits
+        raise StudyError(f"The {kind} file {path} cannot be read: {error}.") from None
 
 
 def anchor_paths(content: dict[str, Any], folder: Path) -> None:
@@ -437,8 +451,11 @@ def anchor_paths(content: dict[str, Any], folder: Path) -> None:
     def absolute(value: Any, may_be_hub: bool = True) -> Any:
         if not isinstance(value, str) or ":" in value or value.startswith("~"):
             return value
-        missing = not Path(value).exists() and not (may_be_hub and hub.is_hub_id(value))
-        return str((folder / value).resolve()) if (folder / value).exists() or missing else value
+        missing = not os.path.exists(value) and not (may_be_hub and hub.is_hub_id(value))
+        try:
+            return str((folder / value).resolve()) if os.path.exists(folder / value) or missing else value
+        except (OSError, ValueError, RuntimeError):  # too long, or not a path: what reads it says so
+            return value
 
     data = content.get("data")
     further = data.get("ood") if isinstance(data, dict) else None
@@ -467,7 +484,9 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         raise StudyError(f"--set {override!r} is not of the form section.key=value; for example --set data.train=500.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError:
+        raise StudyError(f"--set {override[:60]!r}… is nested too deeply; no value of a study is.") from None
+    except ValueError:
         value = text.strip()
     table = content
     for part in parts[:-1]:
@@ -487,6 +506,7 @@ def _sentence(error: Any) -> str:
     given = error.get("input")
     if error["type"] == "extra_forbidden":
         unknown = ".".join(str(part) for part in error["loc"])
+        unknown = unknown if len(unknown) <= 200 else f"{unknown[:200]}…"
         known = _known_keys(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"the keys there are {', '.join(known)}."
@@ -500,7 +520,16 @@ def _sentence(error: Any) -> str:
         return f"{where} is missing; {needs}."
     field = _field(error["loc"])
     meaning = f" ({field.rstrip('.')})" if field else ""
-    return f"{where} = {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}{meaning}"
+    return f"{where} = {_shown(given)}: {error['msg'][0].lower()}{error['msg'][1:]}{meaning}"
+
+
+def _shown(value: Any) -> str:
+    """A value of a study as messages show it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        return "a value that cannot be shown"
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 _SECTIONS: dict[str, type[_Section]] = {

@@ -23,6 +23,27 @@ def test_altered_assets_are_refused(monkeypatch):
         bundled.model_folder("minilm-l6")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_an_altered_tokenizer_or_configuration_is_refused(tmp_path, monkeypatch, name, damage):
+    """Two words of the vocabulary in each other's place give other tokens, and no error elsewhere."""
+    source = bundled.model_folder("minilm-l6")
+    weights = tmp_path / "model.safetensors"
+    weights.symlink_to(source / "model.safetensors")
+    for other in bundled.MODELS["minilm-l6"].beside:
+        (tmp_path / other).write_bytes((source / other).read_bytes())
+    monkeypatch.setattr(bundled, "_located", lambda asset: [weights])
+    assert bundled.model_folder("minilm-l6") == tmp_path
+    path = tmp_path / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        text = path.read_text()
+        path.write_text(text.replace("film", "\0").replace("match", "film").replace("\0", "match") + " ")
+    with pytest.raises(EncoderError, match="differ"):
+        bundled.model_folder("minilm-l6")
+
+
 def test_absent_packages_and_names_are_refused(monkeypatch):
     with pytest.raises(EncoderError, match="available: bundled:minilm-l6"):
         bundled.model_folder("bert")

@@ -196,7 +196,7 @@ def test_a_run_contacts_no_network(study, tmp_path):
         "import socket, sys\n"
         "def no(*a, **k): raise AssertionError('a network connection was attempted')\n"
         "socket.socket.connect = no; socket.create_connection = no; socket.getaddrinfo = no\n"
-        "from layerprobe.cli import main\n"
+        "from layerprobe.__main__ import main\n"
         f"sys.argv = ['layerprobe', 'run', {str(study)!r}, '--out', {str(tmp_path / 'out')!r}, '--set', 'sae.layers=[1]',"
         " '--set', 'sae.rows=300', '--set', 'sae.k=4']\n"
         "main()\n"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from layerprobe import files
+from layerprobe.files import checked_files, is_intact, remove_checked, write_checked
 
 
 def resident_file_bytes() -> int:
@@ -37,3 +38,20 @@ def test_maps_that_could_hold_changes_are_left_alone(tmp_path, monkeypatch):
     files.release_pages(rows)
     files.release_pages(np.zeros(3))
     assert (rows == 7).all()
+
+
+def test_a_checked_file_is_intact_only_as_it_was_written(tmp_path):
+    path = tmp_path / "state"
+    assert not is_intact(path)
+    write_checked(path, lambda to: to.write_bytes(b"state"))
+    assert is_intact(path) and list(checked_files(tmp_path)) == [path]
+    for content in (b"stbte", b"stat", b"", None):
+        path.unlink() if content is None else path.write_bytes(content)
+        assert not is_intact(path)
+    write_checked(path, lambda to: to.write_bytes(b"again"))
+    assert is_intact(path)
+    note = tmp_path / "state.sha256"
+    note.write_bytes(b"\xff")
+    assert not is_intact(path)
+    remove_checked(path)
+    assert list(tmp_path.iterdir()) == []

@@ -376,6 +376,30 @@ def test_a_full_disk_keeps_what_was_finished(study_path, tmp_path, monkeypatch):
     assert {"adapt", "capture"} <= set(stages(result, reused=True))
 
 
+def test_the_lock_of_a_run_folder_stays_so_that_a_third_run_cannot_pass_a_second(first, study_path, home, tmp_path):
+    """A lock whose file is removed when it is released is held by one run and free for the next."""
+    from filelock import FileLock, Timeout
+
+    out = tmp_path / "out"
+    run_study(study_path, out, home)
+    waiting = FileLock(out / ".lock")
+    with waiting:
+        number = (out / ".lock").stat().st_ino
+        with pytest.raises(Timeout):
+            FileLock(out / ".lock", timeout=0).acquire()
+    run_study(study_path, out, home)
+    assert (out / ".lock").stat().st_ino == number
+
+
+def test_damage_is_reported_on_stderr_and_on_the_page(first, study_path, damaged_home, tmp_path, capsys):
+    folder = next((damaged_home / "geometry").glob("full-*"))
+    flip_a_byte(folder)
+    result = run_study(study_path, tmp_path / "out", damaged_home, page=True, progress=True)
+    (sentence,) = result.record.recomputed
+    assert f"Damaged: {sentence}" in capsys.readouterr().err.splitlines()
+    assert f"<li>{sentence}</li>" in (result.folder / "index.html").read_text()
+
+
 def test_two_runs_never_write_to_one_folder(first, study_path, home, tmp_path):
     from filelock import FileLock
 

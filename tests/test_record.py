@@ -91,6 +91,55 @@ def test_a_damaged_record_names_the_field(tmp_path):
         RunRecord.read(path)
 
 
+def places(value, path=()):
+    """The path of every key and every item of nested dictionaries and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def test_a_change_of_any_key_is_noticed(tmp_path):
+    path = tmp_path / "run.json"
+    whole().write(path)
+    assert RunRecord.read(path) == whole()
+    content = json.loads(path.read_text())
+    every = list(places(content))
+    assert ("tables", "similarity", "sha256") in every and ("tasks", 0, "seconds") in every
+    for where in every:
+        for change in ("removed", "another value", "another type"):
+            if where == ("checksum",) and change == "removed":
+                continue  # as in records of earlier versions
+            damaged = json.loads(path.read_text())
+            table = damaged
+            for key in where[:-1]:
+                table = table[key]
+            value = table[where[-1]]
+            if change == "removed":
+                del table[where[-1]]
+            elif change == "another type":
+                table[where[-1]] = {"a": [value]}
+            else:
+                table[where[-1]] = (
+                    not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "other"
+                )
+            other = tmp_path / "damaged.json"
+            other.write_text(json.dumps(damaged))
+            with pytest.raises(StorageError, match=r"damaged\.json") as error:
+                RunRecord.read(other)
+            assert "\n" not in str(error.value), where
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 100_000, b'{"schema": true}', b'{"command": 7}']
+)
+def test_what_is_no_record_is_refused(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match=r"run\.json"):
+        RunRecord.read(path)
+
+
 def test_unknown_fields_and_wrong_values_are_refused():
     record = whole()
     with pytest.raises(ValidationError):

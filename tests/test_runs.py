@@ -72,6 +72,23 @@ def test_a_run_that_was_killed_before_its_record_is_begun_again(tmp_path):
         Run.create(tmp_path, RECORD)
 
 
+@pytest.mark.parametrize("content", [None, "", '{"schema": 2, "sta', "[" * 100_000])
+def test_a_run_whose_record_is_damaged_is_begun_again(run, content):
+    record = run.folder / "run.json"
+    (run.folder / ".lock").write_text("")
+    (run.folder / ".run.json.123.partial").write_text("{")  # of a process that was killed
+    (run.folder / "tables" / ".similarity.parquet.123.partial").write_text("PAR1")
+    record.unlink() if content is None else record.write_text(content)
+    (run.folder / "mine.txt").write_text("mine")
+    with pytest.raises(StorageError, match="other than a layerprobe run"):
+        Run.create(run.folder, RECORD)
+    (run.folder / "mine.txt").unlink()
+    Run.create(run.folder, RECORD)
+    Run.remove_partial_files(run.folder)
+    assert Run.load(run.folder).record == RECORD
+    assert not list(run.folder.rglob("*.partial")) and (run.folder / "tables" / "similarity.parquet").is_file()
+
+
 def test_tables_that_cannot_be_written_leave_nothing_half_written(tmp_path, monkeypatch):
     run = Run.create(tmp_path, RECORD)
 
@@ -99,7 +116,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(StorageError, match=r"holds no run\.json"):
         Run.load(tmp_path)
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(StorageError, match="cannot be read"):
+    with pytest.raises(StorageError, match="is damaged"):
         Run.load(tmp_path)
 
 
@@ -115,14 +132,20 @@ def test_tables_are_documented_in_their_index(run):
     assert "similarity: One row per layer (2 rows)" in text and "value  its similarity" in text
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing"])
+@pytest.mark.parametrize("damage", ["changed", "missing", "truncated", "flipped", "empty", "a folder"])
 def test_a_damaged_table_is_refused_with_the_command_that_repeats_the_run(run, damage):
     path = run.folder / "tables" / "similarity.parquet"
-    if damage == "missing":
-        path.unlink()
-    else:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if damage == "changed":
         pd.DataFrame({"layer": [0, 1], "value": [1.0, 0.6]}).to_parquet(path)
-    words = "is missing" if damage == "missing" else "does not match its checksum"
+    elif damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes({"truncated": content[:-8], "flipped": content, "empty": b""}[damage])
+    words = {"missing": "cannot be used .it is missing", "a folder": "cannot be used .it is a folder"}
+    words = words.get(damage, "does not match its checksum")
     with pytest.raises(StorageError, match=f"similarity.parquet {words}.*repeat the run with: layerprobe run x.toml"):
         Run.load(run.folder).table("similarity")
 

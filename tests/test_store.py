@@ -10,7 +10,7 @@ import time
 import pytest
 
 from layerprobe.errors import StorageError
-from layerprobe.files import digest, home
+from layerprobe.files import digest, home, is_intact, write_checked
 from layerprobe.store import ArtifactStore, Draft
 
 KEY = digest({"stage": "test"})
@@ -174,17 +174,24 @@ def test_a_resumable_build_finds_what_an_interrupted_one_has_left(tmp_path):
     store = ArtifactStore(tmp_path)
 
     def interrupted(folder):
-        (folder / "state.txt").write_text("half")
+        (folder / "inner").mkdir()
+        for name in ("state", "other"):
+            write_checked(folder / "inner" / name, lambda path: path.write_text("half"))
+        (folder / "inner" / ".state.1.partial").write_text("from a write that was cut")
+        flip(folder / "inner" / "other")
         raise KeyboardInterrupt
 
     def resumed(folder):
-        assert (folder / "state.txt").read_text() == "half"
+        assert is_intact(folder / "inner" / "state")
+        assert sorted(path.name for path in folder.rglob("*")) == ["inner", "state", "state.sha256"]
         return Draft()
 
     with pytest.raises(KeyboardInterrupt):
         make(store, interrupted, resumable=True)
-    assert store.find("stage", "A name: 1", KEY) is None
+    assert store.find("stage", "A name: 1", KEY) is None and store.damaged == []
     assert not make(store, resumed, resumable=True).reused
+    (sentence,) = store.damaged
+    assert sentence.startswith(f"stage/a-name-1-{KEY[:16]}: other does not match its checksum")
 
     def failed(folder):
         raise ValueError
@@ -236,6 +243,51 @@ def test_errors_of_the_disk_name_the_way_out(tmp_path, number, words):
     with pytest.raises(StorageError, match=words) as caught:
         make(ArtifactStore(tmp_path), refused)
     assert "LAYERPROBE_HOME" in str(caught.value)
+
+
+def test_files_in_the_place_of_folders_and_the_reverse_are_named(tmp_path):
+    home = tmp_path / "home"
+    home.write_text("")
+    with pytest.raises(StorageError, match="/home is a file, not a folder; set LAYERPROBE_HOME"):
+        ArtifactStore(home)
+    home.unlink()
+    home.mkdir()
+    (home / "stage").write_text("")
+    with pytest.raises(StorageError, match=r"/home/stage cannot be used \(it is a file where a folder should be\)"):
+        make(ArtifactStore(home), Builder())
+    (home / "stage").unlink()
+    lock = home / "stage" / f".{KEY[:16]}.lock"
+    lock.mkdir(parents=True)
+    with pytest.raises(StorageError, match=rf"{lock} cannot be used \(it is a folder where a file should be\)"):
+        make(ArtifactStore(home), Builder())
+    lock.rmdir()
+    lock.with_suffix(".verified").mkdir()  # where stamps are kept, which are not needed
+    assert make(ArtifactStore(home), Builder()).table_names == ()
+
+
+def test_a_folder_that_is_removed_while_it_is_used_is_named(tmp_path):
+    def removed(folder):
+        shutil.rmtree(tmp_path)
+        (folder / FILE).write_text("content")
+
+    words = rf"{tmp_path} cannot be used \(it is missing\).*run the same command again"
+    with pytest.raises(StorageError, match=words):
+        make(ArtifactStore(tmp_path), removed)
+
+    def at_the_end(folder):
+        shutil.rmtree(tmp_path)
+        return Draft()
+
+    with pytest.raises(StorageError, match=words):
+        make(ArtifactStore(tmp_path), at_the_end)
+
+
+def test_damage_that_cannot_be_removed_is_never_read(tmp_path, monkeypatch):
+    artifact = make(ArtifactStore(tmp_path), Builder())
+    flip(artifact.folder / FILE)
+    monkeypatch.setattr("layerprobe.store._remove_path", lambda path: None)
+    with pytest.raises(StorageError, match=rf"{artifact.folder} is damaged .*cannot be removed"):
+        ArtifactStore(tmp_path).verify(artifact)
 
 
 def test_a_full_disk_is_reported_whatever_a_library_raises_for_it(tmp_path):

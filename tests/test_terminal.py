@@ -29,7 +29,7 @@ def test_plan_says_what_it_does_before_it_loads_a_library(study):  # noqa: F811
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name in ('torch', 'pandas', 'layerprobe.pipeline'): print('LOADS', name, file=sys.stderr, flush=True)\n"
         "sys.meta_path.insert(0, Watch())\n"
-        "from layerprobe.cli import main\n"
+        "from layerprobe.__main__ import main\n"
         f"sys.argv = ['layerprobe', 'plan', {str(study)!r}]\n"
         "main()\n"
     )

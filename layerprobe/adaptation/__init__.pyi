@@ -1,5 +1,6 @@
 from ._adapt import Adaptation as Adaptation
 from ._adapt import adapt as adapt
+from ._adapt import load_checkpoint as load_checkpoint
 from ._config import AdaptConfig as AdaptConfig
 from ._config import precision as precision
 from ._cost import Cost as Cost

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,14 +123,7 @@ def adapt(
     before = quality(probabilities(model, encoder, test, config), test.labels)
     total = sum(parameter.numel() for parameter in model.parameters())
     if (checkpoint := method.checkpoint_folder) is not None:
-        model = load_classifier(checkpoint, encoder)
-        _check_pooling(model, checkpoint, config)
-        match = match_labels(
-            [str(model.config.id2label[i]) for i in range(model.config.num_labels)],
-            corpus.label_names,
-            config.labels,
-            str(checkpoint),
-        )
+        model, match = load_checkpoint(checkpoint, encoder, corpus.label_names, config)
         if match.matched == "order":
             predicted = probabilities(model, encoder, train, config).argmax(axis=1)
             match = replace(match, fitted=fit_order(predicted, train.labels, match.order))
@@ -230,6 +224,28 @@ def adapt(
         held_out=result.held_out if search is None else search.held_out,
         steps=tuple(steps),
     )
+
+
+def load_checkpoint(
+    folder: Path, encoder: Encoder, label_names: Sequence[str], config: AdaptConfig
+) -> tuple[Any, LabelMatch]:
+    """A finished classifier, and how its labels match those of the data.
+
+    Args:
+        folder: the checkpoint.
+        encoder: the encoder that it was fine-tuned from.
+        label_names: of the data.
+        config: its `pooling` and `labels` are used.
+
+    Raises:
+        EncoderError: if it cannot be loaded, or does not fit the encoder.
+        ArgumentError: if it has other labels or another pooling.
+    """
+    model: Any = load_classifier(folder, encoder)
+    _check_pooling(model, folder, config)
+    names = model.config.id2label
+    labels = [str(names.get(i, f"LABEL_{i}")) for i in range(model.config.num_labels)]
+    return model, match_labels(labels, label_names, config.labels, str(folder))
 
 
 def _checked(training: Any, layer: int) -> Any:

@@ -13,6 +13,7 @@ from layerprobe import hub
 from layerprobe.data._cells import check_columns, missing_column
 from layerprobe.data._files import read_file
 from layerprobe.errors import DataError
+from layerprobe.files import given_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +82,7 @@ def _read(source: DataSource) -> Rows:
     name = source.name
     if name.startswith("bundled:"):
         return _read_bundled(source, name.removeprefix("bundled:"))
-    path = Path(name).expanduser()
+    path = given_path(name)
     if path.is_dir():
         return _read_saved(source, path)
     if path.is_file():

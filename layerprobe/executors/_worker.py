@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerprobe import progress
-from layerprobe.errors import ArgumentError, StudyError
+from layerprobe.errors import ArgumentError, StorageError, StudyError
 from layerprobe.executors._events import Event, Finished, Progressed, Settings, Started, Workload
 from layerprobe.executors._schedule import StudyTask
 from layerprobe.store import Artifact, ArtifactStore, Draft
@@ -96,14 +96,25 @@ class Worker:
         artifact = self.store.find(task.name, task.title, key)
         if artifact is None:
             for role, parent in task.parents().items():
-                if not self.store.verify(parents[role]):
+                while not self.store.verify(parents[role]):
                     self._forget(parents[role].folder)
                     parents[role] = self._obtain(parent)
 
             def build(folder: Path) -> Draft:
                 return self._build(task, parents, folder)
 
-            artifact = self.store.make(task.name, task.title, key, build, identity=identity, resumable=task.resumable)
+            try:
+                artifact = self.store.make(
+                    task.name, task.title, key, build, identity=identity, resumable=task.resumable
+                )
+            except Exception as error:
+                for used in parents.values():
+                    if self.store.find(used.meta.stage, used.meta.title, used.key) is None:
+                        raise StorageError(
+                            f"{used.folder} was removed or damaged while {task.id} was computed from it; run the same command "
+                            "again."
+                        ) from error
+                raise
         self._artifacts[task] = artifact
         return artifact
 

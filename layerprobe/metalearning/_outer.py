@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from layerprobe.errors import ArgumentError
-from layerprobe.files import checksum, write_atomically, write_text
+from layerprobe.files import is_intact, remove_checked, write_checked
 from layerprobe.metalearning._inner import InnerConfig, MetaGradient, Task, adapt, diverged, meta_gradient
 from layerprobe.metalearning._learner import HEAD, Learner
 from layerprobe.progress import report
@@ -240,8 +240,7 @@ class Outer:
             )
             report(now, step, self.outer.steps)
         if path is not None:
-            for file in (path, _sidecar(path)):
-                file.unlink(missing_ok=True)
+            remove_checked(path)
         return self.result()
 
     def advance(self, step: int, tasks: Tasks, gradient: Callable[[Task], MetaGradient]) -> dict[str, Any]:
@@ -330,23 +329,18 @@ class Outer:
         }
         tensors = {name: value.contiguous().clone() for name, value in tensors.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sidecar(path).unlink(missing_ok=True)
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, {"state": json.dumps(state)}))
-        write_text(_sidecar(path), checksum(path))
+        write_checked(path, lambda temporary: save_file(tensors, temporary, {"state": json.dumps(state)}))
 
     def resume(self, path: Path) -> int | None:
         """Restore the state of an interrupted training of the same configuration; its last step, or None if there is none."""
-        try:
-            if checksum(path) != _sidecar(path).read_text(encoding="utf-8"):
-                return None
-            with safe_open(path, framework="pt") as file:
-                state = json.loads(file.metadata()["state"])
-                if state["key"] != self._key:
-                    return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, ValueError, KeyError):
-            # Missing or half written: training starts again and replaces it.
+        if not is_intact(path):
+            # Missing or damaged: training starts again and replaces it.
             return None
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            if state["key"] != self._key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         with torch.no_grad():
             for name, value in self.trained.items():
                 value.copy_(tensors[f"current.{name}"])
@@ -359,8 +353,3 @@ class Outer:
         self.seconds = state["seconds"]
         self.best_step, self.best_loss, self.unimproved = state["best"]
         return self.log[-1].step
-
-
-def _sidecar(path: Path) -> Path:
-    """File of the checksum of a state, without which it is not read."""
-    return path.with_name(f"{path.name}.sha256")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
-from layerprobe.files import write_text
+from layerprobe.files import is_disk_full, os_problem, write_text
 from layerprobe.record import Finding
 from layerprobe.report.literal import draws_literally
 from layerprobe.report.plots import Plots, anchor
@@ -48,9 +48,10 @@ def write_report(run: Run, path: str | Path) -> Path:
     try:
         write_text(path, html)
     except OSError as error:
+        way_out = "free some space" if is_disk_full(error) else "put that right"
         raise StorageError(
-            f"The report {path} cannot be written ({error.strerror}); the run's tables are kept: free some space or "
-            "copy the folder to where it can be written, and give the same command again."
+            f"The report {path} cannot be written: {os_problem(error, path)}. The run's tables are kept; {way_out} or copy the "
+            "folder to where it can be written, and give the same command again."
         ) from error
     return path
 

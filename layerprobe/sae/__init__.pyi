@@ -16,6 +16,7 @@ from ._census import residual_covariances as residual_covariances
 from ._config import SaeConfig as SaeConfig
 from ._config import default_k as default_k
 from ._config import default_width as default_width
+from ._config import plan as plan
 from ._config import training_steps as training_steps
 from ._crossing import Crossing as Crossing
 from ._crossing import crossing as crossing

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from layerprobe.errors import ArgumentError
-from layerprobe.files import write_atomically
+from layerprobe.files import is_intact, remove_checked, write_checked
 from layerprobe.progress import track
 from layerprobe.sae._config import SaeConfig, plan
 from layerprobe.sae._dictionary import Dictionary, load
@@ -48,7 +48,7 @@ def train(
 
     Every half minute the state of training is written to `training.safetensors` in the folder. Called again with the
     same rows, configuration and start, an interrupted training resumes and ends with the same weights as one that was
-    not interrupted; with others it starts again. The file is removed at the end.
+    not interrupted; with others, or if the file does not match its checksum, it starts again. The file is removed at the end.
 
     Args:
         rows: activations, rows x features; may be memory-mapped. At least as many as latents.
@@ -72,7 +72,7 @@ def train(
     _run(trainer, folder / CHECKPOINT, key)
     trainer.save(folder)
     pd.DataFrame(trainer.history).to_parquet(folder / "history.parquet", index=False)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    remove_checked(folder / CHECKPOINT)
     # What was saved is what is measured later.
     return load(folder, device=device)
 
@@ -127,22 +127,19 @@ def _save_state(trainer: Trainer, path: Path, key: str) -> None:
     }
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"state": json.dumps(state)}))
+    write_checked(path, lambda temporary: save_file(tensors, temporary, {"state": json.dumps(state)}))
 
 
 def _resume(trainer: Trainer, path: Path, key: str) -> None:
     """Restore a fresh trainer to the state of an interrupted one with the same key, if there is one."""
-    if not path.is_file():
+    if not is_intact(path):
+        # Missing or damaged: training starts again and replaces it.
         return
-    try:
-        with safe_open(path, framework="pt", device=str(trainer.sae.device)) as file:
-            state = json.loads(file.metadata()["state"])
-            if state["key"] != key:
-                return
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception:
-        # Truncated or damaged: training starts again and replaces it.
-        return
+    with safe_open(path, framework="pt", device=str(trainer.sae.device)) as file:
+        state = json.loads(file.metadata()["state"])
+        if state["key"] != key:
+            return
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     _restore(trainer, state, tensors)
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from layerprobe.context import Context
 from layerprobe.stage import Json, ResolvedStudy, Stage
 from layerprobe.store import Artifact, ArtifactMeta
+from layerprobe.study import Study
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,13 @@ def adapt_config(study: ResolvedStudy) -> Any:
         precision=study.precision,
         device=study.device,
     )
+
+
+def checkpoint_config(study: Study) -> Any:
+    """The part of `adapt_config` that concerns finished checkpoints, before the study is resolved."""
+    from layerprobe.adaptation import AdaptConfig
+
+    return AdaptConfig(pooling=study.adaptation.pooling, labels=study.data.labels)
 
 
 def open_layers(frozen: Artifact) -> Any:

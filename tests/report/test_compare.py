@@ -215,7 +215,9 @@ def test_nothing_else_is_overwritten(runs, tmp_path):
     refused(cli(one, other, "--out", tmp_path / "mine"), "something other than a comparison")
     refused(cli(one, other, "--out", one), "something other than a comparison")
     refused(cli(one, other, "--out", tmp_path / "mine" / "notes.txt"), "is a file")
-    refused(cli(one, other, "--out", tmp_path / "mine" / "notes.txt" / "below"), "cannot be written")
+    refused(
+        cli(one, other, "--out", tmp_path / "mine" / "notes.txt" / "below"), "notes.txt", "a file where a folder should"
+    )
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine" and not (one / "index.html").exists()
     with pytest.raises(StorageError):
         compare_runs([], tmp_path / "cmp")

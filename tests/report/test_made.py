@@ -1,5 +1,8 @@
 """What the page says of how a run was made: near copies across the parts of its data."""
 
+from io import StringIO
+from urllib.parse import unquote
+
 import pandas as pd
 from fabricated import record
 
@@ -8,6 +11,7 @@ from layerprobe.description import NEAR_COPIES
 from layerprobe.report import near_copy_sentences
 from layerprobe.report.page import render_page
 from layerprobe.report.sections import made
+from layerprobe.report.sections.made.context import downloads
 
 
 def row(part, **counts):
@@ -43,6 +47,24 @@ def test_sentences_state_what_was_found_and_done():
         "Of 1,700 examples of the out-of-domain set <b>, 1 was a near copy of a training or test example; it was kept, so "
         "scores on this set may be too high.",
     ]
+
+
+def test_downloads_hold_no_formulas_and_change_nothing_else():
+    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "plain", "a=b", "", None]
+    table = pd.DataFrame({"label": texts, "value": [-1.5, -2, 0, 1, 2, 3, 4, 5, None], "=column": "x"})
+    (item,) = downloads({"labels": table})
+    content = pd.read_csv(StringIO(unquote(item["link"].partition(",")[2])), keep_default_na=False)
+    expected = ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\t=1", "plain", "a=b", "", ""]
+    assert content.label.tolist() == expected and list(content) == ["label", "value", "'=column"]
+    assert content.value.tolist()[:3] == ["-1.5", "-2.0", "0.0"]
+    assert list(table) == ["label", "value", "=column"] and table.label[0] == "=1+1"
+
+
+def test_the_page_lists_what_was_damaged_and_computed_again():
+    sentence = "capture/base-0123: rows/mean-layer-00.npy does not match its checksum; computed again"
+    html = render_page({}, record(recomputed=[sentence]), [made.SECTION])
+    assert f"<li>{sentence}</li>" in html
+    assert "damaged" not in render_page({}, record(), [made.SECTION])
 
 
 def test_the_page_shows_them_where_the_run_has_the_table():

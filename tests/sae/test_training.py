@@ -79,7 +79,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(architecture, rows, 
     ]
 
 
-@pytest.mark.parametrize("spoiled", ["other rows", "other options", "damaged"])
+@pytest.mark.parametrize("spoiled", ["other rows", "other options", "truncated", "flipped", "no checksum"])
 def test_a_checkpoint_that_does_not_fit_is_left_aside(spoiled, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(_training, "CHECKPOINT_SECONDS", 0)
     with pytest.raises(Killed):
@@ -91,7 +91,14 @@ def test_a_checkpoint_that_does_not_fit_is_left_aside(spoiled, rows, tmp_path, m
         config = replace(SMALL, learning_rate=1e-4)
     else:
         path = tmp_path / "d" / _training.CHECKPOINT
-        path.write_bytes(path.read_bytes()[:-100])
+        content = bytearray(path.read_bytes())
+        if spoiled == "truncated":
+            path.write_bytes(content[:-100])
+        elif spoiled == "flipped":
+            content[-20] ^= 64  # of a number, which would be read
+            path.write_bytes(content)
+        else:
+            path.with_name(f"{path.name}.sha256").unlink()
     train(rows, tmp_path / "d", config)
     train(rows, tmp_path / "fresh", config)
     assert weights(tmp_path / "d") == weights(tmp_path / "fresh")

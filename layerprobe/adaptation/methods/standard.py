@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from layerprobe.adaptation.methods._method import Method, Phase
 from layerprobe.errors import ArgumentError
+from layerprobe.files import given_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,7 +171,7 @@ class Checkpoint(Method):
 
     @property
     def checkpoint_folder(self) -> Path:
-        return Path(self.path).expanduser()
+        return given_path(self.path)
 
     @property
     def label(self) -> str | None:

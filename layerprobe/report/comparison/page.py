@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerprobe.errors import StorageError
-from layerprobe.files import write_json, write_text
+from layerprobe.errors import StorageError, StudyError
+from layerprobe.files import given_path, os_problem, write_json, write_text
 from layerprobe.report.comparison.sections import SECTIONS
 from layerprobe.report.comparison.tables import ComparedRun, compare
 from layerprobe.report.page import render_page
@@ -60,7 +60,7 @@ def compare_runs(runs: Sequence[Run] | Mapping[str, Run], out: str | Path, *, no
         )
         write_text(folder / PAGE, html)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another with --out.") from error
+        raise StorageError(f"{os_problem(error, folder)}; give another folder with --out.") from error
     return folder / PAGE
 
 
@@ -99,6 +99,7 @@ def check_folder(out: Path) -> None:
     Raises:
         StorageError: in one sentence.
     """
+    given_path(out)
     if out.exists() and not out.is_dir():
         raise StorageError(f"{out} is a file, not a folder; give another with --out.")
     if out.exists() and not all(map(_is_run, out.iterdir())) and not _is_comparison(out):
@@ -115,7 +116,7 @@ def _is_run(path: Path) -> bool:
 def _is_comparison(folder: Path) -> bool:
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8")).get("kind") == "comparison"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

@@ -6,10 +6,15 @@ import json
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
 from layerprobe.record import RunRecord
 from layerprobe.report.near_copies import near_copy_sentences
 from layerprobe.report.section import Tables
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How texts begin that spreadsheets take for formulas."""
 LARGEST_DOWNLOADS = 600_000
 """Characters of all tables as CSV up to which the page embeds them, the smallest first; the path of others is shown."""
 PLAIN = ",.:;/()[]+-_=|@!*'~?"
@@ -25,11 +30,21 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     }
 
 
+def harmless(table: pd.DataFrame) -> pd.DataFrame:
+    """A table in which no text is a formula to a spreadsheet: texts that begin like one get an apostrophe before them."""
+
+    def quoted(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+    texts = [name for name, column in table.items() if not is_numeric_dtype(column.dtype)]
+    return table.assign(**{str(name): table[name].map(quoted) for name in texts}).rename(columns=quoted)
+
+
 def downloads(tables: Tables) -> list[dict[str, Any]]:
     """Name, number of rows and, as far as the page has room for it, a link with the content as CSV."""
     # A cell has a character and a separator at least: tables that cannot fit are not converted.
     small = {name: table for name, table in tables.items() if 2 * table.size <= LARGEST_DOWNLOADS}
-    content = {name: table.to_csv(index=False) for name, table in small.items()}
+    content = {name: harmless(table).to_csv(index=False) for name, table in small.items()}
     room, links = LARGEST_DOWNLOADS, {}
     for name in sorted(content, key=lambda name: (len(content[name]), name)):
         if len(content[name]) > room:
