@@ -62,7 +62,7 @@ def differences(inner, seeds, outcome="sufficient", by_group=False):
     return pd.DataFrame(rows)
 
 
-def layers(inner, seeds):
+def layers(inner, seeds, half=0.004):
     rows = []
     for number, depth in enumerate(inner):
         for seed, layer, measure in itertools.product(range(seeds), (*range(7), None), ("cka", "svcca")):
@@ -72,7 +72,7 @@ def layers(inner, seeds):
             rows.append(
                 {"method": "meta-trained", "seed": seed, "inner": depth, "comparison": "inner loop", "other": "after"}
                 | {"part": "head" if layer is None else "layer", "layer": layer, "measure": measure}
-                | {"value": None if undefined else value, "ci_low": value - 0.02, "ci_high": min(1, value + 0.02)}
+                | {"value": None if undefined else value, "ci_low": value - half, "ci_high": min(1, value + half)}
                 | {"n": 2000, "episodes": 10}
                 | {"note": "identical by construction" if same else "few rows" if undefined else ""}
             )
@@ -222,14 +222,35 @@ def test_each_outcome_is_said_as_it_is(outcome, words, badge):
     assert first.claim.startswith({"sufficient": "Yes", "inferior": "No"}.get(outcome, "Undecided"))
 
 
-@pytest.mark.parametrize(("gain", "words"), [(0.05, "raised"), (-0.05, "lowered"), (0.0, "is not shown to change")])
+@pytest.mark.parametrize(
+    ("gain", "words"), [(0.05, " beats "), (-0.05, "is less accurate than"), (0.0, "is not shown to beat")]
+)
 def test_gains_are_reported_in_either_direction(gain, words):
     tables, about = study(("head", "full"), seeds=2, gain={"head": gain, "full": gain})
-    texts = [one.text for one in findings(tables, about) if one.text.startswith("Meta-training")]
+    texts = [one.text for one in findings(tables, about) if one.text.startswith("Meta-trained, ")]
     assert len(texts) == 2 and all(words in text for text in texts)
     card = cards(tables, about)[1]
     assert card.badge == ("undecided" if gain == 0 else "shown")
     assert card.claim.split(":")[0] == {0.05: "Yes", -0.05: "No, it lowered accuracy", 0.0: "Undecided"}[gain]
+
+
+def test_the_card_on_meta_training_is_about_the_deepest_inner_loop_whatever_is_best():
+    tables, about = study(seeds=2, gain={"head": 0.2, "top:1": 0.1, "top:2": 0.0, "full": -0.05})
+    card = cards(tables, about)[1]
+    assert card.claim.startswith("No, it lowered accuracy") and "inner loop `full`" in card.claim
+    assert "-5.0 points" in card.number
+    tables["few_shot"] = tables["few_shot"].query("method != 'pretrained' or inner != 'full'")
+    assert "Not measured" in cards(tables, about)[1].claim
+
+
+def test_on_icd10_the_page_says_whether_anil_beats_the_pretrained_inner_loop():
+    tables, about = study(("head", "full"), by_group=True, gain={"head": 0.0, "full": 0.0})
+    about.study.resolved["data"] = {"source": "bundled:icd10"}
+    text = next(one.text for one in findings(tables, about) if one.text.startswith("Meta-trained, "))
+    assert (
+        "the inner loop `head` (ANIL) is not shown to beat that of the pretrained body on meta-test chapters: " in text
+    )
+    assert "the interval covers further chapters (6 groups)" in text
 
 
 def test_intervals_over_groups_say_so():
@@ -247,9 +268,12 @@ def test_layers_before_and_after_name_the_head_and_what_is_by_construction():
         if f"loop `{depth}`, " in text
     }
     assert "identical by construction, which was checked and is not a finding" in texts["head"]
-    assert "layer 6 changed most: CKA 0.940 (0.920 to 0.960) over 10 episodes and 2,000 probe examples" in texts["full"]
+    assert "layer 6 changed most: CKA 0.940 (0.936 to 0.944) over 10 episodes and 2,000 probe examples" in texts["full"]
+    assert "layer 6 is the only one that can change" in texts["top:1"]
     assert "the head's logits have a CKA of 0.400" in texts["full"]
-    assert "layer 6 changed most (CKA 0.940)" in cards(tables, about)[2].claim
+    card = cards(tables, about)[2]
+    assert card.claim == ("Under `full`, layer 6 changed most; the head's logits 0.400, less similar than every layer")
+    assert card.number == "CKA 0.940 (layer 6)"
     drawn = figure("few_shot_layers", tables, about)
     heads = [trace for trace in drawn.data if list(trace.x) == [7.0]]
     assert len(heads) == len(DEPTHS) and all(list(trace.y) == [0.4] for trace in heads)
@@ -259,6 +283,19 @@ def test_layers_before_and_after_name_the_head_and_what_is_by_construction():
     between = figure("few_shot_layers", tables, about, comparison="between models")
     assert len({trace.name for trace in between.data}) == 6
     assert figure("few_shot_layers", tables, about, measure="rsa") is None
+
+
+def test_a_layer_changed_most_only_where_its_interval_is_apart():
+    tables, about = study(("head", "full"), seeds=2)
+    tables["few_shot_layers"] = layers(("head", "full"), 2, half=0.011)  # layers are .01 apart: 4 and 5 overlap with 6
+    (text,) = [one.text for one in findings(tables, about) if "loop `full`, layer" in one.text]
+    assert "layer 6 is the least similar: CKA 0.940" in text
+    assert "not shown to have changed more than layers 4 and 5, whose intervals overlap its own" in text
+    card = cards(tables, about)[2]
+    assert "not shown to have changed more than layers 4 and 5" in card.claim and card.badge == "undecided"
+    tables["few_shot_layers"] = layers(("head", "full"), 2, half=0.006)
+    (text,) = [one.text for one in findings(tables, about) if "loop `full`, layer" in one.text]
+    assert "more than layer 5, whose interval overlaps its own" in text
 
 
 def test_undefined_values_say_why(tmp_path):
@@ -273,6 +310,16 @@ def test_accuracy_has_one_row_per_body_and_one_marker_per_reader():
     assert [trace.name for trace in drawn.data][:4] == [f"inner loop {depth}" for depth in DEPTHS]
     assert [len(trace.x) for trace in drawn.data] == [2, 2, 2, 2, 5, 5, 5]
     np.testing.assert_allclose(drawn.data[0].error_x.array, 0.02)
+
+
+def test_within_groups_the_intervals_shown_are_over_groups():
+    tables, about = study(by_group=True)
+    drawn = figure("few_shot_accuracy", tables, about)
+    np.testing.assert_allclose(drawn.data[0].error_x.array, 0.04)
+    (text,) = [one.text for one in findings(tables, about) if one.text.startswith("Without meta-training")]
+    row = accuracies(tables["few_shot"], True).query("method == 'pretrained' and reader == 'logistic'").iloc[0]
+    assert f"{row.accuracy:.1%} ({row.group_low:.1%} to {row.group_high:.1%}) by logistic regression, " in text
+    assert text.endswith("(95% intervals over groups).")
 
 
 def test_differences_show_the_margin_and_validation_marks_the_best_step():

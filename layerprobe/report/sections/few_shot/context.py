@@ -8,7 +8,7 @@ from layerprobe.record import RunRecord
 from layerprobe.report.queries import having, records_of
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.few_shot.figures import MEASURES, READERS, body_name
-from layerprobe.report.sections.few_shot.queries import depths, test_labels
+from layerprobe.report.sections.few_shot.queries import depths, is_by_group, test_labels
 from layerprobe.report.sections.few_shot.sentences import sentences
 
 COUNTED = ("inner_gradients", "outer_gradients", "second_order_products", "body_forward_passes", "body_backward_passes")
@@ -24,7 +24,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     """Sentences, what was compared, and rows of the tables."""
     layers = having(tables, "few_shot_layers")
     accuracy = tables["few_shot_accuracy"]
-    by_group = bool(accuracy.groups.notna().any())
+    by_group = is_by_group(tables)
     return {
         "texts": [finding.text for finding in sentences(tables, record)],
         "few": record.study.resolved.get("few_shot") or {},

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from layerprobe.record import RunRecord
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
-from layerprobe.report.sections.few_shot.queries import BODIES, TRAINED, depths, layers_of
+from layerprobe.report.sections.few_shot.queries import BODIES, TRAINED, depths, is_by_group, layers_of
 from layerprobe.report.sections.quality.figures import OUTCOMES
 from layerprobe.report.theme import COLOURS, PLAIN, add_trace, error_bars, styled
 
@@ -39,10 +39,11 @@ def body_name(method: str, inner: str) -> str:
 
 
 def few_shot_accuracy(tables: Tables, record: RunRecord) -> go.Figure | None:
-    """Accuracy with its 95% interval over episodes: one row per body, one marker per reader."""
+    """Accuracy with its 95% interval over groups, or over episodes: one row per body, one marker per reader."""
     table = having(tables, "few_shot_accuracy")
     if table is None:
         return None
+    low, high = ("group_low", "group_high") if is_by_group(tables) else ("ci_low", "ci_high")
     order, figure = depths(tables, record), go.Figure()
     names = [body_name(TRAINED, depth) for depth in order if ((table.method == TRAINED) & (table.inner == depth)).any()]
     names += [method for method in BODIES[1:] if (table.method == method).any()]
@@ -60,8 +61,8 @@ def few_shot_accuracy(tables: Tables, record: RunRecord) -> go.Figure | None:
         label = f"inner loop {depth}" if depth else READERS[reader]
         symbol = SYMBOLS[0] if depth else SYMBOLS[1 + list(READERS).index(reader)]
         options: dict[str, Any] = {"mode": "markers", "marker": {"size": 9, "symbol": symbol}}
-        options["error_x"] = error_bars(rows.accuracy, rows.ci_low, rows.ci_high, colour, thickness=1.2, width=0)
-        options["customdata"] = rows[["ci_low", "ci_high", "n"]]
+        options["error_x"] = error_bars(rows.accuracy, rows[low], rows[high], colour, thickness=1.2, width=0)
+        options["customdata"] = rows[[low, high, "n"]]
         hover = f"{label}: %{{x:.3f}} (%{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}), %{{customdata[2]}} episodes"
         add_trace(figure, rows.accuracy, y, label, colour, hover, **options)
     ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names, "zeroline": False}
