@@ -61,7 +61,7 @@ class Bench:
         self.model: Any = self.encoder.classifier(tuple(map(str, range(WAYS))), seed=0, pooling="mean").eval()
         self.model.base_model.set_attn_implementation("eager")
         self.batches = [
-            collate(self.encoder, self.inputs.encodings, half.ravel())
+            collate(self.encoder, self.inputs.encodings(half.ravel()), range(half.size))
             for half in (self.episode.support, self.episode.query)
         ]
         self.labels = [self.task.support_labels, self.task.query_labels]

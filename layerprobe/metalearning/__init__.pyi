@@ -8,6 +8,7 @@ from ._counts import Counts as Counts
 from ._counts import counting as counting
 from ._encoder import TextInputs as TextInputs
 from ._encoder import encoder_learner as encoder_learner
+from ._encoder import load_parameters as load_parameters
 from ._episodes import Episode as Episode
 from ._episodes import EpisodeSampler as EpisodeSampler
 from ._episodes import Part as Part
@@ -28,5 +29,8 @@ from ._outer import OuterStep as OuterStep
 from ._outer import check_depths as check_depths
 from ._outer import evaluate as evaluate
 from ._outer import meta_train as meta_train
+from ._rates import RateTrial as RateTrial
+from ._rates import best_rate as best_rate
+from ._rates import try_rates as try_rates
 from ._readers import READERS as READERS
 from ._readers import read as read

@@ -70,10 +70,30 @@ def encoder_learner(
     if random:
         _randomise(body, seed)
     body.to(device).requires_grad_(False)
-    stack = blocks(model)
+    *parts, pool = _parts(model, encoder)
+    return Learner(parts, width=encoder.width, ways=ways, seed=seed, pool=pool)
+
+
+def load_parameters(model: Any, encoder: Encoder, parameters: Parameters) -> None:
+    """Write the parameters of an encoder's learner into a classifier of the same encoder that pools by the mean, in place."""
+    *parts, pool = _parts(model, encoder)
+    learner = Learner(parts, width=encoder.width, ways=model.classifier.out_features, pool=pool)
+    named = {
+        f"{name}.{key}": value
+        for name, part in zip(learner.names, learner.parts, strict=True)
+        for key, value in part.named_parameters()
+    }
+    named |= {f"head.{key}": value for key, value in model.classifier.named_parameters()}
+    with torch.no_grad():
+        for name, value in named.items():
+            value.copy_(parameters[name])
+
+
+def _parts(model: Any, encoder: Encoder) -> list[nn.Module]:
+    """The body of a classifier as a learner's parts: embeddings, blocks, and the mean over tokens."""
+    family, body, stack = FAMILIES[encoder.family], model.base_model, blocks(model)
     norm = body.get_submodule(family.final_norm) if family.final_norm else None
-    parts = [_Embeddings(body, stack), *(_Block(block, i) for i, block in enumerate(stack))]
-    return Learner(parts, width=encoder.width, ways=ways, seed=seed, pool=_Pool(norm))
+    return [_Embeddings(body, stack), *(_Block(block, i) for i, block in enumerate(stack)), _Pool(norm)]
 
 
 class _Embeddings(nn.Module):
@@ -146,23 +166,35 @@ class TextInputs:
     """
 
     def __init__(self, encoder: Encoder, examples: Examples, *, max_length: int, device: str = "cpu") -> None:
-        from layerprobe.encoder import tokenize
-
         self.encoder, self.device = encoder, device
-        self.encodings = tokenize(encoder, examples, max_length)
+        self.examples, self.max_length = examples, max_length
+        self._encodings: dict[int, dict[str, list[int]]] = {}
         self.level = 0
         self._cached: dict[int, Tensor] = {}
         self._embeddings: Learner | None = None
 
     def __len__(self) -> int:
-        return len(self.encodings)
+        return len(self.examples)
+
+    def encodings(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, list[int]]]:
+        """Tokens of these examples, not padded. An example is tokenized when it is first asked for: a study draws few of many."""
+        from layerprobe.encoder import tokenize
+
+        rows = [int(row) for row in rows]
+        new = [row for row in dict.fromkeys(rows) if row not in self._encodings]
+        found = tokenize(self.encoder, self.examples.take(new), self.max_length)
+        self._encodings.update(zip(new, found, strict=True))
+        return [self._encodings[row] for row in rows]
 
     def state(self, rows: Sequence[int] | np.ndarray) -> State:
         """The input of these examples: tokens, or the cached values of the frozen prefix."""
         from layerprobe.encoder import collate
 
         flat = np.asarray(rows).ravel()
-        inputs = {key: value.to(self.device) for key, value in collate(self.encoder, self.encodings, flat).items()}
+        inputs = {
+            key: value.to(self.device)
+            for key, value in collate(self.encoder, self.encodings(flat), range(len(flat))).items()
+        }
         if self._embeddings is None:
             return State(0, inputs)
         with torch.no_grad():
@@ -179,7 +211,7 @@ class TextInputs:
         from layerprobe.encoder import length_sorted_batches
 
         rows = np.asarray(rows)
-        lengths = [len(self.encodings[int(row)]["input_ids"]) for row in rows]
+        lengths = [len(encoding["input_ids"]) for encoding in self.encodings(rows)]
         for batch in length_sorted_batches(lengths, batch_size):
             yield rows[batch]
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.few_shot import inner_config, naming_few_shot_keys, outer_depth, section_of
+from layerprobe.few_shot import naming_few_shot_keys, outer_depth, section_of
 from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._few_shot import (
     BODY_COLUMNS,
     BodyStage,
     bodies,
+    chosen_inner,
     data_identity,
     inner_identity,
     make_inputs,
@@ -23,7 +24,9 @@ from layerprobe.stages._few_shot import (
     rows_of_episodes,
     test_episodes,
 )
-from layerprobe.stages.meta_train import MetaPrefix, MetaTrain
+from layerprobe.stages.meta_prefix import MetaPrefix
+from layerprobe.stages.meta_rates import MetaRates
+from layerprobe.stages.meta_train import MetaTrain
 from layerprobe.store import Artifact, ArtifactMeta
 
 if TYPE_CHECKING:
@@ -103,8 +106,11 @@ class MetaEvaluate(BodyStage):
     def parents(self) -> Mapping[str, Stage]:
         # A body with random weights has another prefix.
         prefix: dict[str, Stage] = {"prefix": MetaPrefix()} if self.has_prefix and self.body != "random" else {}
-        trained = {"trained": MetaTrain(self.body, self.inner, self.seed, self.has_prefix)} if self.is_trained else {}
-        return {**prefix, **trained}
+        trained = MetaTrain(self.body, self.inner, self.seed, self.has_prefix) if self.is_trained else None
+        rates = MetaRates.of_pretrained(self.has_prefix)
+        if self.body not in ("pretrained", "meta-trained"):
+            rates = MetaRates(self.body, "", self.seed, self.has_prefix, trained)
+        return {**prefix, **({"trained": trained} if trained else {}), "rates": rates}
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         loops = [inner_identity(study, depth) for depth in self.depths]
@@ -123,6 +129,7 @@ class MetaEvaluate(BodyStage):
         parameters, rates = read_parameters(learner, parents.get("trained"))
         if self.body != "meta-trained":
             parameters |= {name: value for name, value in learner.parameters().items() if name.startswith("head.")}
+        loops = {depth: chosen_inner(context, parents["rates"], depth) for depth in self.depths}
         episodes = test_episodes(context, few.test_tasks)
         rows = rows_of_episodes(episodes)
         vectors = inputs.vectors(learner, parameters, rows)
@@ -137,8 +144,7 @@ class MetaEvaluate(BodyStage):
                 table.append({**self.named, "reader": reader, **named, "accuracy": accuracy, "loss": None})
             for depth in self.depths:
                 with naming_few_shot_keys():
-                    config = inner_config(context.study, depth)
-                    loss, accuracy = evaluate(learner, parameters, inputs.task(episode), config, rates)
+                    loss, accuracy = evaluate(learner, parameters, inputs.task(episode), loops[depth], rates)
                 inner = {**self.named, "inner": depth, "reader": "inner"}
                 table.append({**inner, **named, "accuracy": accuracy, "loss": loss})
         save(folder, "few_shot", pd.DataFrame(table)[list(FEW_SHOT.columns)].astype({"loss": float}))

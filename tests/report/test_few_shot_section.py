@@ -110,6 +110,17 @@ def counts(inner):
     return pd.DataFrame(rows)
 
 
+def rates(inner, best=1.0):
+    rows = [
+        {"method": method, "seed": 0, "inner": depth, "rate": rate, "n": 20, "chosen": rate == best, "note": ""}
+        | {"loss": np.nan if rate == 3.0 != best else 1 - 0.1 * (rate == best), "accuracy": 0.5}
+        for method in ("pretrained", "random")
+        for depth in inner
+        for rate in (0.1, 1.0, 3.0)
+    ]
+    return pd.DataFrame(rows)
+
+
 def study(inner=DEPTHS, seeds=1, by_group=False, outcome="sufficient", without=(), gain=GAIN):
     few = episodes(inner, seeds, mixed=not by_group, gain=gain)
     tables = {
@@ -118,6 +129,7 @@ def study(inner=DEPTHS, seeds=1, by_group=False, outcome="sufficient", without=(
         "few_shot_layers": layers(inner, seeds),
         "few_shot_training": training(inner, seeds),
         "few_shot_counts": counts(inner),
+        "few_shot_rates": rates(inner),
     }
     if len(inner) > 1:
         tables["few_shot_differences"] = differences(inner, seeds, outcome, by_group)
@@ -159,6 +171,7 @@ def test_the_page_has_the_sections_of_its_study_alone(inner, seeds, by_group, tm
         "few_shot_layers",
         "few_shot_training",
         "few_shot_counts",
+        "few_shot_rates",
         "few_shot_differences",
     ],
 )
@@ -340,6 +353,53 @@ def test_depths_are_in_the_order_of_the_tests_or_of_the_study():
     assert depths({}, record()) == []
 
 
+def test_inner_rates_say_how_they_were_chosen(tmp_path):
+    def text(tables, about):
+        return next(one.text for one in findings(tables, about) if "nner rates" in one.text)
+
+    tables, about = study(("head", "full"))
+    assert text(tables, about) == (
+        "Inner rates: 1 for `head`, 1 for `full`; 3 rates were tried at each depth on the meta-validation episodes before meta-training."
+    )
+    html = page_of(tmp_path / "run", tables, about)
+    assert "<td>random, seed 0</td><td>full</td><td>1</td><td>0.1: 1.000; 1: 0.900; 3: diverged</td>" in html
+    tables["few_shot_rates"] = rates(("head", "full"), best=3.0)
+    assert "3 is the largest that was tried for `head`; 3 is the largest" in text(tables, about)
+    tables["few_shot_rates"] = tables["few_shot_rates"].query("chosen").assign(n=0)
+    assert text(tables, about) == "The study gives the inner rates: 3 for `head`, 3 for `full`."
+
+
+def test_dictionaries_are_reported_with_their_null(tmp_path):
+    tables, about = study(("head", "full"))
+    row = {
+        "method": "meta-trained",
+        "seed": 0,
+        "inner": "full",
+        "ev_pretrained": 0.8,
+        "ev_transferred": 0.7,
+        "ev_own": 0.79,
+    }
+    row |= {
+        "lost_share": 0.3,
+        "lost_low": 0.25,
+        "lost_high": 0.35,
+        "null_lost_share": 0.05,
+        "mean": 0.8,
+        "null_mean": 0.95,
+    }
+    tables["few_shot_dictionaries"] = pd.DataFrame(
+        [row | {"layer": 3, "note": "identical by construction"}, row | {"layer": 6, "note": ""}]
+    )
+    (text,) = [one.text for one in findings(tables, about) if "dictionar" in one.text]
+    assert (
+        "At layer 6, 30% of the latents" in text and "(95% interval 25% to 35% over latents), more than the 5%" in text
+    )
+    html = page_of(tmp_path / "run", tables, about)
+    assert '<td colspan="7">identical by construction</td>' in html and "<td>0.700</td>" in html
+    tables["few_shot_dictionaries"]["null_lost_share"] = 0.28
+    assert "not shown to be more than the 28%" in " ".join(one.text for one in findings(tables, about))
+
+
 def convergence(seeds=3, slope=0.01):
     rows = [
         {"geometry": geometry, "algorithm": algorithm, "inner_steps": n, "rate_choice": choice, "inner_rate": 0.1}
@@ -359,6 +419,30 @@ def convergence(seeds=3, slope=0.01):
         for n, choice, seed, step in itertools.product((1, 10), ("own", "equal"), range(seeds), (0, 5, 10))
     ]
     return pd.DataFrame(rows).astype({"loss": float, "gradient_norm": float})
+
+
+def theory():
+    rows = [
+        {"geometry": geometry, "inner_steps": n, "step": step, "gradient": 1 / n, "bound": 2.0}
+        | {"excess_loss": 1.0 * n if step == 2 else 9.0, "distance": 0.5}
+        for geometry, n, step in itertools.product(("strongly convex", "nonconvex"), (1, 3), range(3))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_bounds_of_theory_are_drawn_with_the_gradients(tmp_path):
+    tables, about = study()
+    tables["few_shot_theory"] = theory()
+    drawn = figure("few_shot_theory", tables, about)
+    assert [trace.name for trace in drawn.data] == [
+        *("strongly convex", "strongly convex, bound", "nonconvex", "nonconvex, bound")
+    ]
+    np.testing.assert_allclose(drawn.data[0].y, [1, 1 / 9])
+    np.testing.assert_allclose(drawn.data[1].y, [4, 4])
+    assert drawn.data[1].line.dash == "dash"
+    ends = figure("few_shot_theory", tables, about, value="excess_loss")
+    assert len(ends.data) == 2 and [*ends.data[0].y] == [1, 3]
+    assert "What does theory bound?" in page_of(tmp_path / "run", tables, about)
 
 
 def test_convergence_is_reported_in_either_direction_with_seeds():

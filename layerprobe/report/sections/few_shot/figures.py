@@ -30,6 +30,14 @@ MEASURES = {
 """Measures of layers with their names on axes."""
 
 
+THEORY = {
+    "gradient": "mean squared meta-gradient",
+    "excess_loss": "excess query loss at the end",
+    "distance": "distance to the meta-optimum at the end",
+}
+"""Quantities of the one-dimensional tasks, as axes name them."""
+
+
 def colour_of(depth: str, all_depths: Sequence[str]) -> str:
     return COLOURS[list(all_depths).index(depth) % len(COLOURS)]
 
@@ -197,3 +205,25 @@ def few_shot_convergence(
     figure.update_xaxes(title=titles[against])
     figure.update_yaxes(title="validation loss (nats)" if value == "loss" else "norm of the meta-gradient")
     return styled(figure, height=460)
+
+
+def few_shot_theory(tables: Tables, record: RunRecord, *, value: str = "gradient") -> go.Figure | None:
+    """One-dimensional tasks by number of inner steps: mean squared meta-gradient with its bound, or where the outer loop ends."""
+    table = having(tables, "few_shot_theory")
+    if table is None:
+        return None
+    figure = go.Figure()
+    last = table.step.max()
+    for number, (geometry, rows) in enumerate(table.groupby("geometry", sort=False)):
+        lines = {value: "solid", "bound": "dash"} if value == "gradient" else {value: "solid"}
+        for column, dash in lines.items():
+            # The theory is about the mean over outer steps, before each of which the gradient is taken.
+            part = rows[rows.step < last] if value == "gradient" else rows[rows.step == last]
+            by_steps = (part[column] ** (2 if value == "gradient" else 1)).groupby(part.inner_steps).mean()
+            name = f"{geometry}{', bound' if column == 'bound' else ''}"
+            options: dict[str, Any] = {"mode": "lines+markers", "line": {"dash": dash}}
+            hover = f"{name}, N = %{{x}}: %{{y:.4g}}"
+            add_trace(figure, by_steps.index, by_steps, name, COLOURS[number], hover, **options)
+    figure.update_xaxes(title="inner steps N", tickmode="array", tickvals=sorted(table.inner_steps.unique()))
+    figure.update_yaxes(title=THEORY[value], type="log", exponentformat="power")
+    return styled(figure, height=340)

@@ -141,9 +141,46 @@ def change_of(tables: Tables, depth: str, measure: str = "cka") -> Change | None
         return None
     heads, body = part[part.part == "head"], part[part.part == "layer"]
     body = body[~body.note.str.contains("identical")].sort_values("value")
-    head = next(heads.itertuples(), None)
-    least, *others = [*body.itertuples()] or [None]
+    head: Any = next(heads.itertuples(), None)
+    rows_of_layers: list[Any] = list(body.itertuples())
+    least, others = (rows_of_layers[0], rows_of_layers[1:]) if rows_of_layers else (None, [])
     ties = tuple(sorted(int(one.layer) for one in others if not least.ci_high < one.ci_low))
     head_is_least = head is not None and all(head.ci_high < low for low in body.ci_low)
     layers = tuple(sorted(int(one.layer) for one in others))
     return Change(least, layers, ties, head, head_is_least, int(part.seeds.max()))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The inner rate of one body and depth."""
+
+    method: str
+    seed: int
+    inner: str
+    rate: float
+    losses: dict[float, float]
+    """Loss on the validation episodes by rate that was tried, missing where the inner loop diverged; empty for a rate that
+    the study gives."""
+
+    @property
+    def at_end(self) -> str:
+        """`largest` or `smallest` where the rate is the last of those tried on this side; empty otherwise."""
+        tried = sorted(self.losses)
+        if len(tried) < 2 or self.rate not in (tried[0], tried[-1]):
+            return ""
+        return "largest" if self.rate == tried[-1] else "smallest"
+
+
+def chosen_rates(tables: Tables) -> list[Rates]:
+    """Inner rates by body, seed and depth."""
+    table = having(tables, "few_shot_rates")
+    if table is None:
+        return []
+    found, keys = [], ["method", "seed", "inner"]
+    one: Any
+    for one in table[keys].drop_duplicates().itertuples(index=False):
+        rows = table[(table[keys] == list(one)).all(axis=1)]
+        tried = rows[rows.n > 0]
+        losses = dict(zip(tried.rate.astype(float), tried.loss.astype(float), strict=True))
+        found.append(Rates(one.method, int(one.seed), one.inner, float(rows.rate[rows.chosen].iloc[0]), losses))
+    return found

@@ -6,10 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from layerprobe.record import Finding, RunRecord
-from layerprobe.report.queries import having
+from layerprobe.report.queries import having, records_of
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.few_shot.figures import READERS
-from layerprobe.report.sections.few_shot.queries import Gain, change_of, depths, gains, is_by_group, test_labels
+from layerprobe.report.sections.few_shot.queries import (
+    Gain,
+    change_of,
+    chosen_rates,
+    depths,
+    gains,
+    is_by_group,
+    test_labels,
+)
 from layerprobe.stats import mean_interval
 
 OUTCOMES = {
@@ -26,7 +34,8 @@ ALGORITHMS = {"head": " (ANIL)", "full": " (MAML)", "body": " (BOIL)"}
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     """The head against the deepest inner loop, meta-training against none, and layers before and after the inner loop."""
     texts = [*depth_sentences(tables, record), *gain_sentences(tables, record), *layer_sentences(tables, record)]
-    texts += convergence_sentences(tables)
+    texts += dictionary_sentences(tables, record)
+    texts += [*rate_sentences(tables, record), *convergence_sentences(tables)]
     return [Finding(text=text, figure="few_shot") for text in texts]
 
 
@@ -71,8 +80,9 @@ def gain_sentences(tables: Tables, record: RunRecord) -> list[str]:
         by_group = is_by_group(tables)
         low, high = ("group_low", "group_high") if by_group else ("ci_low", "ci_high")
         listed = [
-            f"{row.accuracy:.1%} ({getattr(row, low):.1%} to {getattr(row, high):.1%}) by {READERS.get(row.reader, row.reader)}"
-            for row in rows.sort_values("accuracy", ascending=False).itertuples()
+            f"{row['accuracy']:.1%}{'' if row[low] is None else f' ({row[low]:.1%} to {row[high]:.1%})'} by "
+            f"{READERS.get(row['reader'], row['reader'])}"
+            for row in records_of(rows.sort_values("accuracy", ascending=False))
         ]
         over = "groups" if by_group else "episodes"
         texts.append(
@@ -116,6 +126,45 @@ def layers_in_words(layers: Sequence[int]) -> str:
     if len(layers) == 1:
         return f"layer {layers[0]}"
     return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"
+
+
+def dictionary_sentences(tables: Tables, record: RunRecord) -> list[str]:
+    """Lost latents of the last layer's dictionary, with their null, by inner depth."""
+    table, texts = having(tables, "few_shot_dictionaries"), []
+    if table is None:
+        return []
+    last = table[table.layer == table.layer.max()]
+    for depth in depths(tables, record):
+        rows = last[last.inner == depth]
+        if rows.empty or (rows.note != "").any():
+            continue
+        lost, null = (100 * rows[name].mean() for name in ("lost_share", "null_lost_share"))
+        low, high = (100 * value for value in (rows.lost_low.min(), rows.lost_high.max()))
+        word = "more than" if low > null else "fewer than" if high < null else "not shown to be more than"
+        texts.append(
+            f"At layer {rows.layer.iloc[0]}, {lost:.0f}% of the latents of the pretrained body's dictionary have no match in that of "
+            f"the body meta-trained with `{depth}` (95% interval {low:.0f}% to {high:.0f}% over latents), {word} the {null:.0f}% of two "
+            "dictionaries of the pretrained body."
+        )
+    return texts
+
+
+def rate_sentences(tables: Tables, record: RunRecord) -> list[str]:
+    """The inner rate of each depth, and how it was chosen."""
+    order = depths(tables, record)
+    rates = [one for one in chosen_rates(tables) if one.method == "pretrained" and one.inner in order]
+    if not rates:
+        return []
+    listed = ", ".join(f"{one.rate:g} for `{one.inner}`" for one in rates)
+    counts = {len(one.losses) for one in rates}
+    if counts == {0}:
+        return [f"The study gives the inner rates: {listed}."]
+    how = f"{max(counts)} rates were tried at each depth on the meta-validation episodes before meta-training"
+    if len(counts) > 1:
+        how = "some are given by the study, the others were chosen on the meta-validation episodes before meta-training"
+    ends = [f"{one.rate:g} is the {one.at_end} that was tried for `{one.inner}`" for one in rates if one.at_end]
+    further = f" {'; '.join(ends)}: one beyond it may be better." if ends else ""
+    return [f"Inner rates: {listed}; {how}.{further}"]
 
 
 def convergence_sentences(tables: Tables) -> list[str]:
