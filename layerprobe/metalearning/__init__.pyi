@@ -14,6 +14,8 @@ from ._episodes import EpisodeSampler as EpisodeSampler
 from ._episodes import Part as Part
 from ._episodes import Parts as Parts
 from ._episodes import split_classes as split_classes
+from ._evaluate import evaluate as evaluate
+from ._evaluate import evaluate_tasks as evaluate_tasks
 from ._inner import Adapted as Adapted
 from ._inner import InnerConfig as InnerConfig
 from ._inner import MetaGradient as MetaGradient
@@ -27,7 +29,6 @@ from ._outer import MetaTrained as MetaTrained
 from ._outer import OuterConfig as OuterConfig
 from ._outer import OuterStep as OuterStep
 from ._outer import check_depths as check_depths
-from ._outer import evaluate as evaluate
 from ._outer import meta_train as meta_train
 from ._rates import RateTrial as RateTrial
 from ._rates import best_rate as best_rate

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from layerprobe.errors import ArgumentError
+from layerprobe.metalearning._evaluate import evaluate_tasks
 from layerprobe.metalearning._inner import InnerConfig, Task
 from layerprobe.metalearning._learner import Learner, Parameters
-from layerprobe.metalearning._outer import evaluate
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,19 @@ def try_rates(
         inner: the inner loop; its rate is replaced.
         rates: the candidates.
     """
-    found: dict[float, list[tuple[float, float]]] = {rate: [] for rate in rates}
-    level = inner.level(learner)
-    for task in tasks:
-        with torch.no_grad():  # the unchanged parts are run once for all rates
+    level, lower = inner.level(learner), []
+    with torch.no_grad():  # the unchanged parts are run once for all rates
+        for task in tasks:
             support, query = (learner.apply(parameters, half, to=level) for half in (task.support, task.query))
-        lower = replace(task, support=support, query=query)
-        for rate in list(found):
-            try:
-                found[rate].append(evaluate(learner, parameters, lower, replace(inner, rate=rate)))
-            except ArgumentError:
-                del found[rate]
-    means = {rate: np.mean(values, axis=0) for rate, values in found.items()}
-    return tuple(
-        RateTrial(rate, float(means[rate][0]), float(means[rate][1])) if rate in means else RateTrial(rate, None, None)
-        for rate in rates
-    )
+            lower.append(replace(task, support=support, query=query))
+    trials = []
+    for rate in rates:
+        try:
+            means = np.mean(evaluate_tasks(learner, parameters, lower, replace(inner, rate=rate)), axis=0)
+            trials.append(RateTrial(rate, float(means[0]), float(means[1])))
+        except ArgumentError:
+            trials.append(RateTrial(rate, None, None))
+    return tuple(trials)
 
 
 def best_rate(trials: Sequence[RateTrial]) -> float:

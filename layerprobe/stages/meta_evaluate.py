@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.few_shot import naming_few_shot_keys, outer_depth, section_of
@@ -30,7 +30,9 @@ from layerprobe.stages.meta_train import MetaTrain
 from layerprobe.store import Artifact, ArtifactMeta
 
 if TYPE_CHECKING:
-    from layerprobe.metalearning import Episode
+    import numpy as np
+
+    from layerprobe.metalearning import Episode, InnerConfig, Task
 
 READER = (
     "how query examples are classified: `inner` (inner loop), `logistic` (regression on support vectors), `centroid` (nearest "
@@ -119,8 +121,9 @@ class MetaEvaluate(BodyStage):
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import numpy as np
         import pandas as pd
+        import torch
 
-        from layerprobe.metalearning import READERS, evaluate, read
+        from layerprobe.metalearning import READERS, State, evaluate_tasks, read
         from layerprobe.progress import track
 
         few = section_of(context.study)
@@ -133,7 +136,7 @@ class MetaEvaluate(BodyStage):
         episodes = test_episodes(context, few.test_tasks)
         rows = rows_of_episodes(episodes)
         vectors = inputs.vectors(learner, parameters, rows)
-        table = []
+        table: list[dict[str, Any]] = []
         for number, episode in enumerate(track(episodes, "meta-test episodes")):
             named = {"episode": number, "group": self.group_of(context, episode)}
             support, query = (vectors[np.searchsorted(rows, half)] for half in (episode.support, episode.query))
@@ -142,11 +145,26 @@ class MetaEvaluate(BodyStage):
                 predicted = read(reader, np.concatenate(support), labels, np.concatenate(query))
                 accuracy = float((predicted == asked).mean())
                 table.append({**self.named, "reader": reader, **named, "accuracy": accuracy, "loss": None})
-            for depth in self.depths:
-                with naming_few_shot_keys():
-                    loss, accuracy = evaluate(learner, parameters, inputs.task(episode), loops[depth], rates)
-                inner = {**self.named, "inner": depth, "reader": "inner"}
-                table.append({**inner, **named, "accuracy": accuracy, "loss": loss})
+
+        def state_of(half: np.ndarray) -> State:
+            values = torch.from_numpy(vectors[np.searchsorted(rows, half.ravel())])
+            return State(len(learner.parts), values.to(context.device))
+
+        def task(episode: Episode, loop: InnerConfig) -> Task:
+            given = inputs.task(episode)
+            if loop.depth != "head":
+                return given
+            # The body is not adapted: the vectors are known.
+            return replace(given, support=state_of(episode.support), query=state_of(episode.query))
+
+        for depth, loop in loops.items():
+            tasks = (task(episode, loop) for episode in track(episodes, f"inner loop {depth}"))
+            with naming_few_shot_keys():
+                found = evaluate_tasks(learner, parameters, tasks, loop, rates)
+            for number, (loss, accuracy) in enumerate(found):
+                inner = {**self.named, "inner": depth, "reader": "inner", "episode": number}
+                group = self.group_of(context, episodes[number])
+                table.append({**inner, "group": group, "accuracy": accuracy, "loss": loss})
         save(folder, "few_shot", pd.DataFrame(table)[list(FEW_SHOT.columns)].astype({"loss": float}))
 
     def group_of(self, context: Context, episode: Episode) -> str:
