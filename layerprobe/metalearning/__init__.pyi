@@ -6,7 +6,6 @@ from ._baselines import train_multiclass as train_multiclass
 from ._baselines import train_multitask as train_multitask
 from ._counts import Counts as Counts
 from ._counts import counting as counting
-from ._encoder import TextInputs as TextInputs
 from ._encoder import encoder_learner as encoder_learner
 from ._encoder import load_parameters as load_parameters
 from ._episodes import Episode as Episode
@@ -35,3 +34,4 @@ from ._rates import best_rate as best_rate
 from ._rates import try_rates as try_rates
 from ._readers import READERS as READERS
 from ._readers import read as read
+from ._text_inputs import TextInputs as TextInputs
