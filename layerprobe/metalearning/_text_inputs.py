@@ -26,7 +26,7 @@ GROUP_COST = 64
 """Tokens that a further group costs, in calls on small batches."""
 
 
-def groups_of_similar_length(lengths: Sequence[int]) -> list[np.ndarray]:
+def groups_of_similar_length(lengths: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     """Divide examples so that padding each group to its longest example, and the calls for each group, cost least."""
     order = np.argsort(lengths, kind="stable")
     ordered = np.asarray(lengths)[order]
@@ -70,8 +70,9 @@ class TextInputs:
 
         rows = [int(row) for row in rows]
         new = [row for row in dict.fromkeys(rows) if row not in self._encodings]
-        found = tokenize(self.encoder, self.examples.take(new), self.max_length)
-        self._encodings.update(zip(new, found, strict=True))
+        if new:
+            found = tokenize(self.encoder, self.examples.take(new), self.max_length)
+            self._encodings.update(zip(new, found, strict=True))
         return [self._encodings[row] for row in rows]
 
     def state(self, rows: Sequence[int] | np.ndarray, *, divided: bool = True) -> State:
