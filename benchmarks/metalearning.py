@@ -61,7 +61,7 @@ class Bench:
         self.model: Any = self.encoder.classifier(tuple(map(str, range(WAYS))), seed=0, pooling="mean").eval()
         self.model.base_model.set_attn_implementation("eager")
         self.batches = [
-            collate(self.encoder, self.inputs.encodings, half.ravel())
+            collate(self.encoder, self.inputs.encodings(half.ravel()), range(half.size))
             for half in (self.episode.support, self.episode.query)
         ]
         self.labels = [self.task.support_labels, self.task.query_labels]
@@ -135,6 +135,62 @@ def heads(rounds: int) -> float:
     return ratio(lambda: adapt_heads(vectors, labels, head, config), loop, rounds)
 
 
+def blocks_of_tasks(bench: Bench, cached: TextInputs, rounds: int, tasks: int = 4, steps: int = 3) -> float:
+    """Time of meta-gradients of `top:2` vectorised over tasks by `torch.func.vmap`, as a share of a loop over them."""
+    learner, rate = bench.learner, 0.05
+    episodes = [bench.sampler.draw(number) for number in range(tasks)]
+    loop_tasks = [cached.task(episode) for episode in episodes]
+    names = [*learner.names_at(2), "head.weight", "head.bias"]
+    config = InnerConfig("top:2", steps, rate)
+    start = {name: value.clone() for name, value in learner.parameters().items() if name in names}
+    stacked: list[torch.Tensor] = []
+    for half in ("support", "query"):
+        groups = [cached.state(getattr(one, half), divided=False).value.groups[0] for one in episodes]
+        longest = max(group.hidden.shape[1] for group in groups)
+        pads = [longest - group.hidden.shape[1] for group in groups]
+        stacked.append(
+            torch.stack([nn.functional.pad(one.hidden, (0, 0, 0, pad)) for one, pad in zip(groups, pads, strict=True)])
+        )
+        stacked.append(
+            torch.stack([nn.functional.pad(one.mask, (0, pad)) for one, pad in zip(groups, pads, strict=True)])
+        )
+        stacked.append(torch.stack([getattr(one, f"{half}_labels") for one in loop_tasks]))
+
+    def loss(parameters: Any, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        real = mask.to(hidden.dtype)
+        for number in (learner.n_layers - 1, learner.n_layers):
+            prefix, block = f"block {number}.block.", learner.parts[number].block
+            own = {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
+            output = functional_call(block, own, (hidden,), {"attention_mask": (1 - real)[:, None, None] * -1e9})
+            hidden = output[0] if isinstance(output, tuple) else output
+        vectors = (hidden * real[..., None]).sum(1) / real.sum(1)[:, None]
+        return nn.functional.cross_entropy(
+            nn.functional.linear(vectors, parameters["head.weight"], parameters["head.bias"]), labels
+        )
+
+    def of_task(parameters: Any, *values: torch.Tensor) -> torch.Tensor:
+        for _ in range(steps):
+            gradients = torch.func.grad(loss)(parameters, *values[:3])
+            parameters = {name: value - rate * gradients[name] for name, value in parameters.items()}
+        return loss(parameters, *values[3:])
+
+    def together() -> Any:
+        return torch.func.grad(lambda p: torch.func.vmap(of_task, in_dims=(None, *[0] * 6))(p, *stacked).mean())(start)
+
+    def loop() -> Any:
+        total = dict.fromkeys(names, 0.0)
+        for task in loop_tasks:
+            parameters = {n: v.clone().requires_grad_(n in names) for n, v in learner.parameters().items()}
+            found = meta_gradient(learner, parameters, task, config, outer=names)
+            total = {name: value + found.gradients[name] / tasks for name, value in total.items()}
+        return total
+
+    one, other = together(), loop()
+    for name in names:
+        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-2)
+    return ratio(together, loop, rounds)
+
+
 def main(rounds: int) -> None:
     bench = Bench()
     print(f"{WAYS}-way {SHOTS}-shot, {QUERIES} queries per class, MiniLM-L6, at most {LENGTH} tokens")
@@ -159,6 +215,11 @@ def main(rounds: int) -> None:
         )
         line(f"outer top:2, inner {depth}: cached prefix over none", value)
     line("inner loop of the head for 32 tasks: batched over a loop", heads(rounds))
+    episodes = [bench.sampler.draw(number) for number in range(4)]
+    cached.cache(
+        bench.learner, depth=2, rows=np.concatenate([np.r_[e.support.ravel(), e.query.ravel()] for e in episodes])
+    )
+    line("meta-gradients of top:2 for 4 tasks: vectorised over a loop", blocks_of_tasks(bench, cached, rounds))
 
 
 if __name__ == "__main__":

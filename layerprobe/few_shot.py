@@ -29,6 +29,7 @@ KEYS: Mapping[str, str] = {
     "depth": "few_shot.inner",
     "steps": "few_shot.inner_steps",
     "rate": "few_shot.inner_rate",
+    "rates": "few_shot.rate_grid",
     "encoder": "model.name",
 }
 """Study keys behind the arguments of `layerprobe.metalearning`."""
@@ -76,9 +77,12 @@ class FewShotData:
         free = np.setdiff1d(np.concatenate(self.parts.test.rows), used)
         return np.sort(np.random.default_rng(data.seed).permutation(free)[: few.probes])
 
-    def examples_of(self, part: Part) -> Examples:
-        """All examples of a part's classes."""
-        return self.rows.examples.take(np.concatenate(part.rows))
+    def examples_of(self, part: Part, *, shuffled: bool = False) -> Examples:
+        """All examples of a part's classes, class by class or in seeded order, so that the first are of all classes."""
+        rows = np.concatenate(part.rows)
+        return self.rows.examples.take(
+            np.random.default_rng(self.study.data.seed).permutation(rows) if shuffled else rows
+        )
 
     def corpus(self) -> Corpus:
         """The examples as the parts of a corpus: meta-training classes to train on, the probe examples to compare layers on."""
@@ -95,7 +99,7 @@ class FewShotData:
         return Corpus(
             name=self.rows.source,
             label_names=self.rows.label_names,
-            train=self.examples_of(parts.train),
+            train=self.examples_of(parts.train, shuffled=True),
             test=self.rows.examples.take(self.probes),
             unseen=self.examples_of(parts.validation),
             fingerprint=self.fingerprint,
@@ -146,8 +150,14 @@ def load_few_shot(study: Study, rows: Labelled) -> FewShotData:
     return data
 
 
-def inner_config(study: Study, depth: str) -> InnerConfig:
-    """The inner loop of one depth."""
+def given_rate(study: Study, depth: str) -> float | None:
+    """The inner rate that a study gives for a depth; None if it is to be chosen."""
+    few = section_of(study)
+    return few.inner_rates.get(depth, few.inner_rate)
+
+
+def inner_config(study: Study, depth: str, rate: float) -> InnerConfig:
+    """The inner loop of one depth with the rate that was given or chosen for it."""
     from layerprobe.metalearning import InnerConfig
 
     few = section_of(study)
@@ -155,7 +165,7 @@ def inner_config(study: Study, depth: str) -> InnerConfig:
         return InnerConfig(
             depth,
             few.inner_steps,
-            few.inner_rates.get(depth, few.inner_rate),
+            rate,
             first_order=few.first_order,
             l2=few.l2,
             learned_rates=few.learned_rates,
@@ -202,7 +212,7 @@ def check_few_shot(study: Study, n_layers: int | None) -> None:
     from layerprobe.metalearning import check_depths
 
     few = section_of(study)
-    configs = {depth: inner_config(study, depth) for depth in few.inner}
+    configs = {depth: inner_config(study, depth, rate=1.0) for depth in few.inner}
     if len({config.depth for config in configs.values()}) < len(configs):
         raise StudyError(f"few_shot.inner = {list(few.inner)} lists a depth twice; list each once.")
     for depth in few.inner_rates:

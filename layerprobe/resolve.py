@@ -247,7 +247,8 @@ def _resolve_few_shot(study: Study, device: str) -> Context:
         n_train=sum(map(len, data.parts.train.rows)),
         n_test=len(data.probes),
         train_tokens=0,
-        captured_tokens=0,
+        # An estimate from above: token rows are stored for dictionaries alone.
+        captured_tokens=min(len(data.probes), study.activations.examples) * study.data.max_length,
         model_bytes=_model_bytes(encoder),
     )
     context = Context(resolved, encoder=encoder, ood=())

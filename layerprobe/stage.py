@@ -176,7 +176,17 @@ class ResolvedStudy:
             "test": data.test,
             "max_length": data.max_length,
             **left_out,
+            **self._episodes,
         }
+
+    @property
+    def _episodes(self) -> dict[str, Json]:
+        """What decides which examples a few-shot study trains on and compares layers on; empty for other studies."""
+        few = self.study.few_shot
+        if few is None:
+            return {}
+        names = ("ways", "shots", "queries", "within_group", "layer_tasks", "probes")
+        return {"few_shot": {name: getattr(few, name) for name in names}}
 
     @property
     def dictionary_bytes(self) -> int:

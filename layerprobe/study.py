@@ -215,10 +215,19 @@ class FewShotSection(_Section):
     """How deep the inner loop adapts: `head` (ANIL), `top:k`, `full` (MAML) or `body` (BOIL)."""
     inner_steps: Count = 5
     """Gradient steps of the inner loop."""
-    inner_rate: FiniteRate = 0.5
-    """Rate of the inner loop."""
+    inner_rate: FiniteRate | None = None
+    """Rate of the inner loop at all depths. Default: each depth has its own, the best of `few_shot.rate_grid`."""
     inner_rates: dict[StrictStr, FiniteRate] = {}
-    """Rates of individual depths, such as `{full = 0.05}`."""
+    """Rates of individual depths, such as `{full = 0.05}`, which are not chosen."""
+    rate_grid: Annotated[tuple[FiniteRate, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+        0.03,
+        0.1,
+        0.3,
+        1.0,
+        3.0,
+    )
+    """Inner rates that are tried at each depth; the one with the lowest loss on the meta-validation episodes, before
+    meta-training, is used."""
     first_order: StrictBool = False
     """Whether meta-gradients leave out second derivatives."""
     learned_rates: StrictBool = False
@@ -250,6 +259,9 @@ class FewShotSection(_Section):
     ] = ("pretrained", "random", "multiclass", "multitask")
     """Bodies without meta-training: pretrained, with random weights, or fine-tuned on the meta-train classes (as one
     classifier of all of them, or on episodes with one shared head and no inner loop)."""
+    dictionaries: StrictBool = False
+    """Whether to train the dictionaries of the section `sae` on the pretrained and on each meta-trained body, and to match
+    them."""
     convergence: StrictBool = False
     """Whether to compare the convergence of the outer loop by number of inner steps and geometry of the inner loss."""
 

@@ -237,15 +237,17 @@ def adapt_heads(
     tasks, n, _ = vectors.shape
     weight, bias = (value.detach().expand(tasks, *value.shape).clone() for value in head)
     targets = nn.functional.one_hot(labels, head[1].shape[0]).to(vectors.dtype)
-    for step in range(config.steps):
-        scores = torch.baddbmm(bias[:, None], vectors, weight.transpose(1, 2))
-        if not scores.isfinite().all():
+    for step in range(1, config.steps + 1):
+        logarithms = torch.baddbmm(bias[:, None], vectors, weight.transpose(1, 2)).log_softmax(-1)
+        losses = -(logarithms * targets).sum((1, 2)) / n
+        losses = losses + config.l2 / 2 * ((weight**2).sum((1, 2)) + (bias**2).sum(1))
+        if diverged(float(losses.max())):
             raise ArgumentError(
                 f"{{rate}} is {config.rate:g}, with which the inner loss diverges (at step {step} of {config.steps}); try "
                 f"{config.rate / 10:g}.",
                 "rate",
             )
-        slope = (scores.softmax(-1) - targets) / n
+        slope = (logarithms.exp() - targets) / n
         weight = weight - config.rate * (slope.transpose(1, 2) @ vectors + config.l2 * weight)
         bias = bias - config.rate * (slope.sum(1) + config.l2 * bias)
     return weight, bias

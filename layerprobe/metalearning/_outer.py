@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerprobe.errors import ArgumentError
 from layerprobe.files import is_intact, remove_checked, write_checked
-from layerprobe.metalearning._inner import InnerConfig, MetaGradient, Task, adapt, diverged, meta_gradient
+from layerprobe.metalearning._evaluate import evaluate_tasks
+from layerprobe.metalearning._inner import InnerConfig, MetaGradient, Task, diverged, meta_gradient
 from layerprobe.metalearning._learner import HEAD, Learner
 from layerprobe.progress import report
 
@@ -150,25 +151,6 @@ def check_depths(inner: InnerConfig, outer: OuterConfig, n_layers: int) -> None:
         )
 
 
-def evaluate(
-    learner: Learner,
-    parameters: Mapping[str, Tensor],
-    task: Task,
-    inner: InnerConfig,
-    rates: Mapping[str, Tensor] | None = None,
-) -> tuple[float, float]:
-    """Query loss and accuracy of one task after the inner loop.
-
-    Raises:
-        ArgumentError: if the inner loop diverges.
-    """
-    adapted = adapt(learner, parameters, task.support, task.support_labels, inner, rates=rates)
-    with torch.no_grad():
-        logits = learner.logits(adapted.parameters, task.query)
-        loss = float(nn.functional.cross_entropy(logits, task.query_labels))
-    return loss, float((logits.argmax(1) == task.query_labels).double().mean())
-
-
 class Outer:
     """The state of meta-training, or of the training of a baseline.
 
@@ -281,10 +263,8 @@ class Outer:
         """Measure the validation episodes, keep the best parameters, and complete the step's entry."""
         fixed = {name: value.detach() for name, value in self.parameters.items()}
         rates = None if self.rates is None else {part: rate.detach() for part, rate in self.rates.items()}
-        measured = [
-            evaluate(self.learner, fixed, validation(number), self.inner, rates)
-            for number in range(self.outer.validation_tasks)
-        ]
+        tasks = (validation(number) for number in range(self.outer.validation_tasks))
+        measured = evaluate_tasks(self.learner, fixed, tasks, self.inner, rates)
         loss, accuracy = (float(value) for value in np.mean(measured, axis=0))
         if loss < self.best_loss:
             self.best_loss, self.unimproved, self.best = loss, 0, self._copy()

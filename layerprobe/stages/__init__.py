@@ -26,9 +26,14 @@ from layerprobe.stages.latents import Latents
 from layerprobe.stages.match import Match
 from layerprobe.stages.meta_convergence import ConvergencePrefix, ConvergenceRates, MetaConvergence
 from layerprobe.stages.meta_counts import MetaCounts
+from layerprobe.stages.meta_dictionaries import MetaDictionaries
 from layerprobe.stages.meta_evaluate import MetaCompare, MetaEvaluate
+from layerprobe.stages.meta_model import MetaModel
+from layerprobe.stages.meta_prefix import MetaPrefix
+from layerprobe.stages.meta_rates import MetaRates
 from layerprobe.stages.meta_similarity import MetaBetween, MetaSimilarity
-from layerprobe.stages.meta_train import MetaPrefix, MetaTrain
+from layerprobe.stages.meta_theory import MetaTheory
+from layerprobe.stages.meta_train import MetaTrain
 from layerprobe.stages.nulls import Nulls
 from layerprobe.stages.outside import Outside
 from layerprobe.stages.probes import Probes
@@ -86,12 +91,16 @@ REGISTRY: tuple[type[Stage], ...] = (
     RandomChange,
     DriftControls,
     MetaPrefix,
+    MetaRates,
     MetaTrain,
     MetaEvaluate,
     MetaCompare,
     MetaSimilarity,
     MetaBetween,
     MetaCounts,
+    MetaTheory,
+    MetaModel,
+    MetaDictionaries,
     ConvergencePrefix,
     ConvergenceRates,
     MetaConvergence,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from layerprobe.few_shot import inner_config, outer_depth, section_of
+from layerprobe.few_shot import given_rate, inner_config, outer_depth, section_of
 from layerprobe.stage import COLUMNS, Json, ResolvedStudy, Stage, StudyShape
 from layerprobe.store import Artifact
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from layerprobe.context import Context
-    from layerprobe.metalearning import Episode, EpisodeSampler, Learner, TextInputs
+    from layerprobe.metalearning import Episode, EpisodeSampler, InnerConfig, Learner, TextInputs
 
 PARAMETERS = "parameters.safetensors"
 RATE = "rate of "
@@ -80,10 +80,17 @@ def data_identity(study: ResolvedStudy) -> dict[str, Json]:
 
 
 def inner_identity(study: ResolvedStudy, depth: str) -> dict[str, Json]:
-    """What decides an inner loop."""
-    config = inner_config(study.study, depth)
-    names = ("depth", "steps", "rate", "first_order", "l2", "learned_rates")
-    return {name: getattr(config, name) for name in names}
+    """What decides an inner loop, besides a rate that is chosen."""
+    config = inner_config(study.study, depth, rate=1.0)
+    names = ("depth", "steps", "first_order", "l2", "learned_rates")
+    return {**{name: getattr(config, name) for name in names}, "rate": given_rate(study.study, depth)}
+
+
+def chosen_inner(context: Context, rates: Artifact, depth: str) -> InnerConfig:
+    """The inner loop of one depth with the rate of the stage `meta-rates`."""
+    table = rates.table("few_shot_rates")
+    row = table[(table["inner"] == depth) & table["chosen"]]
+    return inner_config(context.study, depth, float(row["rate"].iloc[0]))
 
 
 def make_learner(context: Context, seed: int, *, random: bool = False) -> Learner:

@@ -11,7 +11,7 @@ from layerprobe.context import Context
 from layerprobe.files import digest
 from layerprobe.stage import Json, ModelStage, ResolvedStudy, Stage, StudyShape
 from layerprobe.stages._artifacts import rows_of
-from layerprobe.stages.adapt import Adapt
+from layerprobe.stages.meta_model import model_task
 from layerprobe.store import Artifact, ArtifactMeta
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class _Capture(ModelStage):
     def parents(self) -> Mapping[str, Stage]:
         if self.method is None:
             return {}
-        return {"adapt": Adapt(self.method, self.seed), "base": type(self).of_base()}
+        return {"adapt": model_task(self.method, self.seed), "base": type(self).of_base()}
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         from layerprobe.activations import capture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.few_shot import section_of
+from layerprobe.few_shot import naming_few_shot_keys, section_of
 from layerprobe.stage import COLUMNS, Json, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._few_shot import (
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from layerprobe.metalearning import InnerConfig, Learner, OuterConfig, TextInputs
 
 STEPS = (1, 3, 5, 10)
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Inner rates that are tried for each geometry."""
 GEOMETRIES = {"strongly convex": "head", "nonconvex": "top:1"}
 """Geometry of the inner loss -> depth of the inner loop."""
 ALGORITHMS = {"head": "ANIL", "top:1": "top:1"}
@@ -43,7 +41,7 @@ FEW_SHOT_CONVERGENCE = TableSpec(
         "geometry": "of the inner loss: `strongly convex` (head with an L2 penalty) or `nonconvex` (head and last block)",
         "algorithm": "`ANIL`, or `top:1`, which is MAML over everything that the outer loop trains",
         "inner_steps": "number of inner steps",
-        "rate_choice": f"`own`: the rate of {', '.join(map(str, RATES))} with the lowest validation loss for the geometry before "
+        "rate_choice": "`own`: the rate of `few_shot.rate_grid` with the lowest validation loss for the geometry before "
         "meta-training, averaged over the numbers of inner steps; `equal`: the smaller of the two",
         "inner_rate": "inner rate",
         "seed": COLUMNS["seed"],
@@ -127,30 +125,31 @@ class ConvergenceRates(Stage):
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         few = section_of(study.study)
-        grid = {"rates": list(RATES), "steps": list(STEPS), "l2": few.l2 or L2, "seed": study.study.seeds[0]}
+        grid = {"rates": list(few.rate_grid), "steps": list(STEPS), "l2": few.l2 or L2, "seed": study.study.seeds[0]}
         return {**data_identity(study), **grid, "validation_tasks": few.validation_tasks}
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import numpy as np
 
-        from layerprobe.errors import ArgumentError
-        from layerprobe.metalearning import evaluate
+        from layerprobe.metalearning import RateTrial, best_rate, try_rates
 
         few, learner = section_of(context.study), make_learner(context, context.study.seeds[0])
         inputs, sampler = text_inputs(context), validation_sampler(context)
         inputs.open_cache(parents["prefix"].folder, learner, depth=OUTER_DEPTH)
         tasks = [inputs.task(sampler.draw(number)) for number in range(few.validation_tasks)]
-        losses: dict[str, dict[float, float]] = {}
+        losses: dict[str, dict[float, float | None]] = {}
+        own: dict[str, float] = {}
         for geometry in GEOMETRIES:
-            losses[geometry] = {}
-            for rate in RATES:
-                configs = [inner_of(context, geometry, steps, rate) for steps in STEPS]
-                try:
-                    found = [evaluate(learner, learner.parameters(), task, one)[0] for one in configs for task in tasks]
-                except ArgumentError:
-                    continue  # It diverges, which rules it out.
-                losses[geometry][rate] = float(np.mean(found))
-        own = {geometry: min(tried, key=tried.__getitem__) for geometry, tried in losses.items()}
+            configs = [inner_of(context, geometry, steps, 1.0) for steps in STEPS]
+            found = [try_rates(learner, learner.parameters(), tasks, one, few.rate_grid) for one in configs]
+            trials = []
+            for of_rate in zip(*found, strict=True):
+                tried = [trial.loss for trial in of_rate if trial.loss is not None]
+                mean = float(np.mean(tried)) if len(tried) == len(STEPS) else None
+                trials.append(RateTrial(of_rate[0].rate, mean, None))
+            with naming_few_shot_keys():
+                own[geometry] = best_rate(trials)
+            losses[geometry] = {trial.rate: trial.loss for trial in trials}
         values = {"own": own, "equal": dict.fromkeys(own, min(own.values())), "losses": losses}
         (folder / RATES_FILE).write_text(json.dumps(values), encoding="utf-8")
 

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.few_shot import inner_config, naming_few_shot_keys, outer_config, outer_depth, section_of
+from layerprobe.few_shot import naming_few_shot_keys, outer_config, outer_depth, section_of
 from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
-from layerprobe.stages._few_shot import data_identity, inner_identity, make_inputs, make_learner, train_sampler
-from layerprobe.stages.meta_train import MetaPrefix
+from layerprobe.stages._few_shot import (
+    chosen_inner,
+    data_identity,
+    inner_identity,
+    make_inputs,
+    make_learner,
+    train_sampler,
+)
+from layerprobe.stages.meta_prefix import MetaPrefix
+from layerprobe.stages.meta_rates import MetaRates
 from layerprobe.store import Artifact, ArtifactMeta
 
 REPEATS = 3
@@ -61,7 +69,8 @@ class MetaCounts(Stage):
         yield cls(outer_depth(shape.study) is not None)
 
     def parents(self) -> Mapping[str, Stage]:
-        return {"prefix": MetaPrefix()} if self.has_prefix else {}
+        prefix: dict[str, Stage] = {"prefix": MetaPrefix()} if self.has_prefix else {}
+        return {**prefix, "rates": MetaRates.of_pretrained(self.has_prefix)}
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         few = section_of(study.study)
@@ -83,7 +92,7 @@ class MetaCounts(Stage):
         last, rows = learner.names[learner.n_layers], []
         for depth in few.inner:
             for steps in sorted({1, few.inner_steps}):
-                config = replace(inner_config(study, depth), steps=steps)
+                config = replace(chosen_inner(context, parents["rates"], depth), steps=steps)
 
                 def step(number: int, counts: Any = None, config: Any = config) -> None:
                     with naming_few_shot_keys():

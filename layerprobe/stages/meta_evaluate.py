@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.few_shot import inner_config, naming_few_shot_keys, outer_depth, section_of
+from layerprobe.few_shot import naming_few_shot_keys, outer_depth, section_of
 from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._few_shot import (
     BODY_COLUMNS,
     BodyStage,
     bodies,
+    chosen_inner,
     data_identity,
     inner_identity,
     make_inputs,
@@ -23,11 +24,15 @@ from layerprobe.stages._few_shot import (
     rows_of_episodes,
     test_episodes,
 )
-from layerprobe.stages.meta_train import MetaPrefix, MetaTrain
+from layerprobe.stages.meta_prefix import MetaPrefix
+from layerprobe.stages.meta_rates import MetaRates
+from layerprobe.stages.meta_train import MetaTrain
 from layerprobe.store import Artifact, ArtifactMeta
 
 if TYPE_CHECKING:
-    from layerprobe.metalearning import Episode
+    import numpy as np
+
+    from layerprobe.metalearning import Episode, InnerConfig, Task
 
 READER = (
     "how query examples are classified: `inner` (inner loop), `logistic` (regression on support vectors), `centroid` (nearest "
@@ -104,8 +109,11 @@ class MetaEvaluate(BodyStage):
     def parents(self) -> Mapping[str, Stage]:
         # A body with random weights has another prefix.
         prefix: dict[str, Stage] = {"prefix": MetaPrefix()} if self.has_prefix and self.body != "random" else {}
-        trained = {"trained": MetaTrain(self.body, self.inner, self.seed, self.has_prefix)} if self.is_trained else {}
-        return {**prefix, **trained}
+        trained = MetaTrain(self.body, self.inner, self.seed, self.has_prefix) if self.is_trained else None
+        rates = MetaRates.of_pretrained(self.has_prefix)
+        if self.body not in ("pretrained", "meta-trained"):
+            rates = MetaRates(self.body, "", self.seed, self.has_prefix, trained)
+        return {**prefix, **({"trained": trained} if trained else {}), "rates": rates}
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         loops = [inner_identity(study, depth) for depth in self.depths]
@@ -114,8 +122,9 @@ class MetaEvaluate(BodyStage):
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import numpy as np
         import pandas as pd
+        import torch
 
-        from layerprobe.metalearning import READERS, evaluate, read
+        from layerprobe.metalearning import READERS, State, evaluate_tasks, read
         from layerprobe.progress import track
 
         few = section_of(context.study)
@@ -124,10 +133,11 @@ class MetaEvaluate(BodyStage):
         parameters, rates = read_parameters(learner, parents.get("trained"))
         if self.body != "meta-trained":
             parameters |= {name: value for name, value in learner.parameters().items() if name.startswith("head.")}
+        loops = {depth: chosen_inner(context, parents["rates"], depth) for depth in self.depths}
         episodes = test_episodes(context, few.test_tasks)
         rows = rows_of_episodes(episodes)
         vectors = inputs.vectors(learner, parameters, rows)
-        table = []
+        table: list[dict[str, Any]] = []
         for number, episode in enumerate(track(episodes, "meta-test episodes")):
             named = {"episode": number, "group": self.group_of(context, episode)}
             support, query = (vectors[np.searchsorted(rows, half)] for half in (episode.support, episode.query))
@@ -136,12 +146,26 @@ class MetaEvaluate(BodyStage):
                 predicted = read(reader, np.concatenate(support), labels, np.concatenate(query))
                 accuracy = float((predicted == asked).mean())
                 table.append({**self.named, "reader": reader, **named, "accuracy": accuracy, "loss": None})
-            for depth in self.depths:
-                with naming_few_shot_keys():
-                    config = inner_config(context.study, depth)
-                    loss, accuracy = evaluate(learner, parameters, inputs.task(episode), config, rates)
-                inner = {**self.named, "inner": depth, "reader": "inner"}
-                table.append({**inner, **named, "accuracy": accuracy, "loss": loss})
+
+        def state_of(half: np.ndarray) -> State:
+            values = torch.from_numpy(vectors[np.searchsorted(rows, half.ravel())])
+            return State(len(learner.parts), values.to(context.device))
+
+        def task(episode: Episode, loop: InnerConfig) -> Task:
+            given = inputs.task(episode)
+            if loop.depth != "head":
+                return given
+            # The body is not adapted: the vectors are known.
+            return replace(given, support=state_of(episode.support), query=state_of(episode.query))
+
+        for depth, loop in loops.items():
+            tasks = (task(episode, loop) for episode in track(episodes, f"inner loop {depth}"))
+            with naming_few_shot_keys():
+                found = evaluate_tasks(learner, parameters, tasks, loop, rates)
+            for number, (loss, accuracy) in enumerate(found):
+                inner = {**self.named, "inner": depth, "reader": "inner", "episode": number}
+                group = self.group_of(context, episodes[number])
+                table.append({**inner, "group": group, "accuracy": accuracy, "loss": loss})
         save(folder, "few_shot", pd.DataFrame(table)[list(FEW_SHOT.columns)].astype({"loss": float}))
 
     def group_of(self, context: Context, episode: Episode) -> str:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.device import for_device
-from layerprobe.few_shot import inner_config, naming_few_shot_keys, outer_depth, section_of
+from layerprobe.few_shot import naming_few_shot_keys, outer_depth, section_of
 from layerprobe.stage import COLUMNS, Json, ResolvedStudy, Stage, StudyShape, TableSpec
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._few_shot import (
     BODY_COLUMNS,
     BodyStage,
     bodies,
+    chosen_inner,
     data_identity,
     inner_identity,
     make_inputs,
@@ -24,13 +25,15 @@ from layerprobe.stages._few_shot import (
     read_parameters,
     test_episodes,
 )
-from layerprobe.stages.meta_train import MetaPrefix, MetaTrain
+from layerprobe.stages.meta_prefix import MetaPrefix
+from layerprobe.stages.meta_rates import MetaRates
+from layerprobe.stages.meta_train import MetaTrain
 from layerprobe.store import Artifact, ArtifactMeta
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from layerprobe.metalearning import Learner, TextInputs
+    from layerprobe.metalearning import InnerConfig, Learner, TextInputs
 
 MEASURES = ("cka", "svcca", "paired_cosine")
 ROWS_PER_COMPONENT = 10
@@ -90,7 +93,8 @@ class MetaSimilarity(BodyStage):
 
     def parents(self) -> Mapping[str, Stage]:
         prefix: dict[str, Stage] = {"prefix": MetaPrefix()} if self.has_prefix else {}
-        return {**prefix, "trained": MetaTrain(self.body, self.inner, self.seed, self.has_prefix)}
+        trained = MetaTrain(self.body, self.inner, self.seed, self.has_prefix)
+        return {**prefix, "trained": trained, "rates": MetaRates.of_pretrained(self.has_prefix)}
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         few = section_of(study.study)
@@ -106,7 +110,8 @@ class MetaSimilarity(BodyStage):
         parameters, rates = read_parameters(learner, parents["trained"])
         probes = context.few_shot.probes
         before = sides(learner, parameters, inputs, probes)
-        rows = self.inner_loop_rows(context, learner, inputs, parameters, rates, before)
+        config = chosen_inner(context, parents["rates"], self.inner)
+        rows = self.inner_loop_rows(context, learner, inputs, parameters, config, rates, before)
         outer = outer_depth(context.study)
         unchanged = 0 if outer is None else learner.n_layers + 1 - outer
         base = sides(learner, pretrained, inputs, probes)
@@ -127,6 +132,7 @@ class MetaSimilarity(BodyStage):
         learner: Learner,
         inputs: TextInputs,
         parameters: Mapping[str, Any],
+        config: InnerConfig,
         rates: Mapping[str, Any] | None,
         before: Sides,
     ) -> list[dict[str, Any]]:
@@ -139,7 +145,6 @@ class MetaSimilarity(BodyStage):
         from layerprobe.stats import mean_interval
 
         probes, few = context.few_shot.probes, section_of(context.study)
-        config = inner_config(context.study, self.inner)
         unchanged = range(min(config.level(learner), learner.n_layers + 1))
         values: dict[tuple[str, int | None, str], list[float]] = {}
         notes: dict[tuple[str, int | None, str], str] = {}

@@ -1,34 +1,32 @@
-"""The stages that compute the frozen prefix of a few-shot study and train its bodies."""
+"""The stage that trains the bodies of a few-shot study."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from layerprobe.context import Context
-from layerprobe.few_shot import inner_config, naming_few_shot_keys, outer_config, outer_depth, section_of
+from layerprobe.few_shot import naming_few_shot_keys, outer_config, outer_depth, section_of
 from layerprobe.stage import Json, ResolvedStudy, Stage, StudyShape, TableSpec, columns
 from layerprobe.stages._artifacts import save
 from layerprobe.stages._few_shot import (
     BODY_COLUMNS,
     BodyStage,
     bodies,
+    chosen_inner,
     data_identity,
     inner_identity,
     make_inputs,
     make_learner,
-    rows_of_episodes,
     save_parameters,
-    test_episodes,
     train_sampler,
     validation_sampler,
 )
+from layerprobe.stages.meta_prefix import MetaPrefix
+from layerprobe.stages.meta_rates import MetaRates
 from layerprobe.store import Artifact, ArtifactMeta
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FEW_SHOT_TRAINING = TableSpec(
     "few_shot_training",
@@ -46,61 +44,6 @@ FEW_SHOT_TRAINING = TableSpec(
         "best": "whether the parameters of this step were kept",
     },
 )
-
-
-@dataclass(frozen=True)
-class MetaPrefix(Stage):
-    """The values of the blocks that the outer loop leaves frozen, for every example of an episode or a probe."""
-
-    name: ClassVar = "meta-prefix"
-    version: ClassVar = 1
-    few_shot: ClassVar = True
-    accelerator: ClassVar = True
-    first_guess: ClassVar = 60.0
-
-    @property
-    def title(self) -> str:
-        return "frozen blocks"
-
-    def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
-        few = section_of(study.study)
-        names = ("outer", "outer_steps", "tasks_per_step", "validation_tasks", "test_tasks", "layer_tasks", "probes")
-        return {
-            **data_identity(study),
-            **{name: getattr(few, name) for name in names},
-            "seeds": list(study.study.seeds),
-        }
-
-    def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
-        depth = outer_depth(context.study)
-        assert depth is not None
-        learner = make_learner(context, 0)
-        inputs = make_inputs(context, learner, None)
-        inputs.cache(learner, depth=depth, rows=self.rows(context))
-        inputs.save_cache(folder)
-
-    def rows(self, context: Context) -> np.ndarray:
-        """Every example that a stage of the study reads."""
-        import numpy as np
-
-        few, study = section_of(context.study), context.study
-        drawn = [
-            context.few_shot.probes,
-            rows_of_episodes(test_episodes(context, max(few.test_tasks, few.layer_tasks))),
-        ]
-        for seed in study.seeds:
-            sampler = train_sampler(context, seed)
-            count = few.outer_steps * few.tasks_per_step
-            drawn.append(rows_of_episodes([sampler.draw(number) for number in range(count)]))
-        sampler = validation_sampler(context)
-        drawn.append(rows_of_episodes([sampler.draw(number) for number in range(few.validation_tasks)]))
-        return np.unique(np.concatenate(drawn))
-
-    def size(self, study: ResolvedStudy) -> int:
-        few = section_of(study.study)
-        drawn = few.outer_steps * few.tasks_per_step * len(study.study.seeds) + few.validation_tasks + few.test_tasks
-        rows = min(study.n_train, drawn * few.ways * (few.shots + few.queries)) + few.probes
-        return 4 * rows * study.width * min(32, study.study.data.max_length)
 
 
 @dataclass(frozen=True)
@@ -122,7 +65,8 @@ class MetaTrain(BodyStage):
         return (task for task in tasks if task.is_trained)
 
     def parents(self) -> Mapping[str, Stage]:
-        return {"prefix": MetaPrefix()} if self.has_prefix else {}
+        prefix: dict[str, Stage] = {"prefix": MetaPrefix()} if self.has_prefix else {}
+        return {**prefix, "rates": MetaRates.of_pretrained(self.has_prefix)}
 
     def identity(self, study: ResolvedStudy, parents: Mapping[str, ArtifactMeta]) -> Mapping[str, Json]:
         few = section_of(study.study)
@@ -143,12 +87,12 @@ class MetaTrain(BodyStage):
         import pandas as pd
         import torch
 
-        from layerprobe.metalearning import InnerConfig, meta_train, train_multiclass, train_multitask
+        from layerprobe.metalearning import meta_train, train_multiclass, train_multitask
 
         learner = make_learner(context, self.seed)
         inputs = make_inputs(context, learner, parents.get("prefix"))
         training, validation = train_sampler(context, self.seed), validation_sampler(context)
-        outer, few = outer_config(context.study), section_of(context.study)
+        outer = outer_config(context.study)
         numbers = {label: number for number, label in enumerate(training.part.classes)}
 
         def tasks(number: int) -> Any:
@@ -169,10 +113,10 @@ class MetaTrain(BodyStage):
 
         with naming_few_shot_keys():
             # Baselines are validated by the inner loop of a fresh head.
-            reader = InnerConfig("head", few.inner_steps, few.inner_rates.get("head", few.inner_rate), l2=few.l2)
+            reader = replace(chosen_inner(context, parents["rates"], "head"), first_order=False, learned_rates=False)
             options: Any = {"reader": reader, "outer": outer, "validation": validation_tasks, "folder": folder}
             if self.body == "meta-trained":
-                inner = inner_config(context.study, self.inner)
+                inner = chosen_inner(context, parents["rates"], self.inner)
                 result = meta_train(learner, tasks, validation_tasks, inner, outer, folder=folder)
             elif self.body == "multitask":
                 result = train_multitask(learner, tasks, **options)

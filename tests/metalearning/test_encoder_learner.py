@@ -1,5 +1,7 @@
 """An encoder as a learner: the vectors of its pooled classifier, whole or from a cached prefix, in every family."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from tiny import make_encoder, write_csv
 from layerprobe.data import load_corpus
 from layerprobe.encoder import collate, load_encoder, tokenize
 from layerprobe.errors import ArgumentError
-from layerprobe.metalearning import InnerConfig, Task, TextInputs, encoder_learner, meta_gradient
+from layerprobe.metalearning import InnerConfig, State, Task, TextInputs, encoder_learner, meta_gradient
+from layerprobe.metalearning._encoder import Batch
+from layerprobe.metalearning._text_inputs import GROUP_COST, groups_of_similar_length
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 
@@ -34,6 +38,48 @@ def test_vectors_are_those_of_the_pooled_classifier(encoder, examples):
         _, logits = forward(model, collate(encoder, encodings, range(8)))
         found = learner.logits(learner.parameters(), inputs.state(range(8)))
     torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-4)
+
+
+def test_groups_of_similar_length_change_nothing_but_the_padding(encoder, examples):
+    """Every division gives the gradients of one batch, in the order of the examples."""
+    learner, inputs = encoder_learner(encoder, ways=2), TextInputs(encoder, examples, max_length=32)
+    rows, labels = [3, 1, 4, 10, 5, 9], torch.tensor([0, 1, 0, 1, 0, 1])
+    whole = inputs.state(rows, divided=False)
+    (group,) = whole.value.groups
+    halves = []
+    for part in ([4, 0, 2], [5, 3, 1]):
+        longest = int(group["attention_mask"][part].sum(1).max())
+        halves.append({key: value[part][:, :longest] for key, value in group.items()})
+    divided = State(0, Batch(tuple(halves), torch.tensor([1, 5, 2, 4, 0, 3])))
+    names, config = learner.names_at(None), InnerConfig("full", 2, 0.1)
+    found = []
+    for state in (whole, divided, inputs.state(rows)):
+        parameters = {n: v.clone().requires_grad_(n in names) for n, v in learner.parameters().items()}
+        found.append(meta_gradient(learner, parameters, Task(state, labels, state, labels), config, outer=names))
+    for other in found[1:]:
+        assert other.loss == pytest.approx(found[0].loss, abs=1e-5)
+        for name, value in found[0].gradients.items():
+            torch.testing.assert_close(other.gradients[name], value, atol=1e-5, rtol=1e-3)
+
+
+def test_groups_are_divided_where_that_saves_more_than_calls_cost():
+    rng = np.random.default_rng(0)
+    assert [list(group) for group in groups_of_similar_length([7, 7, 7])] == [[0, 1, 2]]
+    lengths = [30, 5, 31, 5, 5, 30, 6, 5] * 2
+    short, long = groups_of_similar_length(lengths)
+    assert sorted(short) == [i for i, n in enumerate(lengths) if n < 10] and len(long) == 6
+    lengths = rng.integers(4, 40, 12)
+
+    def cost(groups):
+        return sum(GROUP_COST + len(group) * max(lengths[i] for i in group) for group in groups)
+
+    order = np.argsort(lengths, kind="stable")
+    every = (
+        [order[start:end] for start, end in itertools.pairwise((0, *cuts, 12))]
+        for n in range(5)
+        for cuts in itertools.combinations(range(1, 12), n)
+    )
+    assert cost(groups_of_similar_length(lengths)) == min(map(cost, every))
 
 
 @pytest.mark.parametrize("depth", [0, 1])

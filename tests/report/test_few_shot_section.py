@@ -62,7 +62,7 @@ def differences(inner, seeds, outcome="sufficient", by_group=False):
     return pd.DataFrame(rows)
 
 
-def layers(inner, seeds):
+def layers(inner, seeds, half=0.004):
     rows = []
     for number, depth in enumerate(inner):
         for seed, layer, measure in itertools.product(range(seeds), (*range(7), None), ("cka", "svcca")):
@@ -72,7 +72,7 @@ def layers(inner, seeds):
             rows.append(
                 {"method": "meta-trained", "seed": seed, "inner": depth, "comparison": "inner loop", "other": "after"}
                 | {"part": "head" if layer is None else "layer", "layer": layer, "measure": measure}
-                | {"value": None if undefined else value, "ci_low": value - 0.02, "ci_high": min(1, value + 0.02)}
+                | {"value": None if undefined else value, "ci_low": value - half, "ci_high": min(1, value + half)}
                 | {"n": 2000, "episodes": 10}
                 | {"note": "identical by construction" if same else "few rows" if undefined else ""}
             )
@@ -110,6 +110,17 @@ def counts(inner):
     return pd.DataFrame(rows)
 
 
+def rates(inner, best=1.0):
+    rows = [
+        {"method": method, "seed": 0, "inner": depth, "rate": rate, "n": 20, "chosen": rate == best, "note": ""}
+        | {"loss": np.nan if rate == 3.0 != best else 1 - 0.1 * (rate == best), "accuracy": 0.5}
+        for method in ("pretrained", "random")
+        for depth in inner
+        for rate in (0.1, 1.0, 3.0)
+    ]
+    return pd.DataFrame(rows)
+
+
 def study(inner=DEPTHS, seeds=1, by_group=False, outcome="sufficient", without=(), gain=GAIN):
     few = episodes(inner, seeds, mixed=not by_group, gain=gain)
     tables = {
@@ -118,6 +129,7 @@ def study(inner=DEPTHS, seeds=1, by_group=False, outcome="sufficient", without=(
         "few_shot_layers": layers(inner, seeds),
         "few_shot_training": training(inner, seeds),
         "few_shot_counts": counts(inner),
+        "few_shot_rates": rates(inner),
     }
     if len(inner) > 1:
         tables["few_shot_differences"] = differences(inner, seeds, outcome, by_group)
@@ -159,6 +171,7 @@ def test_the_page_has_the_sections_of_its_study_alone(inner, seeds, by_group, tm
         "few_shot_layers",
         "few_shot_training",
         "few_shot_counts",
+        "few_shot_rates",
         "few_shot_differences",
     ],
 )
@@ -222,14 +235,35 @@ def test_each_outcome_is_said_as_it_is(outcome, words, badge):
     assert first.claim.startswith({"sufficient": "Yes", "inferior": "No"}.get(outcome, "Undecided"))
 
 
-@pytest.mark.parametrize(("gain", "words"), [(0.05, "raised"), (-0.05, "lowered"), (0.0, "is not shown to change")])
+@pytest.mark.parametrize(
+    ("gain", "words"), [(0.05, " beats "), (-0.05, "is less accurate than"), (0.0, "is not shown to beat")]
+)
 def test_gains_are_reported_in_either_direction(gain, words):
     tables, about = study(("head", "full"), seeds=2, gain={"head": gain, "full": gain})
-    texts = [one.text for one in findings(tables, about) if one.text.startswith("Meta-training")]
+    texts = [one.text for one in findings(tables, about) if one.text.startswith("Meta-trained, ")]
     assert len(texts) == 2 and all(words in text for text in texts)
     card = cards(tables, about)[1]
     assert card.badge == ("undecided" if gain == 0 else "shown")
     assert card.claim.split(":")[0] == {0.05: "Yes", -0.05: "No, it lowered accuracy", 0.0: "Undecided"}[gain]
+
+
+def test_the_card_on_meta_training_is_about_the_deepest_inner_loop_whatever_is_best():
+    tables, about = study(seeds=2, gain={"head": 0.2, "top:1": 0.1, "top:2": 0.0, "full": -0.05})
+    card = cards(tables, about)[1]
+    assert card.claim.startswith("No, it lowered accuracy") and "inner loop `full`" in card.claim
+    assert "-5.0 points" in card.number
+    tables["few_shot"] = tables["few_shot"].query("method != 'pretrained' or inner != 'full'")
+    assert "Not measured" in cards(tables, about)[1].claim
+
+
+def test_on_icd10_the_page_says_whether_anil_beats_the_pretrained_inner_loop():
+    tables, about = study(("head", "full"), by_group=True, gain={"head": 0.0, "full": 0.0})
+    about.study.resolved["data"] = {"source": "bundled:icd10"}
+    text = next(one.text for one in findings(tables, about) if one.text.startswith("Meta-trained, "))
+    assert (
+        "the inner loop `head` (ANIL) is not shown to beat that of the pretrained body on meta-test chapters: " in text
+    )
+    assert "the interval covers further chapters (6 groups)" in text
 
 
 def test_intervals_over_groups_say_so():
@@ -247,18 +281,12 @@ def test_layers_before_and_after_name_the_head_and_what_is_by_construction():
         if f"loop `{depth}`, " in text
     }
     assert "identical by construction, which was checked and is not a finding" in texts["head"]
-    lowest = "CKA is lowest at layer 6, which is not shown to have changed most: CKA 0.940 (0.920 to 0.960)"
-    assert f"{lowest} over 10 episodes and 2,000 probe examples" in texts["full"]
+    assert "layer 6 changed most: CKA 0.940 (0.936 to 0.944) over 10 episodes and 2,000 probe examples" in texts["full"]
+    assert "layer 6 is the only one that can change" in texts["top:1"]
     assert "the head's logits have a CKA of 0.400" in texts["full"]
     card = cards(tables, about)[2]
-    assert "undecided which layer changed most: CKA is lowest at layer 6 (0.940)" in card.claim
-    assert card.badge == "undecided"  # 0.93 to 0.97 at layer 5
-    rows = tables["few_shot_layers"]
-    apart = rows.assign(ci_high=rows.ci_high.where(rows.layer != 6, 0.929))
-    card = cards(tables | {"few_shot_layers": apart}, about)[2]
-    assert "layer 6 changed most (CKA 0.940)" in card.claim and card.badge == "one seed only"
-    shown = " ".join(one.text for one in findings(tables | {"few_shot_layers": apart}, about))
-    assert "`full`, layer 6 changed most: CKA 0.940" in shown
+    assert card.claim == ("Under `full`, layer 6 changed most; the head's logits 0.400, less similar than every layer")
+    assert card.number == "CKA 0.940 (layer 6)"
     drawn = figure("few_shot_layers", tables, about)
     heads = [trace for trace in drawn.data if list(trace.x) == [7.0]]
     assert len(heads) == len(DEPTHS) and all(list(trace.y) == [0.4] for trace in heads)
@@ -268,6 +296,19 @@ def test_layers_before_and_after_name_the_head_and_what_is_by_construction():
     between = figure("few_shot_layers", tables, about, comparison="between models")
     assert len({trace.name for trace in between.data}) == 6
     assert figure("few_shot_layers", tables, about, measure="rsa") is None
+
+
+def test_a_layer_changed_most_only_where_its_interval_is_apart():
+    tables, about = study(("head", "full"), seeds=2)
+    tables["few_shot_layers"] = layers(("head", "full"), 2, half=0.011)  # layers are .01 apart: 4 and 5 overlap with 6
+    (text,) = [one.text for one in findings(tables, about) if "loop `full`, layer" in one.text]
+    assert "layer 6 is the least similar: CKA 0.940" in text
+    assert "not shown to have changed more than layers 4 and 5, whose intervals overlap its own" in text
+    card = cards(tables, about)[2]
+    assert "not shown to have changed more than layers 4 and 5" in card.claim and card.badge == "undecided"
+    tables["few_shot_layers"] = layers(("head", "full"), 2, half=0.006)
+    (text,) = [one.text for one in findings(tables, about) if "loop `full`, layer" in one.text]
+    assert "more than layer 5, whose interval overlaps its own" in text
 
 
 def test_undefined_values_say_why(tmp_path):
@@ -282,6 +323,16 @@ def test_accuracy_has_one_row_per_body_and_one_marker_per_reader():
     assert [trace.name for trace in drawn.data][:4] == [f"inner loop {depth}" for depth in DEPTHS]
     assert [len(trace.x) for trace in drawn.data] == [2, 2, 2, 2, 5, 5, 5]
     np.testing.assert_allclose(drawn.data[0].error_x.array, 0.02)
+
+
+def test_within_groups_the_intervals_shown_are_over_groups():
+    tables, about = study(by_group=True)
+    drawn = figure("few_shot_accuracy", tables, about)
+    np.testing.assert_allclose(drawn.data[0].error_x.array, 0.04)
+    (text,) = [one.text for one in findings(tables, about) if one.text.startswith("Without meta-training")]
+    row = accuracies(tables["few_shot"], True).query("method == 'pretrained' and reader == 'logistic'").iloc[0]
+    assert f"{row.accuracy:.1%} ({row.group_low:.1%} to {row.group_high:.1%}) by logistic regression, " in text
+    assert text.endswith("(95% intervals over groups).")
 
 
 def test_differences_show_the_margin_and_validation_marks_the_best_step():
@@ -300,6 +351,53 @@ def test_depths_are_in_the_order_of_the_tests_or_of_the_study():
     del tables["few_shot_differences"]
     assert depths(tables, about) == list(DEPTHS)
     assert depths({}, record()) == []
+
+
+def test_inner_rates_say_how_they_were_chosen(tmp_path):
+    def text(tables, about):
+        return next(one.text for one in findings(tables, about) if "nner rates" in one.text)
+
+    tables, about = study(("head", "full"))
+    assert text(tables, about) == (
+        "Inner rates: 1 for `head`, 1 for `full`; 3 rates were tried at each depth on the meta-validation episodes before meta-training."
+    )
+    html = page_of(tmp_path / "run", tables, about)
+    assert "<td>random, seed 0</td><td>full</td><td>1</td><td>0.1: 1.000; 1: 0.900; 3: diverged</td>" in html
+    tables["few_shot_rates"] = rates(("head", "full"), best=3.0)
+    assert "3 is the largest that was tried for `head`; 3 is the largest" in text(tables, about)
+    tables["few_shot_rates"] = tables["few_shot_rates"].query("chosen").assign(n=0)
+    assert text(tables, about) == "The study gives the inner rates: 3 for `head`, 3 for `full`."
+
+
+def test_dictionaries_are_reported_with_their_null(tmp_path):
+    tables, about = study(("head", "full"))
+    row = {
+        "method": "meta-trained",
+        "seed": 0,
+        "inner": "full",
+        "ev_pretrained": 0.8,
+        "ev_transferred": 0.7,
+        "ev_own": 0.79,
+    }
+    row |= {
+        "lost_share": 0.3,
+        "lost_low": 0.25,
+        "lost_high": 0.35,
+        "null_lost_share": 0.05,
+        "mean": 0.8,
+        "null_mean": 0.95,
+    }
+    tables["few_shot_dictionaries"] = pd.DataFrame(
+        [row | {"layer": 3, "note": "identical by construction"}, row | {"layer": 6, "note": ""}]
+    )
+    (text,) = [one.text for one in findings(tables, about) if "dictionar" in one.text]
+    assert (
+        "At layer 6, 30% of the latents" in text and "(95% interval 25% to 35% over latents), more than the 5%" in text
+    )
+    html = page_of(tmp_path / "run", tables, about)
+    assert '<td colspan="7">identical by construction</td>' in html and "<td>0.700</td>" in html
+    tables["few_shot_dictionaries"]["null_lost_share"] = 0.28
+    assert "not shown to be more than the 28%" in " ".join(one.text for one in findings(tables, about))
 
 
 def convergence(seeds=3, slope=0.01):
@@ -321,6 +419,30 @@ def convergence(seeds=3, slope=0.01):
         for n, choice, seed, step in itertools.product((1, 10), ("own", "equal"), range(seeds), (0, 5, 10))
     ]
     return pd.DataFrame(rows).astype({"loss": float, "gradient_norm": float})
+
+
+def theory():
+    rows = [
+        {"geometry": geometry, "inner_steps": n, "step": step, "gradient": 1 / n, "bound": 2.0}
+        | {"excess_loss": 1.0 * n if step == 2 else 9.0, "distance": 0.5}
+        for geometry, n, step in itertools.product(("strongly convex", "nonconvex"), (1, 3), range(3))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_bounds_of_theory_are_drawn_with_the_gradients(tmp_path):
+    tables, about = study()
+    tables["few_shot_theory"] = theory()
+    drawn = figure("few_shot_theory", tables, about)
+    assert [trace.name for trace in drawn.data] == [
+        *("strongly convex", "strongly convex, bound", "nonconvex", "nonconvex, bound")
+    ]
+    np.testing.assert_allclose(drawn.data[0].y, [1, 1 / 9])
+    np.testing.assert_allclose(drawn.data[1].y, [4, 4])
+    assert drawn.data[1].line.dash == "dash"
+    ends = figure("few_shot_theory", tables, about, value="excess_loss")
+    assert len(ends.data) == 2 and [*ends.data[0].y] == [1, 3]
+    assert "What does theory bound?" in page_of(tmp_path / "run", tables, about)
 
 
 def test_convergence_is_reported_in_either_direction_with_seeds():

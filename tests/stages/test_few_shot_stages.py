@@ -14,11 +14,15 @@ from typer.testing import CliRunner
 from layerprobe import Study, run
 from layerprobe.cli import app
 from layerprobe.stage import StudyShape
-from layerprobe.stages.meta_convergence import RATES, STEPS, ConvergencePrefix, ConvergenceRates, MetaConvergence
+from layerprobe.stages.meta_convergence import STEPS, ConvergencePrefix, ConvergenceRates, MetaConvergence
 from layerprobe.stages.meta_counts import MetaCounts, counts_in_theory
+from layerprobe.stages.meta_dictionaries import MetaDictionaries
 from layerprobe.stages.meta_evaluate import MetaCompare, MetaEvaluate
+from layerprobe.stages.meta_prefix import MetaPrefix
+from layerprobe.stages.meta_rates import MetaRates
 from layerprobe.stages.meta_similarity import FEW_SHOT_LAYERS, IDENTICAL, MetaBetween, MetaSimilarity
-from layerprobe.stages.meta_train import MetaPrefix, MetaTrain
+from layerprobe.stages.meta_theory import MetaTheory
+from layerprobe.stages.meta_train import MetaTrain
 
 FEW = {
     "ways": 2,
@@ -82,7 +86,7 @@ def layers_of(table, comparison, inner, part="layer", measure=None):
 
 
 def test_every_table_is_written_and_described(result):
-    names = ("training", "accuracy", "differences", "layers", "counts")
+    names = ("theory", "rates", "training", "accuracy", "differences", "layers", "counts")
     for name in ("few_shot", *(f"few_shot_{name}" for name in names)):
         assert len(result.table(name)) and all(result.tables[name].columns.values()), name
     assert set(result.table("few_shot").method) == {"meta-trained", "pretrained", "random", "multitask"}
@@ -116,7 +120,7 @@ def test_the_body_of_an_adapted_task_is_equal_bit_by_bit(bench):
     parameters, _ = read_parameters(learner, bench.get(MetaTrain("meta-trained", "head", 0, True)))
     task = inputs.task(test_episodes(bench.context, 1)[0])
     adapted = adapt(
-        learner, parameters, task.support, task.support_labels, inner_config(bench.context.study, "head")
+        learner, parameters, task.support, task.support_labels, inner_config(bench.context.study, "head", 0.2)
     ).parameters
     for name, value in parameters.items():
         assert torch.equal(value, adapted[name]) == (not name.startswith("head.")), name
@@ -138,7 +142,7 @@ def test_layers_are_compared_before_and_after_the_inner_loop(bench):
     learner = make_learner(bench.context, 0)
     inputs = make_inputs(bench.context, learner, None)  # without the cached prefix
     parameters, _ = read_parameters(learner, bench.get(MetaTrain("meta-trained", "top:1", 0, True)))
-    config, probes = inner_config(bench.context.study, "top:1"), bench.context.few_shot.probes
+    config, probes = inner_config(bench.context.study, "top:1", 0.2), bench.context.few_shot.probes
     before, values, changes = inputs.layers(learner, parameters, probes)[2], [], []
     for episode in test_episodes(bench.context, FEW["layer_tasks"]):
         task = inputs.task(episode)
@@ -190,8 +194,8 @@ def test_convergence_has_both_geometries_with_their_own_and_a_common_rate(conten
     assert (bench.build(ConvergencePrefix()).folder / "values.npy").exists()
     rates = json.loads((bench.build(ConvergenceRates()).folder / "rates.json").read_text())
     for geometry, losses in rates["losses"].items():
-        assert set(map(float, losses)) <= set(RATES)
-        assert losses[str(rates["own"][geometry])] == min(losses.values())
+        assert set(map(float, losses)) <= set(bench.context.study.few_shot.rate_grid)
+        assert losses[str(rates["own"][geometry])] == min(loss for loss in losses.values() if loss is not None)
     assert set(rates["equal"].values()) == {min(rates["own"].values())}
     flops = {}
     for task in (tasks[0], tasks[1], tasks[5]):
@@ -205,6 +209,82 @@ def test_convergence_has_both_geometries_with_their_own_and_a_common_rate(conten
     # Steps of the head cost next to nothing; those of a block pass the support examples again.
     assert flops["strongly convex", 3] < 1.1 * flops["strongly convex", 1] < flops["nonconvex", 3]
     assert not list(MetaConvergence.tasks(StudyShape(Study.parse(content), 2)))
+
+
+def test_rates_are_chosen_by_validation_loss_with_equal_trials(content, tmp_path):
+    from layerprobe.few_shot import inner_config
+    from layerprobe.metalearning import evaluate
+    from layerprobe.stages._few_shot import chosen_inner, make_inputs, make_learner, validation_sampler
+
+    few = {name: value for name, value in FEW.items() if name != "inner_rate"} | {"rate_grid": [0.1, 1.0, 1e9]}
+    bench = Bench(Study.parse(content | {"few_shot": few}), tmp_path)
+    rates = bench.get(MetaRates.of_pretrained(True))
+    table = rates.table("few_shot_rates")
+    assert table.groupby("inner", sort=False).rate.apply(list).to_dict() == dict.fromkeys(
+        FEW["inner"], few["rate_grid"]
+    )
+    assert list(table.note[table.inner == "top:1"]) == ["", "", "the inner loop diverged"]
+    learner = make_learner(bench.context, 0)
+    inputs, sampler = make_inputs(bench.context, learner, None), validation_sampler(bench.context)
+    for depth, rows in table.groupby("inner"):
+        for row in rows[rows.loss.notna()].itertuples():
+            config = inner_config(bench.context.study, depth, row.rate)
+            tasks = [inputs.task(sampler.draw(number)) for number in range(FEW["validation_tasks"])]
+            found = [evaluate(learner, learner.parameters(), task, config) for task in tasks]
+            assert (row.loss, row.accuracy) == pytest.approx(tuple(np.mean(found, axis=0)), abs=1e-5)
+        chosen = rows[rows.chosen]
+        assert list(chosen.loss) == [rows.loss.min()]
+        assert chosen_inner(bench.context, rates, depth).rate == chosen.rate.iloc[0]
+    # Every body chooses its own; meta-training takes those of the pretrained one.
+    (evaluate_random,) = (one for one in MetaEvaluate.tasks(bench.resolved.shape) if one.body == "random")
+    assert evaluate_random.parents()["rates"] == MetaRates("random", "", 0, True)
+    assert MetaTrain("meta-trained", "head", 0, True).parents()["rates"] == MetaRates.of_pretrained(True)
+
+
+def test_rates_that_the_study_gives_are_not_tried(bench):
+    table = bench.build(MetaRates.of_pretrained(True)).table("few_shot_rates")
+    assert list(table.rate) == [0.2, 0.2] and table.chosen.all() and set(table.n) == {0}
+    assert set(table.note) == {"given by the study"} and table.loss.isna().all()
+
+
+def test_dictionaries_of_both_sides_come_from_the_bodies(content, tmp_path):
+    import torch
+
+    from layerprobe.activations import ActivationStore
+    from layerprobe.stages._few_shot import make_inputs, make_learner, read_parameters
+    from layerprobe.stages.capture import Capture
+
+    options = {"few_shot": FEW | {"dictionaries": True}, "sae": {"layers": [1, 2], "rows": 600, "expansion": 2}}
+    bench = Bench(Study.parse(content | options), tmp_path)
+    tasks = list(MetaDictionaries.tasks(bench.resolved.shape))
+    assert [(task.inner, task.layer) for task in tasks] == [("head", 1), ("head", 2), ("top:1", 1), ("top:1", 2)]
+    below, above = (bench.build(task).table("few_shot_dictionaries").iloc[0] for task in tasks[2:])
+    # The outer loop trains block 2 alone.
+    assert below.note == IDENTICAL and below.ev_pretrained == below.ev_transferred == below.ev_own
+    assert below["mean"] == pytest.approx(1, abs=1e-6) and below.lost_share == 0
+    assert above.note == "" and above.ev_pretrained != above.ev_transferred and 0 <= above.lost_share <= 1
+    # What was captured is the meta-trained body: the mean over tokens of its last layer, from the learner.
+    body = tasks[2].method
+    store = ActivationStore.open(bench.get(Capture(body, 0)).folder / "rows")
+    learner = make_learner(bench.context, 0)
+    parameters, _ = read_parameters(learner, bench.get(MetaTrain("meta-trained", "top:1", 0, True)))
+    assert not torch.equal(
+        parameters["block 2.block.output.dense.weight"], learner.parameters()["block 2.block.output.dense.weight"]
+    )
+    expected = make_inputs(bench.context, learner, None).layers(learner, parameters, bench.context.few_shot.probes)[2]
+    np.testing.assert_allclose(store.mean(2), expected, atol=1e-5)
+    assert not list(MetaDictionaries.tasks(StudyShape(Study.parse(content), 2)))
+
+
+def test_theory_holds_the_closed_form_of_the_quadratic_within_its_bounds(bench):
+    table = bench.build(MetaTheory()).table("few_shot_theory")
+    assert (table.gradient <= table.bound + 1e-12).all() and (table.bound > 0).any()
+    for steps, rows in table[table.geometry == "strongly convex"].groupby("inner_steps"):
+        q2 = (1 - 0.5 * np.array([1, 0.25])) ** (2 * steps)
+        away = (3.0 - q2 @ [1, -2] / q2.sum()) * (1 - 0.05 * q2.sum()) ** rows.step.to_numpy()
+        np.testing.assert_allclose(rows.gradient, q2.sum() * np.abs(away), atol=1e-12)
+        np.testing.assert_allclose(rows.excess_loss, q2.sum() * away**2 / 2, atol=1e-12)
+        np.testing.assert_allclose(rows.distance, np.abs(away), atol=1e-12)
 
 
 def test_a_diverging_inner_loop_ends_its_curve_with_the_reason(content, tmp_path):
@@ -263,6 +343,7 @@ def test_other_stages_of_a_few_shot_study(bench):
         (["few_shot.inner=['head', 'full']"], ["few_shot.inner", "few_shot.outer"]),
         (["few_shot.inner_steps=0"], ["few_shot.inner_steps"]),
         (["few_shot.inner_rate=1e9"], ["few_shot.inner_rate", "diverges"]),
+        (["few_shot.inner=top:1", "few_shot.rate_grid=1e9", None], ["few_shot.rate_grid", "diverges"]),
         (["few_shot.within_group=true", None], ["few_shot.within_group", "data.group"]),
         (["few_shot.within_group=true", "data.group=''"], ["data.group"]),
         (["data.source={two}"], ["data.group", "leaves a part without a group"]),
@@ -273,6 +354,7 @@ def test_user_errors_are_one_sentence_that_names_study_keys(content, overrides, 
     data, few = dict(content["data"]), FEW
     if None in overrides:
         del data["group"]
+        few = {name: value for name, value in few.items() if name != "inner_rate"}
     lines = [f"[model]\nname = {content['model']['name']!r}\n[data]"]
     lines += [f"{key} = {value!r}" for key, value in data.items()]
     lines += ["[few_shot]", *(f"{key} = {value!r}" for key, value in few.items())]

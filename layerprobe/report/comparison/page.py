@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerprobe.errors import StorageError, StudyError
+from layerprobe.errors import StorageError
 from layerprobe.files import given_path, os_problem, write_json, write_text
 from layerprobe.report.comparison.sections import SECTIONS
 from layerprobe.report.comparison.tables import ComparedRun, compare

@@ -10,13 +10,13 @@ from layerprobe.report.decisions import badge
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.answer.card import Card
-from layerprobe.report.sections.few_shot.queries import depths, gains, layers_of, most_changed
+from layerprobe.report.sections.few_shot.queries import change_of, depths, gains
 from layerprobe.report.sections.few_shot.sentences import (
     depth_sentences,
     gain_sentences,
     layer_sentences,
+    layers_in_words,
     points,
-    verdict,
 )
 
 ENOUGH, HELPED, CHANGED = "Is the head enough?", "Did meta-training help?", "What the inner loop changed"
@@ -48,40 +48,39 @@ def enough(tables: Tables, record: RunRecord) -> Card:
 
 
 def helped(tables: Tables, record: RunRecord) -> Card:
-    """Meta-trained against pretrained under the inner depth with the best meta-trained accuracy on these episodes."""
-    found = gains(tables, depths(tables, record))
+    """Meta-trained against pretrained under the deepest inner loop, which is chosen before any accuracy is seen."""
+    found = gains(tables, depths(tables, record)[-1:])
     if not found:
         return card(HELPED, "Not measured: the pretrained body was not evaluated")
-    best = max(found, key=lambda gain: gain.accuracy)
-    words = {"raised accuracy": "Yes", "lowered accuracy": "No, it lowered accuracy"}.get(verdict(best), "Undecided")
-    claim = f"{words}: {best.accuracy:.1%} with the inner loop `{best.inner}`, pretrained {best.other:.1%}"
-    number = f"{points(best.value)} (meta-trained minus pretrained)"
-    return card(HELPED, claim, number, gain_sentences(tables, record), best.decided, best.seeds)
+    (gain,) = found
+    words = "Undecided" if not gain.decided else "Yes" if gain.value > 0 else "No, it lowered accuracy"
+    claim = f"{words}: {gain.accuracy:.1%} with the inner loop `{gain.inner}`, pretrained {gain.other:.1%}"
+    number = f"{points(gain.value)} (meta-trained minus pretrained)"
+    return card(HELPED, claim, number, gain_sentences(tables, record), gain.decided, gain.seeds)
 
 
 def changed(tables: Tables, record: RunRecord) -> Card:
-    """The most changed layer under the deepest inner loop, if its interval is apart from those of all others, and the head."""
-    rows, order = layers_of(tables, "inner loop", "cka"), depths(tables, record)
-    part = None if rows is None or not order else rows[(rows.inner == order[-1]) & rows.value.notna()]
-    if part is None or part.empty:
+    """The least similar layer under the deepest inner loop, and the head."""
+    order = depths(tables, record)
+    found = change_of(tables, order[-1]) if order else None
+    if found is None:
         return card(CHANGED, "Not measured: layers were not compared before and after the inner loop")
-    head, every = part[part.part == "head"], part[part.part == "layer"]
-    body = every[~every.note.str.contains("identical")]
-    details, seeds = layer_sentences(tables, record), int(part.seeds.max())
-    logits = f"the head's logits {head.value.iloc[0]:.3f}" if len(head) else ""
-    if body.empty:
+    details, head = layer_sentences(tables, record), found.head
+    logits = "" if head is None else f"the head's logits {head.value:.3f}"
+    if found.least is None:
         claim = f"Only the head: layers are identical by construction under `{order[-1]}`"
-        return card(CHANGED, claim, f"CKA of {logits}" if logits else "–", details, bool(len(head)), seeds)
-    least: Any = body.sort_values("value").iloc[0]
-    decided = most_changed(every) == least.layer
-    claim = f"layer {least.layer} changed most (CKA {least.value:.3f})"
-    if not decided:
-        claim = f"undecided which layer changed most: CKA is lowest at layer {least.layer} ({least.value:.3f})"
-    claim = f"Under `{order[-1]}`, {claim}{f'; {logits}' if logits else ''}"
-    ends = head.ci_high.iloc[0] < body.ci_low.min() if len(head) else False
-    if ends:
-        claim += ", less similar than every layer"
-    return card(CHANGED, claim, f"CKA {least.value:.3f} (layer {least.layer})", details, decided, seeds)
+        return card(CHANGED, claim, f"CKA of {logits}" if logits else "–", details, bool(logits), found.seeds)
+    layer, value = int(found.least.layer), float(found.least.value)
+    if found.ties:
+        claim = f"Under `{order[-1]}`, layer {layer} is the least similar, but is not shown to have changed more than {layers_in_words(found.ties)}"
+    elif found.others:
+        claim = f"Under `{order[-1]}`, layer {layer} changed most"
+    else:
+        claim = f"Under `{order[-1]}`, only layer {layer} and the head can change"
+    if head is not None:
+        claim += f"; {logits}{', less similar than every layer' if found.head_is_least else ''}"
+    number = f"CKA {value:.3f} (layer {layer})"
+    return card(CHANGED, claim, number, details, bool(found.least.ci_high < 1) and not found.ties, found.seeds)
 
 
 def card(

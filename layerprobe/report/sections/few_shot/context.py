@@ -7,8 +7,8 @@ from typing import Any
 from layerprobe.record import RunRecord
 from layerprobe.report.queries import having, records_of
 from layerprobe.report.section import Tables
-from layerprobe.report.sections.few_shot.figures import MEASURES, READERS, body_name
-from layerprobe.report.sections.few_shot.queries import depths, test_labels
+from layerprobe.report.sections.few_shot.figures import MEASURES, READERS, THEORY, body_name
+from layerprobe.report.sections.few_shot.queries import chosen_rates, depths, is_by_group, test_labels
 from layerprobe.report.sections.few_shot.sentences import sentences
 
 COUNTED = ("inner_gradients", "outer_gradients", "second_order_products", "body_forward_passes", "body_backward_passes")
@@ -24,7 +24,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     """Sentences, what was compared, and rows of the tables."""
     layers = having(tables, "few_shot_layers")
     accuracy = tables["few_shot_accuracy"]
-    by_group = bool(accuracy.groups.notna().any())
+    by_group = is_by_group(tables)
     return {
         "texts": [finding.text for finding in sentences(tables, record)],
         "few": record.study.resolved.get("few_shot") or {},
@@ -34,6 +34,9 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         "seeds": int(accuracy.seeds.max()),
         "rows": accuracy_rows(tables, record),
         "counts": count_rows(tables),
+        "rates": rate_rows(tables),
+        "theory": THEORY,
+        "dictionaries": records_of(having(tables, "few_shot_dictionaries")),
         "measures": {} if layers is None else {k: v for k, v in MEASURES.items() if k in set(layers.measure)},
         "comparisons": {} if layers is None else {k: v for k, v in COMPARISONS.items() if k in set(layers.comparison)},
         "undefined": undefined(tables),
@@ -55,6 +58,22 @@ def accuracy_rows(tables: Tables, record: RunRecord) -> list[dict[str, Any]]:
         rows,
         key=lambda row: (row["method"] != "meta-trained", order.index(row["inner"]) if row["inner"] in order else 0),
     )
+
+
+def rate_rows(tables: Tables) -> list[dict[str, Any]]:
+    """The inner rate of each body and depth with its loss, and the losses of all rates that were tried."""
+    rows = []
+    for rates in chosen_rates(tables):
+        tried = [f"{rate:g}: {'diverged' if loss != loss else f'{loss:.3f}'}" for rate, loss in rates.losses.items()]
+        rows.append(
+            {
+                "body": f"{rates.method}, seed {rates.seed}",
+                "inner": rates.inner,
+                "rate": f"{rates.rate:g}",
+                "tried": tried,
+            }
+        )
+    return rows
 
 
 def count_rows(tables: Tables) -> list[dict[str, Any]]:

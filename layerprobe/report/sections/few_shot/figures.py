@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from layerprobe.record import RunRecord
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
-from layerprobe.report.sections.few_shot.queries import BODIES, TRAINED, depths, layers_of
+from layerprobe.report.sections.few_shot.queries import BODIES, TRAINED, depths, is_by_group, layers_of
 from layerprobe.report.sections.quality.figures import OUTCOMES
 from layerprobe.report.theme import COLOURS, PLAIN, add_trace, error_bars, styled
 
@@ -30,6 +30,14 @@ MEASURES = {
 """Measures of layers with their names on axes."""
 
 
+THEORY = {
+    "gradient": "mean squared meta-gradient",
+    "excess_loss": "excess query loss at the end",
+    "distance": "distance to the meta-optimum at the end",
+}
+"""Quantities of the one-dimensional tasks, as axes name them."""
+
+
 def colour_of(depth: str, all_depths: Sequence[str]) -> str:
     return COLOURS[list(all_depths).index(depth) % len(COLOURS)]
 
@@ -39,10 +47,11 @@ def body_name(method: str, inner: str) -> str:
 
 
 def few_shot_accuracy(tables: Tables, record: RunRecord) -> go.Figure | None:
-    """Accuracy with its 95% interval over episodes: one row per body, one marker per reader."""
+    """Accuracy with its 95% interval over groups, or over episodes: one row per body, one marker per reader."""
     table = having(tables, "few_shot_accuracy")
     if table is None:
         return None
+    low, high = ("group_low", "group_high") if is_by_group(tables) else ("ci_low", "ci_high")
     order, figure = depths(tables, record), go.Figure()
     names = [body_name(TRAINED, depth) for depth in order if ((table.method == TRAINED) & (table.inner == depth)).any()]
     names += [method for method in BODIES[1:] if (table.method == method).any()]
@@ -60,8 +69,8 @@ def few_shot_accuracy(tables: Tables, record: RunRecord) -> go.Figure | None:
         label = f"inner loop {depth}" if depth else READERS[reader]
         symbol = SYMBOLS[0] if depth else SYMBOLS[1 + list(READERS).index(reader)]
         options: dict[str, Any] = {"mode": "markers", "marker": {"size": 9, "symbol": symbol}}
-        options["error_x"] = error_bars(rows.accuracy, rows.ci_low, rows.ci_high, colour, thickness=1.2, width=0)
-        options["customdata"] = rows[["ci_low", "ci_high", "n"]]
+        options["error_x"] = error_bars(rows.accuracy, rows[low], rows[high], colour, thickness=1.2, width=0)
+        options["customdata"] = rows[[low, high, "n"]]
         hover = f"{label}: %{{x:.3f}} (%{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}), %{{customdata[2]}} episodes"
         add_trace(figure, rows.accuracy, y, label, colour, hover, **options)
     ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names, "zeroline": False}
@@ -196,3 +205,25 @@ def few_shot_convergence(
     figure.update_xaxes(title=titles[against])
     figure.update_yaxes(title="validation loss (nats)" if value == "loss" else "norm of the meta-gradient")
     return styled(figure, height=460)
+
+
+def few_shot_theory(tables: Tables, record: RunRecord, *, value: str = "gradient") -> go.Figure | None:
+    """One-dimensional tasks by number of inner steps: mean squared meta-gradient with its bound, or where the outer loop ends."""
+    table = having(tables, "few_shot_theory")
+    if table is None:
+        return None
+    figure = go.Figure()
+    last = table.step.max()
+    for number, (geometry, rows) in enumerate(table.groupby("geometry", sort=False)):
+        lines = {value: "solid", "bound": "dash"} if value == "gradient" else {value: "solid"}
+        for column, dash in lines.items():
+            # The theory is about the mean over outer steps, before each of which the gradient is taken.
+            part = rows[rows.step < last] if value == "gradient" else rows[rows.step == last]
+            by_steps = (part[column] ** (2 if value == "gradient" else 1)).groupby(part.inner_steps).mean()
+            name = f"{geometry}{', bound' if column == 'bound' else ''}"
+            options: dict[str, Any] = {"mode": "lines+markers", "line": {"dash": dash}}
+            hover = f"{name}, N = %{{x}}: %{{y:.4g}}"
+            add_trace(figure, by_steps.index, by_steps, name, COLOURS[number], hover, **options)
+    figure.update_xaxes(title="inner steps N", tickmode="array", tickvals=sorted(table.inner_steps.unique()))
+    figure.update_yaxes(title=THEORY[value], type="log", exponentformat="power")
+    return styled(figure, height=340)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from layerprobe.onsets import extreme
 from layerprobe.record import RunRecord
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
@@ -33,7 +33,16 @@ def depths(tables: Tables, record: RunRecord) -> list[str]:
 
 def test_labels(record: RunRecord) -> str:
     """What the classes of meta-test episodes are drawn from, for statements about what intervals cover."""
-    return "groups" if (record.study.resolved.get("data") or {}).get("group") else "classes"
+    data = record.study.resolved.get("data") or {}
+    if data.get("source") == "bundled:icd10":
+        return "chapters"
+    return "groups" if data.get("group") else "classes"
+
+
+def is_by_group(tables: Tables) -> bool:
+    """Whether every episode has one group, so that intervals cover other groups."""
+    table = having(tables, "few_shot_accuracy", "groups")
+    return table is not None and bool(table.groups.notna().any())
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,9 @@ def gains(tables: Tables, inner: Sequence[str], other: str = "pretrained") -> li
     """For each inner depth, what meta-training gained over another body with the same inner loop."""
     from scipy import stats
 
-    table, accuracy = having(tables, "few_shot"), having(tables, "few_shot_accuracy", "groups")
+    table, by_group = having(tables, "few_shot"), is_by_group(tables)
     if table is None:
         return []
-    by_group = accuracy is not None and bool(accuracy.groups.notna().any())
     read, found = table[table.reader == "inner"], []
     for depth in inner:
         rows = read[read.inner == depth]
@@ -106,12 +114,73 @@ def layers_of(tables: Tables, comparison: str, measure: str) -> pd.DataFrame | N
     return rows.groupby(keys, sort=False, dropna=False).agg(**summary).reset_index()
 
 
-def most_changed(body: pd.DataFrame) -> int | None:
-    """The layer whose interval lies below those of all other layers; None if there is no such layer.
+@dataclass(frozen=True)
+class Change:
+    """Similarity before and after the inner loop of one depth; rows have value, ci_low, ci_high, episodes and n."""
 
-    Args:
-        body: rows of the layers of one inner loop; those that are identical by construction have a similarity of exactly 1.
-    """
-    same = body.note.str.contains("identical")
-    low, high = (body[end].where(~same, 1.0).to_numpy(dtype=np.float64) for end in ("ci_low", "ci_high"))
-    return extreme(body.layer.to_list(), low, high)
+    least: Any
+    """Row of the least similar layer among those that are not identical by construction; None if all are."""
+    others: tuple[int, ...]
+    """The other layers that are not identical by construction."""
+    ties: tuple[int, ...]
+    """Those of them whose interval overlaps that of the least similar layer."""
+    head: Any
+    """Row of the logits; None if the head was not compared."""
+    head_is_least: bool
+    """Whether the interval of the logits lies below those of all layers."""
+    seeds: int
+
+
+def change_of(tables: Tables, depth: str, measure: str = "cka") -> Change | None:
+    """What the inner loop of one depth changed; None if layers were not compared."""
+    rows = layers_of(tables, "inner loop", measure)
+    if rows is None:
+        return None
+    part = rows[(rows.inner == depth) & rows.value.notna()]
+    if part.empty:
+        return None
+    heads, body = part[part.part == "head"], part[part.part == "layer"]
+    body = body[~body.note.str.contains("identical")].sort_values("value")
+    head: Any = next(heads.itertuples(), None)
+    rows_of_layers: list[Any] = list(body.itertuples())
+    least, others = (rows_of_layers[0], rows_of_layers[1:]) if rows_of_layers else (None, [])
+    ties = tuple(sorted(int(one.layer) for one in others if not least.ci_high < one.ci_low))
+    head_is_least = head is not None and all(head.ci_high < low for low in body.ci_low)
+    layers = tuple(sorted(int(one.layer) for one in others))
+    return Change(least, layers, ties, head, head_is_least, int(part.seeds.max()))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The inner rate of one body and depth."""
+
+    method: str
+    seed: int
+    inner: str
+    rate: float
+    losses: dict[float, float]
+    """Loss on the validation episodes by rate that was tried, missing where the inner loop diverged; empty for a rate that
+    the study gives."""
+
+    @property
+    def at_end(self) -> str:
+        """`largest` or `smallest` where the rate is the last of those tried on this side; empty otherwise."""
+        tried = sorted(self.losses)
+        if len(tried) < 2 or self.rate not in (tried[0], tried[-1]):
+            return ""
+        return "largest" if self.rate == tried[-1] else "smallest"
+
+
+def chosen_rates(tables: Tables) -> list[Rates]:
+    """Inner rates by body, seed and depth."""
+    table = having(tables, "few_shot_rates")
+    if table is None:
+        return []
+    found, keys = [], ["method", "seed", "inner"]
+    one: Any
+    for one in table[keys].drop_duplicates().itertuples(index=False):
+        rows = table[(table[keys] == list(one)).all(axis=1)]
+        tried = rows[rows.n > 0]
+        losses = dict(zip(tried.rate.astype(float), tried.loss.astype(float), strict=True))
+        found.append(Rates(one.method, int(one.seed), one.inner, float(rows.rate[rows.chosen].iloc[0]), losses))
+    return found
