@@ -19,25 +19,22 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "reference"
 PICTURE = ROOT / "reports" / "quickstart.png"
 SYMBOLS = (
-    ("X, Y", "the two representations: matrices with n rows and d_x and d_y columns, centred unless stated"),
-    ("x_i, y_i", "row i of X and of Y; both rows are of the same token or example"),
+    ("X, Y", "the two representations: matrices with $n$ rows and $d_x$ and $d_y$ columns, centred unless stated"),
+    ("x_i, y_i", "row $i$ of $X$ and of $Y$, of the same token or example"),
     (
         r"\mathrm{HSIC}(K, L)",
-        "the unbiased estimate of Song et al. (2012), in which the pairs of a row with itself have no part; on token rows "
-        "neither have the pairs of two tokens of one example",
+        "the unbiased estimate of Song et al. (2012), which leaves out the pairs of a row with itself; on token rows also the "
+        "pairs of two tokens of one example",
     ),
-    (
-        r"\rho_i",
-        "canonical correlations: the singular values of (X'X)^(-1/2) X'Y (Y'Y)^(-1/2), where ' is the transpose",
-    ),
-    (r"h_i", "the canonical variate of X that belongs to the i-th canonical correlation, of length 1"),
-    (r"V_x", "the k_x leading principal directions of X, which account for 99% of its variance"),
-    (r"\lVert \cdot \rVert_F, \lVert \cdot \rVert_*", "Frobenius norm and nuclear norm (sum of the singular values)"),
-    (r"r, r_s", "Pearson's correlation over features, and Spearman's rank correlation over pairs of rows"),
-    (r"N_k(x_i)", "the k nearest other rows of row i in X by cosine, k = 10 by default"),
+    (r"\rho_i", r"canonical correlations: the singular values of $(X^\top X)^{-1/2} X^\top Y (Y^\top Y)^{-1/2}$"),
+    ("h_i", r"the canonical variate of $X$ that belongs to $\rho_i$, of length 1"),
+    ("V_x", "the $k_x$ leading principal directions of $X$, which account for 99% of its variance"),
+    (r"\lVert A \rVert_F, \lVert A \rVert_*", "Frobenius norm and nuclear norm (the sum of the singular values)"),
+    ("r, r_s", "Pearson's correlation over features, and Spearman's rank correlation over pairs of rows"),
+    ("N_k(x_i)", "the $k$ nearest other rows of row $i$ in $X$ by cosine; $k = 10$ by default"),
     (
         r"\hat{y}_i, \bar{y}_{(i)}",
-        "prediction of row i by ridge regression, and mean row, both without the fold of row i",
+        "prediction of row $i$ by ridge regression, and mean row, both without the fold of row $i$",
     ),
 )
 NOTICE = "<!-- Written by docs/generate.py from the code. -->\n\n"
@@ -90,7 +87,10 @@ def measures() -> str:
         'The column "unchanged by" lists changes of one side alone that leave the value unchanged: rotation, scale (one '
         "factor for all features), shift, and linear (any invertible linear map).",
         "## Symbols",
-        table(("symbol", "meaning"), [(inline_formula(symbol), text(meaning)) for symbol, meaning in SYMBOLS]),
+        table(
+            ("symbol", "meaning"),
+            [(with_formulas(f"${symbol}$"), with_formulas(meaning)) for symbol, meaning in SYMBOLS],
+        ),
     ]
     for one in MEASURES:
         interval = one.resampling.interval_method
@@ -329,10 +329,12 @@ def formula(latex: str) -> str:
     return f'<div class="formula">{convert(latex, display="block")}</div>'
 
 
-def inline_formula(latex: str) -> str:
+def with_formulas(words: str) -> str:
+    """Prose in which dollar signs enclose formulas."""
     from latex2mathml.converter import convert
 
-    return convert(latex).replace("|", "&#124;")
+    parts = words.split("$")
+    return "".join(convert(part).replace("|", "&#124;") if i % 2 else text(part) for i, part in enumerate(parts))
 
 
 def yes(value: bool) -> str:
@@ -374,7 +376,7 @@ def function(one: Callable[..., Any], name: str) -> list[str]:
     entries = re.split(r"\n(?=\S)", textwrap.dedent(arguments))
     named = [entry.strip().partition(":") for entry in entries if entry.strip()]
     if named:
-        parts.append(bullets(f"`{names}`:{text(' '.join(meaning.split()))}" for names, _, meaning in named))
+        parts.append(bullets(f"`{names}`: {text(' '.join(meaning.split()))}" for names, _, meaning in named))
     if errors:
         parts.append(f"Raises {text(' '.join(errors.split()))}")
     return parts

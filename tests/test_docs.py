@@ -8,6 +8,7 @@ import sys
 import tomllib
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from documented import DOCS, ROOT, anchors, blocks, follow, links, read
 from running import no_page
@@ -169,16 +170,20 @@ def test_the_folder_of_generated_pages_is_not_committed():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with the models and data that the pages name; small ones in place of the bundled model."""
+    """A folder with the models and data that the pages name; small ones in place of the bundled model and tweets."""
     folder = tmp_path_factory.mktemp("reader")
     make_encoder(folder / "models" / "base", positions=130)
     make_encoder(folder / "models" / "fine-tuned", positions=130, seed=1, labels=["class a", "class b"])
     bundled = make_encoder(folder / "minilm", n_layers=6, positions=130)
+    tweets = folder / "tweets.csv"
+    made_up = pd.read_csv(write_csv(tweets, n=1200, classes=3)).rename(columns={"label": "sentiment"})
+    made_up.assign(confidence=1).to_csv(tweets, index=False)
     for name, seed in (("reviews.csv", 0), ("other.csv", 1)):
         data = write_csv(folder / name, n=200, seed=seed)
         data.write_text(data.read_text().replace("text,label", "review,verdict"))
     with no_page(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("layerprobe.bundled.model_folder", lambda name: bundled)
+        patch.setattr("layerprobe.bundled.data_files", lambda name: [tweets])
         patch.setenv("LAYERPROBE_HOME", str(folder / "home"))
         patch.chdir(folder)
         yield folder
