@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 MINUTES ?= 60
 
-.PHONY: demo test bench campaign clean
+.PHONY: demo test bench campaign docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/layerprobe demo
@@ -22,6 +22,10 @@ campaign: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/quickstart.py
 
+docs: $(VENV)/.docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m zensical build --clean --strict
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "layerprobe needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -31,4 +35,4 @@ $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/reference .cache .pytest_cache .mypy_cache .ruff_cache

@@ -333,6 +333,7 @@ def _described(measure: Measure) -> dict[str, object]:
         "invariances": sorted(measure.invariances),
         "min_rows": measure.min_rows,
         "baseline_of": measure.baseline_of,
+        "formula": measure.formula,
         "source": measure.citation,
     }
 

@@ -52,6 +52,8 @@ class Measure:
     """Which differences it responds to, in half a sentence."""
     caption: str = ""
     """What a figure of it shows, for the reader of the report."""
+    formula: str = ""
+    """Its definition in LaTeX, in the symbols of the documentation: X and Y with rows x_i and y_i, centred unless stated."""
 
     @property
     def name(self) -> str:

@@ -140,6 +140,7 @@ def test_rows_are_complete():
         assert measure.label and measure.citation and measure.range[0] < measure.range[1]
         assert measure.range[1 if measure.kind == "similarity" else 0] == measure.top
         assert measure.sensitivity or measure.baseline_of
+        assert measure.formula.count("{") == measure.formula.count("}") > 0
         assert measure.baseline_of is None or measure.baseline_of in names
         assert isinstance(measure.resampling, (Jackknife, Linear, RowMean))
     assert {measure.name: measure.baseline_of for measure in MEASURES if measure.baseline_of} == {

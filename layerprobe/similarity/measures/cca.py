@@ -193,6 +193,7 @@ MEASURES = (
         citation="Hotelling 1936; Raghu et al. 2017",
         resampling=Linear(_mean_cca),
         sensitivity=EQUAL_WEIGHTS,
+        formula=r"\frac{1}{p} \sum_{i=1}^{p} \rho_i, \quad p = \min(d_x, d_y)",
     ),
     Measure(
         mean_squared_cca,
@@ -201,6 +202,7 @@ MEASURES = (
         citation="Hotelling 1936; Kornblith et al. 2019",
         resampling=Linear(_mean_squared_cca),
         sensitivity=EQUAL_WEIGHTS,
+        formula=r"\frac{1}{p} \sum_{i=1}^{p} \rho_i^2, \quad p = \min(d_x, d_y)",
     ),
     Measure(
         svcca,
@@ -209,6 +211,7 @@ MEASURES = (
         citation="Raghu et al. 2017",
         resampling=Linear(_svcca),
         sensitivity="as CCA, on the directions that hold 99% of the variance",
+        formula=r"\frac{1}{p} \sum_{i=1}^{p} \rho_i(X V_x, Y V_y), \quad p = \min(k_x, k_y)",
     ),
     Measure(
         pwcca,
@@ -218,5 +221,6 @@ MEASURES = (
         citation="Morcos et al. 2018",
         resampling=Linear(_pwcca),
         sensitivity="as CCA, each direction weighted by how much of the base it accounts for",
+        formula=r"\frac{\sum_i \alpha_i \rho_i}{\sum_i \alpha_i}, \quad \alpha_i = \sum_{j=1}^{d_x} \lvert h_i^\top X_{\cdot j} \rvert",
     ),
 )

@@ -234,6 +234,7 @@ MEASURES = (
         sensitivity="ignores rotation and scale, and weights directions by their variance",
         caption="Centred kernel alignment (CKA), debiased: unrelated representations score about 0, and pairs of tokens of "
         "one example are left out. Look for the layer at which the line leaves 1.",
+        formula=r"\frac{\mathrm{HSIC}(XX^\top, YY^\top)}{\sqrt{\mathrm{HSIC}(XX^\top, XX^\top) \, \mathrm{HSIC}(YY^\top, YY^\top)}}",
     ),
     Measure(
         cka_angle,
@@ -244,5 +245,6 @@ MEASURES = (
         citation="Williams et al. 2021, of the biased CKA",
         resampling=Linear(_cka_angle, single=True),
         sensitivity="ignores rotation and scale, and weights directions by their squared variance",
+        formula=r"\arccos \frac{\lVert X^\top Y \rVert_F^2}{\lVert X^\top X \rVert_F \, \lVert Y^\top Y \rVert_F}",
     ),
 )

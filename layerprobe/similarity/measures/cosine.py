@@ -118,6 +118,7 @@ MEASURES = (
         caption="Cosine between the vectors of the same row in base and adapted. The dotted line is the cosine of random "
         "rows of different examples: where all vectors point in similar directions it is high, and only a value well above it "
         "shows a correspondence.",
+        formula=r"\frac{1}{n} \sum_{i=1}^{n} \frac{x_i^\top y_i}{\lVert x_i \rVert \, \lVert y_i \rVert}, \quad x_i, y_i \text{ not centred}",
     ),
     Measure(
         paired_cosine_baseline,
@@ -130,5 +131,6 @@ MEASURES = (
         resampling=RowMean(_baselines_of, null=False),
         baseline_of="paired_cosine",
         attains_top=False,
+        formula=r"\frac{1}{n} \sum_{i=1}^{n} \frac{x_i^\top y_{\pi(i)}}{\lVert x_i \rVert \, \lVert y_{\pi(i)} \rVert}, \quad \pi(i) \text{ a random row of another example}",
     ),
 )

@@ -132,6 +132,7 @@ MEASURES = (
         citation="Huh et al. 2024",
         resampling=Jackknife(partial(_of_rows, _mutual)),
         sensitivity="responds only to which rows are nearest",
+        formula=r"\frac{1}{n} \sum_{i=1}^{n} \frac{\lvert N_k(x_i) \cap N_k(y_i) \rvert}{k}",
     ),
     Measure(
         jaccard_knn,
@@ -141,5 +142,6 @@ MEASURES = (
         citation="Jaccard 1912; k = 10",
         resampling=Jackknife(partial(_of_rows, _jaccard)),
         sensitivity="responds only to which rows are nearest",
+        formula=r"\frac{1}{n} \sum_{i=1}^{n} \frac{\lvert N_k(x_i) \cap N_k(y_i) \rvert}{\lvert N_k(x_i) \cup N_k(y_i) \rvert}",
     ),
 )

@@ -94,5 +94,6 @@ MEASURES = (
         resampling=Jackknife(_of_rows, max_rows=4000, null=False),
         attains_top=False,
         sensitivity="asks how much of the adapted layer a linear map of the base predicts",
+        formula=r"1 - \frac{\sum_i \lVert y_i - \hat{y}_i \rVert^2}{\sum_i \lVert y_i - \bar{y}_{(i)} \rVert^2}",
     ),
 )

@@ -157,6 +157,7 @@ MEASURES = (
         sensitivity=SENSITIVITY,
         caption="Orthogonal Procrustes: how well one side fits the other after the best rotation. Unrelated data do not score "
         "0 (about .68 with 500 rows of 384 features), so compare with the null.",
+        formula=r"\frac{\lVert X^\top Y \rVert_*}{\lVert X \rVert_F \, \lVert Y \rVert_F}",
     ),
     Measure(
         procrustes_angle,
@@ -167,6 +168,7 @@ MEASURES = (
         citation="Williams et al. 2021",
         resampling=Linear(_procrustes_angle, single=True),
         sensitivity=SENSITIVITY,
+        formula=r"\arccos \frac{\lVert X^\top Y \rVert_*}{\lVert X \rVert_F \, \lVert Y \rVert_F}",
     ),
     Measure(
         shape_distance,
@@ -177,5 +179,6 @@ MEASURES = (
         citation="Williams et al. 2021; alpha = 1",
         resampling=Linear(_shape_distance, single=True),
         sensitivity=SENSITIVITY,
+        formula=r"\arccos \frac{\lVert W_x X^\top Y W_y \rVert_*}{\lVert X W_x \rVert_F \, \lVert Y W_y \rVert_F}, \quad W_x = \alpha I + (1 - \alpha) (X^\top X)^{-1/2}",
     ),
 )

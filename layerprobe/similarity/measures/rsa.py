@@ -102,5 +102,6 @@ MEASURES = (
         citation="Kriegeskorte et al. 2008; correlation, Spearman",
         resampling=Jackknife(_of_rows),
         sensitivity="responds to the order of all distances between rows, small and large",
+        formula=r"r_s \left( \{ 1 - r(x_i, x_j) \}_{i < j}, \{ 1 - r(y_i, y_j) \}_{i < j} \right)",
     ),
 )
