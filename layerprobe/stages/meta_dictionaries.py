@@ -101,7 +101,7 @@ class MetaDictionaries(LayerStage):
             name: (dictionary_of(parents[one.dictionary.role], context.device), codes_of(parents, one))
             for name, one in self.encodes.items()
         }
-        row = {"method": "meta-trained", "seed": self.seed, "inner": self.inner, "layer": self.number}
+        row: dict[str, Any] = {"method": "meta-trained", "seed": self.seed, "inner": self.inner, "layer": self.number}
         for name, (dictionary, codes) in loaded.items():
             store = stores["base" if name == "pretrained" else "adapted"]
             quality = sae.evaluate(dictionary, store.tokens(self.number), codes, store.groups("token"))
