@@ -70,11 +70,11 @@ def with_method_columns(table, n_layers=6):
     """A table with the columns that the pipeline adds next to `method`."""
     if "method" not in table or "is_control" in table:
         return table
-    methods = [method_record(name, n_layers) for name in table.method]
-    depths = [None if method.name in REFERENCES else method.depth for method in methods]
+    methods = {name: method_record(name, n_layers) for name in table.method.unique()}
+    depths = {name: None if name in REFERENCES else one.depth for name, one in methods.items()}
     return table.assign(
-        depth=pd.array(depths, dtype="Int64"),
-        is_control=[one.is_control for one in methods],
+        depth=pd.array([depths[name] for name in table.method], dtype="Int64"),
+        is_control=[methods[name].is_control for name in table.method],
         is_reference=table.method.isin(REFERENCES),
     )
 

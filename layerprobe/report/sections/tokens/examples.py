@@ -14,7 +14,7 @@ from layerprobe.report.sections.tokens.texts import Texts
 
 MAX_COLOURS = 300
 """Latents by which examples can be coloured, over all methods, seeds, layers and sides."""
-MAX_CHANGES = 200_000
+MAX_CHANGES = 100_000
 """Changes of tokens on the page, over all examples, methods, seeds and layers."""
 LOGISTIC = {
     "reference:logistic-mean": "logistic regression on the mean over tokens of the frozen base encoder",
