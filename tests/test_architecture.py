@@ -27,6 +27,7 @@ ABOVE = {
         "facts",
         "few_shot",
         "graph",
+        "index",
         "outputs",
         "pipeline",
         "record",

@@ -439,3 +439,5 @@ def test_the_documented_python_runs(path, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "reports/sweep/index.html {}"
+    index = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
+    assert "2 runs in reports" in index and 'href="./sweep/index.html"' in index
