@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from layerprobe.errors import LayerprobeError, StorageError
@@ -17,8 +17,13 @@ from layerprobe.files import digest, write_json, write_text
 from layerprobe.record import RunRecord
 from layerprobe.runs import PAGE, RECORD, Run
 
+if TYPE_CHECKING:
+    from layerprobe.report.overview import IndexedComparison, IndexedRun, Overview
+
 KEPT = ".index.json"
 """File next to the index with what was read from the tables of each run."""
+SCHEMA = 1
+"""Version of that file."""
 LOCK = ".index.lock"
 FOLDER = "reports"
 """Name of folders whose index every run updates."""
@@ -35,11 +40,15 @@ class Index:
     """Folders that it does not show, each with the reason."""
 
 
-def write_index(folder: str | Path) -> Index:
+def write_index(folder: str | Path, *, fresh: bool = True) -> Index:
     """Write `index.html` into a folder of runs: all runs in it, and those of the sweeps in it, with their answers.
 
     What is no run, or cannot be read, is left out and named. Tables of a run are read only if the run changed since the last
     time.
+
+    Args:
+        folder: the folder that holds the run folders.
+        fresh: whether tables are also read again where the last index was written by another version of this package.
 
     Raises:
         StorageError: if the folder is missing, is a run itself, holds another `index.html`, or cannot be written.
@@ -57,13 +66,13 @@ def write_index(folder: str | Path) -> Index:
         raise StorageError(f"{page} is not an index of runs, so it was left as it is; move it, or name another folder.")
     try:
         with _locked(folder):
-            found = _read(folder)
+            found = _read(folder, _kept(folder, fresh))
             write_text(
                 page, render_index(_shown(Path(os.path.abspath(folder))), found.runs, found.comparisons, found.problems)
             )
             # Only what the next index would have to read again depends on it.
             with contextlib.suppress(OSError):
-                write_json(folder / KEPT, {"source": _source(), "runs": found.kept})
+                write_json(folder / KEPT, {"schema": SCHEMA, "runs": found.kept})
     except OSError as error:
         raise StorageError(f"The index {page} cannot be written ({error.strerror or error}).") from error
     return Index(page, tuple(found.problems))
@@ -77,7 +86,7 @@ def update_index(run: Path) -> None:
     folder = Path(os.path.abspath(run)).parent
     try:
         if folder.name == FOLDER or is_index(folder / PAGE):
-            write_index(folder)
+            write_index(folder, fresh=False)
     except Exception as error:
         reason = str(error) if isinstance(error, LayerprobeError) else f"{type(error).__name__}: {error}"
         print(f"layerprobe: the index of runs was not updated: {' '.join(reason.split())}", file=sys.stderr)
@@ -94,23 +103,32 @@ def is_index(page: Path) -> bool:
         return False
 
 
+class _Kept(NamedTuple):
+    """What the last index read of a run."""
+
+    key: str
+    source: str
+    """Digest of the version of this package that read it."""
+    overview: Overview
+
+
 @dataclass
 class _Found:
     """What a folder holds."""
 
-    runs: list[Any] = field(default_factory=list)
-    comparisons: list[Any] = field(default_factory=list)
+    runs: list[IndexedRun] = field(default_factory=list)
+    comparisons: list[IndexedComparison] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     kept: dict[str, Any] = field(default_factory=dict)
-    """Overviews for the next index, by address of the run."""
+    """What is kept of each run for the next index, by address of the run, as JSON values."""
 
 
-def _read(folder: Path) -> _Found:
+def _read(folder: Path, before: Mapping[str, _Kept]) -> _Found:
     """Runs in a folder, and in folders of it that hold runs themselves."""
-    found, before = _Found(), _kept(folder)
+    found = _Found()
     for path in _folders(folder):
         try:
-            inner = [] if (path / RECORD).exists() else [one for one in _folders(path) if (one / RECORD).exists()]
+            inner = [] if _has_record(path) else [one for one in _folders(path) if _has_record(one)]
         except OSError as error:
             found.problems.append(f"{_shown(path)}: cannot be read ({error.strerror})")
             continue
@@ -127,27 +145,28 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in found if not (path.is_symlink() and folder.resolve().is_relative_to(path.resolve()))]
 
 
-def _add_run(found: _Found, before: dict[str, Any], folder: Path, path: Path) -> None:
+def _has_record(path: Path) -> bool:
+    return os.path.exists(path / RECORD)
+
+
+def _add_run(found: _Found, before: Mapping[str, _Kept], folder: Path, path: Path) -> None:
     """Add a run, or why it is not shown."""
-    from layerprobe.report.overview import IndexedRun, Overview
+    from layerprobe.report.overview import IndexedRun
 
     name, address = _names(folder, path)
     try:
         run = Run.load(path)
-        key = _key(run.record)
-        kept = before.get(address)
-        if kept is not None and kept["key"] == key:
-            overview = Overview.model_validate(kept["overview"])
-        else:
-            overview = run.overview()
+        key, kept = _key(run.record), before.get(address)
+        if kept is None or kept.key != key:
+            kept = _Kept(key, _source(), run.overview())
     except Exception as error:  # what others wrote into the folder must not keep the other runs from being listed
         reason = str(error) if isinstance(error, LayerprobeError) else f"{type(error).__name__}: {error}"
-        reason = f"holds no {RECORD}" if not (path / RECORD).exists() else reason
+        reason = reason if _has_record(path) else f"holds no {RECORD}"
         found.problems.append(f"{name}: {' '.join(reason.split())}")
         return
-    found.kept[address] = {"key": key, "overview": overview.model_dump(mode="json")}
+    found.kept[address] = {**kept._asdict(), "overview": kept.overview.model_dump(mode="json")}
     link = f"{address}/{PAGE}" if (path / PAGE).is_file() else None
-    found.runs.append(IndexedRun(name, link, run.record, overview))
+    found.runs.append(IndexedRun(name, link, run.record, kept.overview))
 
 
 def _add_comparison(found: _Found, folder: Path, path: Path) -> None:
@@ -155,7 +174,7 @@ def _add_comparison(found: _Found, folder: Path, path: Path) -> None:
     from layerprobe.report.comparison.page import RECORD as COMPARISON
     from layerprobe.report.overview import IndexedComparison
 
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         labels = json.loads((path / COMPARISON).read_text(encoding="utf-8"))["runs"].keys()
         if (path / PAGE).is_file():
             name, address = _names(folder, path)
@@ -170,15 +189,17 @@ def _key(record: RunRecord) -> str:
     return digest(content)
 
 
-def _kept(folder: Path) -> dict[str, Any]:
-    """Keys and overviews that the last index left; none if the file is missing, damaged, or of another version."""
+def _kept(folder: Path, fresh: bool) -> dict[str, _Kept]:
+    """What the last index left, with `fresh` only of this version; nothing if the file is missing or damaged."""
+    from layerprobe.report.overview import Overview
+
     try:
         content = json.loads((folder / KEPT).read_text(encoding="utf-8"))
-        if content["source"] != _source():
-            return {}
-        return {str(name): {"key": one["key"], "overview": one["overview"]} for name, one in content["runs"].items()}
+        runs = content["runs"].items() if content["schema"] == SCHEMA else ()
+        found = {name: _Kept(one["key"], one["source"], Overview.model_validate(one["overview"])) for name, one in runs}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
+    return {name: one for name, one in found.items() if one.source == _source() or not fresh}
 
 
 def _source() -> str:

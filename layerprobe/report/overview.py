@@ -72,7 +72,7 @@ def overview(tables: Tables, record: RunRecord) -> Overview:
     ]
     strips = []
     for name, drift in drifts_by_method(tables, record).items():
-        change = [max(0.0, round(1 - float(value), 3)) + 0.0 for value in drift.value]
+        change = [max(0.0, round(1 - float(value), 6)) + 0.0 for value in drift.value]
         changed = [verdict == "changed" for verdict in drift.verdicts]
         label = queries.label(name, record)
         strips.append(Strip(method=label, layers=drift.layers, change=tuple(change), changed=tuple(changed)))
