@@ -294,6 +294,25 @@ def _named_runs(words: list[str]) -> Sequence[Run] | Mapping[str, Run]:
 
 
 @app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that holds run folders.")] = Path("reports"),
+) -> None:
+    """List all runs of a folder on one page, with their answers. Every run updates the page of `reports`."""
+    from layerprobe.index import write_index
+
+    with _one_sentence():
+        written = write_index(folder)
+    if written.problems:
+        print(f"Not shown: {'; '.join(map(_printable, written.problems))}", file=sys.stderr)
+    print(written.page)
+
+
+def _printable(text: str) -> str:
+    """A text without control characters, which names of folders may have."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+@app.command()
 def measures(
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON: one object per measure.")] = False,
 ) -> None:

@@ -27,6 +27,7 @@ from layerprobe.errors import (
 from layerprobe.executors import Failed, Finished, Settings, find_executor
 from layerprobe.facts import Facts, KeptFacts, read_facts
 from layerprobe.graph import expand
+from layerprobe.index import update_index
 from layerprobe.provenance import provenance
 from layerprobe.record import Provenance, RunRecord, StudyRecord
 from layerprobe.recording import Recording
@@ -296,7 +297,8 @@ def run(
         found.keep()
         for one in list(compute([recording], computation, store.root, progress=progress)):
             one.complete()
-        return recording.result
+    update_index(folder)
+    return recording.result
 
 
 @dataclass(frozen=True)

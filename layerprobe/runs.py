@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from layerprobe.activations import ActivationStore
     from layerprobe.report import Card
+    from layerprobe.report.overview import Overview
     from layerprobe.sae import Dictionary
 
 RECORD = "run.json"
@@ -261,6 +262,12 @@ class Run:
             return answer_lines(_Tables(self), self.record)
         except StorageError as error:
             return [str(error)]
+
+    def overview(self) -> Overview:
+        """What an index of runs shows: the cards without their details, what to do, and the layer strip."""
+        from layerprobe.report import overview
+
+        return overview(_Tables(self), self.record)
 
     def artifacts(self) -> dict[str, Path]:
         """Folders by task: adapted models, SAEs that `SAE.load_from_disk` opens, and activation stores.

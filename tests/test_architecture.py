@@ -31,6 +31,7 @@ ABOVE = {
         "facts",
         "few_shot",
         "graph",
+        "index",
         "outputs",
         "pipeline",
         "record",

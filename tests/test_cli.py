@@ -186,7 +186,7 @@ def test_help_and_import_load_no_heavy_library():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     shown = subprocess.run([sys.executable, "-m", "layerprobe", "--help"], check=True, capture_output=True, text=True)
-    for command in ("run", "plan", "init", "report", "compare", "demo", "doctor", "measures"):
+    for command in ("run", "plan", "init", "report", "compare", "index", "demo", "doctor", "measures"):
         assert command in shown.stdout
 
 

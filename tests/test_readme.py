@@ -47,7 +47,8 @@ def test_one_s_own_checkpoint_and_data_run_as_written(tmp_path, monkeypatch):
     outputs = [call(words) for words in shown]
     assert "To be added" in outputs[0]
     assert outputs[1].splitlines()[-1] == outputs[2].strip() == "reports/mine/index.html"
-    assert Path("reports/mine/index.html").is_file()
+    assert (tmp_path / "reports" / "mine" / "index.html").is_file()
+    assert "./mine/index.html" in (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
 
 
 def test_commands_on_shipped_studies_are_valid(tmp_path, monkeypatch):

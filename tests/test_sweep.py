@@ -476,3 +476,5 @@ def test_the_documented_python_runs(path, copied_home, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     runpy.run_path("study.py", run_name="__main__")
     assert capsys.readouterr().out.splitlines()[-1] == "reports/sweep/index.html {}"
+    index = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
+    assert "2 runs in reports" in index and 'href="./sweep/index.html"' in index

@@ -1,5 +1,7 @@
 from .comparison import compare_runs as compare_runs
 from .near_copies import near_copy_sentences as near_copy_sentences
+from .overview import overview as overview
+from .overview import render_index as render_index
 from .page import figure_function as figure_function
 from .page import findings as findings
 from .page import write_report as write_report

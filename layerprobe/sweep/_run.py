@@ -10,6 +10,7 @@ from pathlib import Path
 
 from layerprobe import interrupt
 from layerprobe.errors import LayerprobeError, StorageError
+from layerprobe.index import update_index
 from layerprobe.pipeline import (
     Computation,
     Found,
@@ -110,6 +111,7 @@ def run_sweep(
         page, problem = _compare(runs, failures, folder), None
     except LayerprobeError as error:
         page, problem = None, str(error)
+    update_index(folder)
     return SweepResult(runs, failures, page, problem)
 
 

@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from layerprobe.report.comparison import ComparedRun
 from layerprobe.report.comparison.sections import SECTIONS
 from layerprobe.report.comparison.tables import compare
+from layerprobe.report.overview import IndexedComparison, IndexedRun, overview, render_index
 from layerprobe.report.page import render_page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -104,6 +105,20 @@ def comparison():
     return compare(runs)
 
 
+def indexed():
+    """An index of runs: hostile names, a warning, a failed run, and a folder that is no run."""
+    made, about = study()
+    evil = about.model_copy(update={"name": LINK, "question": EVIL})
+    failed = record(name="failed", status="failed", error=LINK)
+    runs = [
+        IndexedRun("plain", "./plain/index.html", about, overview(made, about)),
+        IndexedRun(f"{RIGHT_TO_LEFT} {EMOJI}", None, evil, overview(made, evil).model_copy(update={"warning": LINK})),
+        IndexedRun("failed", None, failed, overview({}, failed)),
+    ]
+    comparisons = [IndexedComparison("sweep", "./sweep/index.html", (LINK, "two"))]
+    return render_index("reports", runs, comparisons, [f"{EVIL}: holds no run.json"])
+
+
 PAGES = {
     "depths": lambda: render_page(*study()),
     "latents": lambda: render_page(*dictionaries()),
@@ -112,6 +127,7 @@ PAGES = {
     "comparison": lambda: render_page(*comparison(), SECTIONS),
     "features": lambda: render_page(*many_features()),
     "nothing": lambda: render_page({}, record()),
+    "index": indexed,
 }
 
 

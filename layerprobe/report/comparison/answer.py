@@ -124,7 +124,8 @@ def differ(comparison: Comparison) -> Card:
     drifts = _drifts(comparison)
     if drifts is None:
         listed = [f"{run.label} ({card.number})" for run, card in zip(comparison.runs, own, strict=True)]
-        claim = f"Not compared layer by layer: {_why_not(comparison)}; layers that changed: {_names(listed)}"
+        reason = _why_not(comparison) or "their layers are not the same"
+        claim = f"Not compared layer by layer: {reason}; layers that changed: {_names(listed)}"
         return Card(WHERE, claim, "–", "undecided", "drift", details)
     layers = drifts[0].layers
     apart = _apart(drifts)

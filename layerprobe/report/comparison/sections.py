@@ -13,7 +13,7 @@ from layerprobe.report.comparison.tables import ComparedRun, Comparison, timed_c
 from layerprobe.report.costs import COSTS, format_cost, timing_note
 from layerprobe.report.section import Section, Tables
 from layerprobe.report.sections.answer.context import BADGES
-from layerprobe.report.sections.answer.where import where
+from layerprobe.report.sections.answer.figures import drifts_by_method
 from layerprobe.report.sections.made.context import downloads
 from layerprobe.report.sections.quality.sentences import recommendation
 
@@ -59,20 +59,18 @@ def _cells(run: ComparedRun, method: str) -> Iterator[Cell]:
         yield Cell(str(seeds or ""), seeds or None)
         mean, low, high = float(rows.accuracy.mean()), rows.accuracy_low.min(), rows.accuracy_high.max()
         yield Cell(f"{mean:.1%} ({100 * low:.1f} to {100 * high:.1f})", mean)
-    layers = where(run.tables, record, method).number
-    yield Cell(layers.removesuffix(" layers"), _share(layers)) if layers != "–" else Cell("")
+    drift = drifts_by_method(run.tables, record).get(method)
+    if drift is None:
+        yield Cell("")
+    else:
+        changed, layers = drift.verdicts.count("changed"), len(drift.layers)
+        yield Cell(f"{changed} of {layers}", changed / layers)
     depth = _depth_of_smallest(run)
     words = f" ({100 * depth / run.n_layers:.0f}% of the blocks)" if depth else ""
     smallest = conclusion and (conclusion.smallest or "none shown")
     yield Cell(f"{smallest}{words}", run.n_layers + 1 if depth is None else depth) if smallest else Cell("")
     finished = record.provenance.finished or ""
     yield Cell(finished[:10], finished)
-
-
-def _share(layers: str) -> float:
-    """ "4 of 7 layers" as a number."""
-    part, total = layers.split(" of ")
-    return int(part) / int(total.split()[0])
 
 
 def conclusions(tables: Tables, comparison: Comparison) -> dict[str, Any]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
+from layerprobe.report.queries import Drift
 from layerprobe.report.section import Tables
 from layerprobe.report.theme import EMPHASIS, SCALE, ink_on, label_layers, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def row_names(methods: Sequence[str], record: RunRecord) -> list[str]:
@@ -18,20 +23,31 @@ def row_names(methods: Sequence[str], record: RunRecord) -> list[str]:
     return names if len(set(names)) == len(names) else list(methods)
 
 
+def drifts_by_method(tables: Tables, record: RunRecord) -> dict[str, Drift]:
+    """What the layer strip shows of each method: CKA, or else the cosine, by layer."""
+    similarity = queries.having(tables, "similarity")
+    if similarity is None:
+        return {}
+    unit, measure = queries.unit_of(similarity), _measure(similarity)
+    found = {
+        name: queries.drift_over_seeds(similarity, name, measure, unit) for name in queries.methods(tables, record)
+    }
+    return {name: drift for name, drift in found.items() if drift is not None}
+
+
+def _measure(similarity: pd.DataFrame) -> str:
+    return "cka" if "cka" in set(similarity.measure) else "paired_cosine"
+
+
 def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
     """One row per method, one cell per layer: 1 - CKA (or cosine), outlined where the layer changed (`queries.Drift`).
 
     Values are means over seeds; a layer changed if it did under every seed, by bands that hold for all layers at once.
     """
-    similarity = tables["similarity"]
-    unit = queries.unit_of(similarity)
-    measure = "cka" if "cka" in set(similarity.measure) else "paired_cosine"
-    found = {
-        name: queries.drift_over_seeds(similarity, name, measure, unit) for name in queries.methods(tables, record)
-    }
-    drifts = {name: drift for name, drift in found.items() if drift is not None}
+    drifts = drifts_by_method(tables, record)
     if not drifts:
         return None
+    measure = _measure(tables["similarity"])
     layers = next(iter(drifts.values())).layers
     hover = [
         [
