@@ -295,7 +295,7 @@ def measured(before: Sides, after: Sides, same: set[int], n_layers: int, device:
                 value: float | None = getattr(similarity, measure)(x, y, **options)
                 note = ""
             except MeasureError as error:
-                value, note = None, str(error)
+                value, note = None, f"{error} The rows are the probe examples (few_shot.probes)."
             yield {"part": part, "layer": layer, "measure": measure, "value": value, "note": note}
 
 

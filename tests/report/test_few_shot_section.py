@@ -228,7 +228,8 @@ def test_gains_within_groups_have_the_interval_of_group_means():
 def test_each_outcome_is_said_as_it_is(outcome, words, badge):
     tables, about = study(outcome=outcome)
     (text,) = [one.text for one in findings(tables, about) if one.text.startswith("Adapting only the head")]
-    assert words in text and "-0.4 points (95% interval -1.2 to +0.4; margin 2 points)" in text
+    assert words in text and "-0.4 points (95% interval -1.2 to +0.4; margin 2 points" in text
+    assert ("one-sided test against a loss of the margin: p = 0.01)" in text) == (outcome != "not tested")
     assert "further episodes of these test groups only, not further trainings (1 seed)" in text
     first = cards(tables, about)[0]
     assert (first.title, first.badge) == ("Is the head enough?", badge)

@@ -8,7 +8,7 @@ from layerprobe.record import RunRecord
 from layerprobe.report.queries import having, records_of
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.few_shot.figures import MEASURES, READERS, THEORY, body_name
-from layerprobe.report.sections.few_shot.queries import chosen_rates, depths, is_by_group, test_labels
+from layerprobe.report.sections.few_shot.queries import BODIES, TRAINED, chosen_rates, depths, is_by_group, test_labels
 from layerprobe.report.sections.few_shot.sentences import sentences
 
 COUNTED = ("inner_gradients", "outer_gradients", "second_order_products", "body_forward_passes", "body_backward_passes")
@@ -44,8 +44,8 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
 
 
 def accuracy_rows(tables: Tables, record: RunRecord) -> list[dict[str, Any]]:
-    """Bodies and readers with accuracy, meta-trained ones first by depth."""
-    order = [*depths(tables, record), ""]
+    """Bodies and readers with accuracy: meta-trained bodies by depth, then the others, each with its inner loops first."""
+    order, bodies = depths(tables, record), list(BODIES)
     rows = [
         row
         | {
@@ -54,10 +54,14 @@ def accuracy_rows(tables: Tables, record: RunRecord) -> list[dict[str, Any]]:
         }
         for row in records_of(tables["few_shot_accuracy"])
     ]
-    return sorted(
-        rows,
-        key=lambda row: (row["method"] != "meta-trained", order.index(row["inner"]) if row["inner"] in order else 0),
-    )
+
+    def place(row: dict[str, Any]) -> tuple[int, int, int]:
+        depth = order.index(row["inner"]) if row["inner"] in order else 0
+        is_reader = int(row["reader"] != "inner")
+        trained = row["method"] == TRAINED
+        return bodies.index(row["method"]), *((depth, is_reader) if trained else (is_reader, depth))
+
+    return sorted(rows, key=place)
 
 
 def rate_rows(tables: Tables) -> list[dict[str, Any]]:

@@ -58,9 +58,15 @@ def depth_sentences(tables: Tables, record: RunRecord) -> list[str]:
     for row in table.sort_values("order", ascending=False).itertuples():
         groups = int(row.n) if row.covers == "groups" else None
         subject = "Adapting only the head in the inner loop" if row.inner == "head" else f"The inner loop `{row.inner}`"
+        # The test is one-sided, so that it may reject a loss of the margin that the two-sided interval contains.
+        test = (
+            ""
+            if row.outcome == "not tested" or row.p != row.p
+            else f"; one-sided test against a loss of the margin: p = {row.p:.2g}"
+        )
         texts.append(
             f"{subject} {OUTCOMES[str(row.outcome)]} compared with `{row.reference}`: its accuracy differs by "
-            f"{points(row.difference)} ({interval(row.ci_low, row.ci_high)}; margin {100 * row.margin:.3g} point{'' if row.margin == 0.01 else 's'}); "
+            f"{points(row.difference)} ({interval(row.ci_low, row.ci_high)}; margin {100 * row.margin:.3g} point{'' if row.margin == 0.01 else 's'}{test}); "
             f"{covers(record, groups, row.seeds)}."
         )
     return texts
