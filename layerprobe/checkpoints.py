@@ -79,6 +79,8 @@ class Checkpoint:
 
         if self.is_local and not (Path(self.folder) / "config.json").is_file():
             raise EncoderError(f"{self.name} has no config.json; give a folder that `save_pretrained` wrote.")
+        if self.is_local:
+            _check_numbers(Path(self.folder) / "config.json")
         try:
             config = self._load(AutoConfig, "config.json", "correct it")
         except EncoderError as error:
@@ -208,6 +210,25 @@ def check_config(config: PretrainedConfig, name: str) -> None:
     for key, value in vars(config).items():
         if ("dropout" in key or key == "initializer_range") and isinstance(value, float) and not 0 <= value <= 1:
             refuse(key, value, "it is a number from 0 to 1")
+
+
+def _check_numbers(path: Path) -> None:
+    """Refuse a config.json that is no object, or has numbers with which it could not be loaded in any time or memory.
+
+    Raises:
+        EncoderError: naming the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise EncoderError(f"{path} cannot be loaded as JSON ({reason}); correct it.") from error
+    if not isinstance(content, dict):
+        raise EncoderError(f"{path} is not a JSON object; give a folder that `save_pretrained` wrote.")
+    for key, value in content.items():
+        most = 10**6 if key == "num_labels" else 2**31
+        if isinstance(value, int | float) and not -most <= value <= most:
+            raise EncoderError(f"{path} has {key[:80]} = {repr(value)[:40]}, which no encoder has; correct it.")
 
 
 def _check_files(folder: Path) -> None:

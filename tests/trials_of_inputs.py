@@ -5,6 +5,7 @@ import html
 import io
 import json
 import random
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -16,6 +17,8 @@ from running import STUDY
 
 from layerprobe.errors import CombinedError, LayerprobeError
 
+MOST_BYTES = 4 * 2**30
+"""Memory that fuzzed inputs may take."""
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -97,8 +100,6 @@ def one_line(action) -> list[str]:
         return [f"several lines: {one}" for one in error.errors if not is_line(one)]
     except LayerprobeError as error:
         return [] if is_line(error) else [f"several lines or none: {error}"]
-    except RecursionError:
-        raise
     except Exception as error:
         import traceback
 
@@ -261,6 +262,9 @@ def fuzz(kind: str, folder: Path, number: int, examples: int) -> list[str]:
     """So many examples of one kind, drawn by a seed."""
     check, strategies = FUZZED[kind](folder)
     problems: list[str] = []
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, limits[1]))
 
     def example(drawn):
         found = check(*drawn)
@@ -274,7 +278,10 @@ def fuzz(kind: str, folder: Path, number: int, examples: int) -> list[str]:
         phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    hypothesis.seed(number)(settings(hypothesis.given(st.tuples(*strategies))(example)))()
+    try:
+        hypothesis.seed(number)(settings(hypothesis.given(st.tuples(*strategies))(example)))()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
     return problems
 
 

@@ -22,8 +22,6 @@ def read_file(path: Path, source: str) -> pd.DataFrame:
     Raises:
         DataError: if it is empty, damaged, of an unknown type or not readable.
     """
-    import pyarrow as pa
-
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{source} ends in {path.suffix or 'nothing'!r}; supported are {', '.join(READERS)}.")
@@ -33,8 +31,10 @@ def read_file(path: Path, source: str) -> pd.DataFrame:
         raise DataError(f"{source} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
     except PermissionError:
         raise DataError(f"{source} cannot be read: permission denied.") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
+    except DataError:
+        raise
+    except Exception as error:  # libraries have many for damaged files
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise DataError(f"{source} cannot be read as {path.suffix[1:].upper()} ({reason}).") from None
     if not len(frame):
         raise DataError(f"{source} has no rows; it needs labelled examples.")
