@@ -342,7 +342,8 @@ def test_transfer_cuts_values_that_would_flatten_the_others():
 )
 def test_recovered_shares_are_drawn_where_they_are_defined(quantity, value, reach):
     lost = figure("transfer", everything(), quantity=quantity)
-    assert {trace.xaxis for trace in lost.data if len(trace.y)} == {"x2"}  # undefined values on base rows have no point
+    # Undefined values on base rows have no diagram.
+    assert {trace.xaxis for trace in lost.data} == {"x"} and lost.layout.annotations[0].text == "adapted rows"
     assert list(named(lost)["base's dictionary"].y) == [value] * 2
     assert np.allclose(named(lost)["base's dictionary"].error_y.arrayminus, reach)
     assert lost.layout.yaxis.range == pytest.approx((-0.1, 1.06))
@@ -367,11 +368,19 @@ def test_example_latents_are_the_strongest_of_different_labels_with_their_top_te
     found = example_latents(*looked_up(), "full")
     assert [(one.layer, one.latent, one.label) for one in found] == [(1, 2, "a"), (1, 0, "b"), (1, 1, "a")]
     assert [round(one.auroc, 2) for one in found] == [0.95, 0.2, 0.9]
-    assert found[0].anchor == "latent-1-2" and found[0].nearest == 0.9 and found[1].nearest is None
+    assert found[0].address == "latent-1-2" and found[0].nearest == 0.9 and found[1].nearest is None
     tokens = dict(found[0].tokens)
     assert tokens["w20"] == 1 and tokens["w19"] == 0.5 and len(tokens) == 17  # around the highest activation
     assert "w11" not in tokens and "w29" not in tokens
     tables, about = looked_up()
+    other = {name: tables[name].assign(method="top:2") for name in ("latents", "latent_examples")}
+    assert (
+        example_latents(tables | other, about, "top:2")[0].address == "latent-1-2-adapted-top%3A2%20%C2%B7%20seed%200"
+    )
+    spans = pd.DataFrame({"example_id": "y", "token_index": [20, 21], "start": [2, None], "end": [6, None]})
+    texts = tables["examples"].assign(text="A \N{PARTY POPPER}ole")
+    found = example_latents(tables | {"tokens": spans, "examples": texts}, about, "full")
+    assert dict(found[0].tokens)["\N{PARTY POPPER}ole"] == 1 and dict(found[0].tokens)["w19"] == 0.5
     assert example_latents({name: tables[name] for name in ("latents", "similarity")}, about, "full") == []
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
+from layerprobe.report.sections import tokens
 from layerprobe.report.sections.features.examples import example_latents
 from layerprobe.report.sections.features.figures import KINDS, PAIRS, control_shares, method_rows
 from layerprobe.report.sections.features.sentences import (
@@ -29,7 +30,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         "unchanged": [(name, text, _same_kinds(shares, name)) for name, text in unchanged.items() if text],
         "shares": shares,
         "pairs": {name: words for name, (_, _, words) in PAIRS.items()},
-        "linked": queries.having(tables, "latents") is not None and queries.having(tables, "examples") is not None,
+        "linked": all(queries.having(tables, name) is not None for name in ("latents", *tokens.SECTION.requires)),
     }
 
 

@@ -117,7 +117,7 @@ def task_mass(tables: Tables, record: RunRecord) -> go.Figure | None:
         curve = {"mode": joined(layers), "name": name, "line": line, "marker": {"size": 9, "color": colour}}
         figure.add_scatter(x=_layer_names(part.layer), y=part.mass_task, offsetgroup=name, error_y=bars, **curve)
     if layers < 3:  # dots next to each other
-        figure.update_layout(scattermode="group", scattergap=0.5)
+        figure.update_layout(scattermode="group", scattergap=0.75)
     title = "activation mass in task latents<br>higher = more changed"
     figure.update_yaxes(title=title, tickformat=".0%", rangemode="tozero")
     return styled(figure, height=380)
@@ -135,7 +135,10 @@ def crossing(tables: Tables, record: RunRecord, *, method: str | None = None) ->
         return None
     figure = go.Figure()
     seeds = error_bars(rows.difference, rows.lowest, rows.highest, PLAIN, width=0, thickness=6)
-    name, marker = "lowest to highest pair of seeds", {"size": 1, "color": PLAIN}
+    name, marker = (
+        "lowest to highest pair of seeds",
+        {"symbol": "line-ns-open", "size": 8, "line": {"width": 6}, "color": PLAIN},
+    )
     figure.add_scatter(x=rows.layer, y=rows.difference, mode="markers", name=name, marker=marker, error_y=seeds)
     known = rows.low.notna().any()
     name = "adapted minus base" + (", 95% interval for all layers at once" if known else "")
@@ -146,7 +149,7 @@ def crossing(tables: Tables, record: RunRecord, *, method: str | None = None) ->
     hover = {"customdata": rows[["base", "adapted", "low", "high"]], "hovertemplate": interval + sides}
     figure.add_scatter(x=rows.layer, y=rows.difference, mode="markers", name=name, marker=marker, error_y=bars, **hover)
     label_layers(figure)
-    figure.update_yaxes(title="mean label effect, adapted - base<br>higher = more associated", rangemode="tozero")
+    figure.update_yaxes(title="label effect,<br>adapted minus base<br>higher = more associated", rangemode="tozero")
     return styled(figure, height=320)
 
 
@@ -162,9 +165,13 @@ def transfer(
     if not {*columns} <= {*rows.columns}:
         return None
     rows = rows[rows[quantity].notna()]
-    figure = make_subplots(rows=1, cols=2, subplot_titles=("base rows", "adapted rows"), shared_yaxes=True)
+    sides = [side for side in ("base", "adapted") if (rows.evaluated_on == side).any()]
+    if not sides:
+        return None
+    titles = [f"{side} rows" for side in sides]
+    figure = make_subplots(rows=1, cols=len(sides), subplot_titles=titles, shared_yaxes=True)
     ends = [0.0, 1.0]
-    for col, side in enumerate(("base", "adapted"), start=1):
+    for col, side in enumerate(sides, start=1):
         on = rows[rows.evaluated_on == side].sort_values("layer")
         ends += _add_control_band(figure, on[on.kind.isin(CONTROLS)], quantity, col=col)
         for trained_on, kind, name, colour, symbol in TRANSFERS:
@@ -179,11 +186,12 @@ def transfer(
                 "text": value.map("{:.1f}".format).where(~inside, ""),
                 "customdata": part[columns],
             }
-            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": col == 2}
+            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": col == 1}
             _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, row=1, col=col, **written)
     shown = [max(SHOWN[0], min(ends)) - 0.1, min(SHOWN[1], max(ends)) + 0.06]
     figure.update_yaxes(range=shown, zeroline=True).update_yaxes(title=title, col=1)
-    return styled(figure, height=420) if figure.data else None
+    # Bars that are not grouped with the points are centred on their layer.
+    return styled(figure, height=420).update_layout(barmode="overlay")
 
 
 def _add_control_band(figure: go.Figure, controls: pd.DataFrame, quantity: str, *, col: int) -> list[float]:
@@ -196,7 +204,7 @@ def _add_control_band(figure: go.Figure, controls: pd.DataFrame, quantity: str, 
     listed = each.groupby(controls.layer).agg("<br>".join)
     # The outline keeps a band of no height, of one control, visible.
     style = {"marker": {"color": "rgba(128,128,128,.3)", "line": {"color": PLAIN, "width": 1}}, "width": 0.8}
-    legend = {"legendgroup": "controls", "showlegend": col == 2, "name": "controls: directions not learned"}
+    legend = {"legendgroup": "controls", "showlegend": col == 1, "name": "controls: directions not learned"}
     hover = {"customdata": listed, "hovertemplate": "controls<br>%{customdata}<extra></extra>"}
     figure.add_bar(x=_layer_names(low.index), base=low, y=high - low, row=1, col=col, **style, **legend, **hover)
     return [*low, *high]
@@ -252,8 +260,8 @@ def difference_pca(tables: Tables, record: RunRecord, *, method: str | None = No
         bars = error_bars(equal.joint, equal.joint_low, equal.joint_high, colour)
         marker, name = {"symbol": "diamond-open", "size": 11, "color": colour}, f"layer {layer}: joint dictionary"
         figure.add_scatter(x=equal.l0, y=equal.joint, name=name, mode="markers", marker=marker, error_y=bars)
-    figure.update_xaxes(title="coefficients per token", type="log")
-    figure.update_yaxes(title="explained variance of adapted - base")
+    figure.update_xaxes(title="coefficients per token", type="log", tickvals=sorted(rows.components.unique().tolist()))
+    figure.update_yaxes(title="explained variance<br>of adapted minus base")
     return styled(figure, height=340)
 
 

@@ -41,7 +41,10 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         "quantities": {name: QUANTITIES[name][0] for name in present},
         "intruders": intruder_sentence(tables),
         "ahead": probe_sentence(tables, record),
-        "absent": [words for name, words in PARTS.items() if queries.having(tables, name) is None],
+        "absent": [
+            *(["drift of several methods"] if not steps and len(record.methods) > 1 else []),
+            *(words for name, words in PARTS.items() if queries.having(tables, name) is None),
+        ],
     }
 
 

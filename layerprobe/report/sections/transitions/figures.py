@@ -188,6 +188,6 @@ def transition_excess(
                 hovertemplate=hover,
             )
     figure.update_layout(scattermode="group", scattergap=0.4)
-    title = "rate minus that of two base dictionaries<br>above 0 = more than by chance"
+    title = "rate minus that of the null<br>above 0 = more than by chance"
     figure.update_yaxes(title=title, tickformat="+.0%", zeroline=True)
     return styled(figure, height=340) if figure.data else None
