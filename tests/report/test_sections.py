@@ -275,7 +275,10 @@ def test_the_page_has_one_figure_of_drift_with_a_picker_and_folds():
     assert re.findall(r'data-figure="(drift[^"]*)"', body) == ["drift"]
     (picker,) = re.findall(r'data-chooses="drift">(.*?)</select>', body)
     assert re.findall(r'value="(\w+)"', picker) == ["cka", "paired_cosine", "cka_angle"]
-    assert body.count("Is it beyond chance?") == 1 and "Do the measures agree? full: no" in body
+    assert (
+        body.count("Is it beyond chance?") == 1
+        and "Do the measures agree? full: largest estimated change at different layers" in body
+    )
     outside = re.sub(r"<details.*?</details>", "", body, flags=re.S)
     assert "<table" not in outside and "<table" in body
 
@@ -428,7 +431,7 @@ def test_measures_that_disagree_are_named_with_the_layer_of_each():
     assert (
         found["rows"][0]["tied"] == [1, 2]
         and found["rows"][0]["first"] is None
-        and "All 2 measures name layer 2" in found["text"]
+        and "All 2 measures have their largest estimated change at layer 2." in found["text"]
     )
     assert agreement(*complete({"similarity": similarity(DRIFT)}, record()), "full") is None
 
