@@ -149,7 +149,7 @@ class Conclusion(_Model):
     critical_value: float | None = None
     """Critical value of each test, of the t distribution with `df` degrees of freedom, else of the normal one."""
     df: int | None = None
-    """Number of seeds less 1; None if conditional on seeds."""
+    """Number of seeds minus 1; None if conditional on seeds."""
     order: list[str] = []
     """Methods in the order in which they were tested."""
     frozen: str | None = None

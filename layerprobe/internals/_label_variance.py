@@ -38,8 +38,8 @@ class LabelVariance:
         n: number of examples.
         share: between-label share of the variance, `(layers,)`.
         expected: its mean over all permutations of the labels within strata of length, `(layers,)`.
-        permuted: share less `expected` under each permutation; row i is the same permutation in all layers and models.
-        left_out: share less `expected` without each fold of examples.
+        permuted: share minus `expected` under each permutation; row i is the same permutation in all layers and models.
+        left_out: share minus `expected` without each fold of examples.
         is_difference: whether the shares of another model were subtracted.
     """
 
@@ -53,11 +53,11 @@ class LabelVariance:
 
     @property
     def excess(self) -> Float[np.ndarray, " layers"]:
-        """Share less its mean under permuted labels."""
+        """Share minus its mean under permuted labels."""
         return self.share - self.expected
 
     def minus(self, other: LabelVariance) -> LabelVariance:
-        """This model's shares less those of another one, on the same examples and under the same permutations.
+        """This model's shares minus those of another one, on the same examples and under the same permutations.
 
         Raises:
             MeasureError: if layers, examples, permutations or folds differ.
@@ -295,7 +295,7 @@ def _between_permuted_there(
 
 
 def _example_moments(rows: np.ndarray, example: np.ndarray, n: int, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean square of each example's rows, less a common vector.
+    """Mean and mean square of each example's rows, minus a common vector.
 
     Raises:
         MeasureError: if a value is not finite or the layer is constant.

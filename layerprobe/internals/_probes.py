@@ -123,7 +123,7 @@ def probe_layers(
     cross-validation on the training examples (fewer folds if a class has fewer examples); the test examples are used
     once. Two classes have one weight vector, of the log odds. Probes are fitted by scikit-learn, on the CPU.
 
-    Selectivity is accuracy on the task less accuracy on the control tasks, both on test examples, with the same probe and
+    Selectivity is accuracy on the task minus accuracy on the control tasks, both on test examples, with the same probe and
     the penalty of the task's probe (Hewitt and Liang 2019). It is low where the probe could read the task's labels as well
     by recognising words. `control_train_accuracy` is what the probe can memorise: where it is close to `train_accuracy`,
     accuracy on training examples says nothing about the layer.

@@ -109,7 +109,7 @@ class Convergence:
 
     @property
     def excess_loss(self) -> Float[np.ndarray, " values"]:
-        """Meta-loss less that of the meta-optimum."""
+        """Meta-loss minus that of the meta-optimum."""
         return self.at.loss - self.optimal_loss
 
     @property

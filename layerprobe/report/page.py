@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,9 +105,8 @@ def render_page(tables: Tables, record: Any, sections: Sequence[Section[Any]] = 
                 data[f"data-{section.id}"] = context.pop("data")
             source = section.template or f"{section.id}/template.html.j2"
             template = environment.get_template(source)
-            linked = [finding.model_copy(update={"figure": _target(finding, plots)}) for finding in found]
-            plot = plots.placer(section, tables, record)
-            text = template.render(section=section, record=record, findings=linked, plot=plot, **context)
+            link, plot = partial(_target, plots, sections), plots.placer(section, tables, record)
+            text = template.render(section=section, record=record, findings=found, link=link, plot=plot, **context)
             if section.scripts:
                 scripts.append([f"{source.rpartition('/')[0]}/{name}" for name in section.scripts])
         html[section.id] = with_ids(text, section.id)
@@ -122,9 +122,11 @@ def render_page(tables: Tables, record: Any, sections: Sequence[Section[Any]] = 
     )
 
 
-def _target(finding: Finding, plots: Plots) -> str:
-    """What a finding links to: its figure if the page shows it, else its section."""
-    return anchor(finding.figure) if finding.figure in plots.drawn else finding.figure
+def _target(plots: Plots, sections: Sequence[Section[Any]], name: str) -> str:
+    """Id of what a finding or a card links to: its figure if the page shows it, else the section that it belongs to."""
+    if name in plots.drawn:
+        return anchor(name)
+    return next((section.id for section in sections if name in section.figures), name)
 
 
 def with_ids(html: str, section: str) -> str:

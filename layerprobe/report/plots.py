@@ -73,14 +73,21 @@ class Plots:
                 options: fixed options of the figure.
             """
             chosen = choices or {}
-            variants = {}
+            drawn = {}
             for values in itertools.product(*(values for _, values in chosen.values())):
                 selected = {**options, **dict(zip(chosen, values, strict=True))}
                 selected = {key: literal(value) for key, value in selected.items()}
                 figure = section.figures[name](tables, record, **selected)
                 if figure is not None:
-                    variants["|".join(values)] = figure
+                    drawn[values] = figure
+            # A value for which there is nothing to draw is no choice.
+            some = [set(values) for values in zip(*drawn, strict=True)] or [set()] * len(chosen)
+            chosen = {
+                key: (title, _restricted(values, kept))
+                for (key, (title, values)), kept in zip(chosen.items(), some, strict=True)
+            }
             controls = {key: choice for key, choice in chosen.items() if len(choice[1]) > 1 or len(chosen) > 1}
+            variants = {"|".join(values): figure for values, figure in drawn.items()}
             placed = self.add(name, label, variants, css=css, controls=controls)
             if placed is not None:
                 self.contents.setdefault(section.id, {}).setdefault(name, label)
@@ -135,6 +142,13 @@ class Plots:
         content = compact(figure.to_plotly_json())
         self.template = content["layout"].pop("template", self.template)
         return content
+
+
+def _restricted(values: Values, kept: set[str]) -> Values:
+    """The values that are kept, in their order."""
+    if isinstance(values, Mapping):
+        return {value: words for value, words in values.items() if value in kept}
+    return [value for value in values if value in kept]
 
 
 def _columns(figure: Mapping[str, Any]) -> int:

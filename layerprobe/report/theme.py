@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
 
 from layerprobe.report import queries
 
@@ -28,6 +29,13 @@ PLAIN = "#888"
 """Colour of controls, baselines and helper lines."""
 EMPHASIS = "#D55E00"
 """Colour of outlines."""
+
+PER_LINE = 3
+"""Small multiples next to each other."""
+BETWEEN_LINES, AROUND_LINES = 62, 110
+"""Pixels between two lines of small multiples, and above and below all of them."""
+MOST_TICKS = 9
+"""Layers with a tick in a small multiple."""
 
 
 def method_colours(names: Sequence[str], record: RunRecord) -> dict[str, str]:
@@ -105,10 +113,56 @@ def label_layers(figure: go.Figure, **options: Any) -> None:
     figure.update_xaxes(title="layer (0 = embeddings)", dtick=1, **options)
 
 
-def label_measure(figure: go.Figure, measure: MeasureRecord) -> None:
-    """Title the y axis with a measure and the direction of change."""
+def small_multiples(
+    titles: Sequence[str], *, line_height: int, **options: Any
+) -> tuple[go.Figure, list[dict[str, int]]]:
+    """Diagrams of one size next to each other, at most `PER_LINE` in a line.
+
+    Args:
+        titles: of the diagrams.
+        line_height: of a line of diagrams with its titles, in pixels.
+        options: of plotly's `make_subplots`.
+
+    Returns:
+        The figure, whose height is to be set by `multiples_height`, and the place of each diagram as `row` and `col`.
+    """
+    columns, lines = min(PER_LINE, len(titles)), -(-len(titles) // PER_LINE)
+    gap = BETWEEN_LINES / (line_height * lines)
+    spacing = {"horizontal_spacing": 0.04, "vertical_spacing": gap, **options}
+    figure = make_subplots(rows=lines, cols=columns, subplot_titles=list(titles), **spacing)
+    return figure, [{"row": i // columns + 1, "col": i % columns + 1} for i in range(len(titles))]
+
+
+def multiples_height(count: int, line_height: int) -> int:
+    """Height of a figure of so many small multiples, legend and titles of axes included."""
+    return AROUND_LINES + line_height * -(-count // PER_LINE)
+
+
+def label_layers_below(figure: go.Figure, places: Sequence[Mapping[str, int]], layers: int) -> None:
+    """Title the x axes of small multiples that have no diagram below them, and put ticks at whole layers.
+
+    Args:
+        figure: of small multiples.
+        places: of its diagrams.
+        layers: number of layers.
+    """
+    taken = {(place["row"], place["col"]) for place in places}
+    figure.update_xaxes(dtick=max(1, -(-layers // MOST_TICKS)))
+    for row, col in taken:
+        if (row + 1, col) not in taken:
+            figure.update_xaxes(title="layer", row=row, col=col)
+
+
+def joined(layers: int) -> str:
+    """Mode of points over layers: joined by lines from three layers on, since a line over two suggests a course."""
+    return "lines+markers" if layers > 2 else "markers"
+
+
+def label_measure(figure: go.Figure, measure: MeasureRecord, **where: Any) -> None:
+    """Title the y axes at a place, by default all, with a measure and the direction of change."""
     direction = "higher" if measure.kind == "distance" else "lower"
-    figure.update_yaxes(title=f"{measure.label}<br>{direction} = more changed", rangemode="tozero")
+    figure.update_yaxes(title=f"{measure.label}<br>{direction} = more changed", **where)
+    figure.update_yaxes(rangemode="tozero")
 
 
 def styled(figure: go.Figure, *, height: int) -> go.Figure:

@@ -137,7 +137,7 @@ def aligned_transfer(
 ) -> pd.DataFrame:
     """Explained variance of adapted rows by base's dictionary after each alignment, and the share of the gap it closes.
 
-    The gap is the explained variance of the adapted model's dictionary less that of base's dictionary on the same rows as
+    The gap is the explained variance of the adapted model's dictionary minus that of base's dictionary on the same rows as
     they are. All reconstructions are compared with the rows in the adapted space.
 
     Args:

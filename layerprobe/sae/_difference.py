@@ -53,7 +53,7 @@ def difference_pca(
     """How much of the difference adapted - base a joint dictionary explains, and how much principal components of it do.
 
     Explained variance of the difference of each row: 1 - E|x - reconstruction|^2 / (E|x|^2 - |E x|^2). The joint
-    dictionary's reconstruction is that of the adapted row less that of the base row, in their units. The components are
+    dictionary's reconstruction is that of the adapted row minus that of the base row, in their units. The components are
     fitted to the difference, the dictionary to both sides, so that a dictionary that explains less of the difference may
     still be the better description of the rows. Components and dictionary are compared at an equal number of coefficients
     per row: active latents of the dictionary, on average and rounded, against components. (At an equal number of
@@ -71,7 +71,7 @@ def difference_pca(
     Returns:
         One row per number of components (powers of 2, d, and the number of coefficients): `components`;
         `explained_variance`, `ev_low`, `ev_high` by them; `joint`, `joint_low`, `joint_high` by the joint dictionary, the
-        same in all rows; `excess`, `excess_low`, `excess_high`: components less dictionary, paired; `coefficients`: whether
+        same in all rows; `excess`, `excess_low`, `excess_high`: components minus dictionary, paired; `coefficients`: whether
         this is the dictionary's number of coefficients per row; `l0`: that number before rounding. Intervals are 95%, by
         a delete-group jackknife over 20 folds of whole examples, for this dictionary and these components.
 
@@ -141,7 +141,7 @@ def _sums(
     on each component; and the differences."""
     n_folds, d = int(folds.max()) + 1, len(mean)
     sums, scores, totals = np.zeros((n_folds, 3)), np.zeros((n_folds, d)), np.zeros((n_folds, d))
-    # What a latent, and what the biases, write on adapted less base, in the units of the rows.
+    # What a latent, and what the biases, write on adapted minus base, in the units of the rows.
     scales = joint.scales.astype(np.float64)
     writes = joint.decoder[:, 1] * scales[1] - joint.decoder[:, 0] * scales[0]
     constant = (joint.decoder_bias * scales[:, None] + joint.means)[1] - (

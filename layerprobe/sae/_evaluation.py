@@ -106,7 +106,7 @@ def evaluate(
 
 
 def ev_difference(one: SaeQuality, other: SaeQuality) -> Estimate:
-    """Explained variance of one dictionary less that of another on the same rows, with a paired 95% interval.
+    """Explained variance of one dictionary minus that of another on the same rows, with a paired 95% interval.
 
     The delete-group jackknife leaves out the same examples of both, so that what both find hard cancels. The interval is
     over examples, for these two dictionaries.

@@ -1,4 +1,4 @@
-"""How strongly the latents of one basis are associated with labels: the mean squared label effect, less its expectation."""
+"""How strongly the latents of one basis are associated with labels: the mean squared label effect, minus its expectation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def label_effect(
 
     An example's activation is the max over its tokens, ranked among all examples. A latent's squared label effect is the
     between-label share of the variance of these ranks within strata of length (eta squared; the strata are those of
-    `associations`), less its expectation under labels permuted within the strata. It is 0 on average for a latent that
+    `associations`), minus its expectation under labels permuted within the strata. It is 0 on average for a latent that
     is not associated with the labels, whatever its density, the number of examples and the sizes of the classes, and
     about 1 for one that determines the label. Bases of equal densities can be compared by it.
 
@@ -103,9 +103,9 @@ def squared_label_effects(
     strata: Int[np.ndarray, " examples"],
     folds: Int[np.ndarray, " examples"],
 ) -> Float[np.ndarray, "estimates columns"]:
-    """Between-label share of the variance within strata, less its mean over all permutations of labels within strata.
+    """Between-label share of the variance within strata, minus its mean over all permutations of labels within strata.
 
-    With y the scores less the mean of their stratum, n_c the size of class c, and k of the m examples of stratum s in
+    With y the scores minus the mean of their stratum, n_c the size of class c, and k of the m examples of stratum s in
     class c, the between-label sum of squares is B = sum_c (sum over the class of y)^2 / n_c. The sum of k values drawn
     from m without replacement has the variance k (m - k) / (m (m - 1)) Q_s, with Q_s the sum of y^2 in the stratum, so
     that the mean of B over permutations is sum_c sum_s k (m - k) / (m (m - 1)) Q_s / n_c: no permutation is drawn. Both

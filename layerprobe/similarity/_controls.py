@@ -1,4 +1,4 @@
-"""Similarity under a control less that under a method, with bands over examples and trainings."""
+"""Similarity under a control minus that under a method, with bands over examples and trainings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ControlDifference:
     """By how much less the method's models resemble base than the control's, by layer."""
 
     value: Float[np.ndarray, " layers"]
-    """Mean similarity under the control less that under the method; positive where the method drifts more."""
+    """Mean similarity under the control minus that under the method; positive where the method drifts more."""
     errors: Float[np.ndarray, " layers"]
     """Standard errors."""
     degrees: Float[np.ndarray, " layers"]

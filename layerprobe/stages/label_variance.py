@@ -23,7 +23,7 @@ LABEL_VARIANCE = TableSpec(
         "unit",
         "layer",
         "n",
-        side="`base`, `adapted`, or `difference` (adapted less base)",
+        side="`base`, `adapted`, or `difference` (adapted minus base)",
         share="between-label share of the variance, 0 to 1, examples weighted equally; for `difference` -1 to 1",
         expected="mean of the share over all permutations of the labels of whole examples of similar length",
         excess="share minus its mean under permuted labels",

@@ -67,7 +67,7 @@ CENSUS = TableSpec(
         "the stronger side's",
         nu_error_low="lower end of its 95% interval over examples",
         nu_error_high="upper end of its 95% interval over examples",
-        nu_statistic="t statistic of nu_error less .1",
+        nu_statistic="t statistic of nu_error minus .1",
         p_exclusive="p-value of: the weaker side contains at least a tenth of it",
         nu_reconstruction="latent scaling on the reconstructions, likewise",
         cosine="cosine of the latent's two decoder directions, -1 to 1",

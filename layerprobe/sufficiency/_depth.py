@@ -33,7 +33,7 @@ class Sufficiency:
         seeds: number of seeds.
         conditional_on_seeds: whether the conclusion holds for these seeds only.
         critical_value: of each test, at `alpha`: of the t distribution with `df` degrees of freedom, else the normal one.
-        df: number of seeds less 1; None if conditional on seeds.
+        df: number of seeds minus 1; None if conditional on seeds.
         table: one row per method: `method`, `depth` (missing outside the sequence), `order` (place in the sequence, from 1;
             missing outside), `family` (sequence or holm), `outcome` (sufficient, inferior, undecided, undecidable or not
             tested), `difference`, `lower` (one-sided 1 - alpha bound of this test), `upper` (simultaneous bound over all
@@ -124,7 +124,7 @@ def smallest_sufficient_depth(
 
     Each is tested at one-sided alpha by the score test of the paired difference (Tango 1998), whose variance under the
     null does not vanish when the methods always agree. With three seeds or more, the variance over seeds is added to it,
-    and the critical value is that of t with as many degrees of freedom as there are seeds, less 1; with fewer, the
+    and the critical value is that of t with as many degrees of freedom as there are seeds, minus 1; with fewer, the
     conclusion holds for these seeds only. Because the order is fixed in advance and stops, the probability that any depth
     is falsely called sufficient is at most alpha without a correction (Maurer, Hothorn and Lehmacher 1995). Methods
     without a depth are a family of their own, tested by Holm's procedure at alpha. Outcomes:

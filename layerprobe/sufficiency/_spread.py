@@ -20,7 +20,7 @@ class Spread:
         mean: over examples and seeds.
         centre: middle of an interval: the mean of the examples and of two more, one at -1 and one at 1.
         se: standard error of the centre, above 0 even where all examples agree.
-        df: degrees of freedom of the t distribution; infinite if conditional on seeds, else the number of seeds less 1.
+        df: degrees of freedom of the t distribution; infinite if conditional on seeds, else the number of seeds minus 1.
         correlation: between the means of the methods; 0 with a method of zero variance.
         seed_variance: the part of the squared standard error that is due to seeds; 0 if conditional on them.
         conditional_on_seeds: whether the errors hold for these seeds only.
@@ -41,7 +41,7 @@ def spread(gaps: Float[np.ndarray, "methods examples seeds"]) -> Spread:
     The seeds of each example are averaged. The variance over examples is that of the averages and of two further examples,
     one at -1 and one at 1, which with one seed is the interval of Bonett and Price (2012) for paired proportions: it has a
     width even if all examples agree. With three seeds or more, the variance of `variance_over_seeds` is added, and the t
-    distribution has as many degrees of freedom as there are seeds, less 1.
+    distribution has as many degrees of freedom as there are seeds, minus 1.
     """
     _, n, m = gaps.shape
     by_example = gaps.mean(axis=2)

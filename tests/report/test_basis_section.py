@@ -112,22 +112,41 @@ def test_an_unchanged_method_and_an_undefined_effect_are_named_as_such():
     assert SECTION.sentences({}, about) == []
 
 
-def test_each_basis_is_drawn_on_both_sides_in_both_panels():
+def test_each_basis_is_a_row_of_each_layer_from_base_to_adapted():
     tables, about = study()
-    drawn = [trace for trace in basis_effects(tables, about).data if trace.mode == "markers"]
-    of_dictionary = [trace for trace in drawn if trace.name == BASES["trained"][0]]
-    heights = {(trace.xaxis, "open" in trace.marker.symbol): list(trace.y) for trace in of_dictionary}
+    shown = basis_effects(tables, about, rows="all")
+    assert [note.text for note in shown.layout.annotations[:2]] == ["layer 3", "layer 6"]
+    dots = {
+        (row, trace.name, trace.xaxis): value
+        for trace in shown.data
+        if trace.mode == "markers"
+        for row, value in zip(trace.y, trace.x, strict=True)
+    }
+    name = BASES["trained"]
     # Means over two dictionary seeds.
-    assert heights["x", True] == pytest.approx([0.11, 0.11]) and heights["x", False] == pytest.approx([0.11, 0.31])
-    assert heights["x2", False] == pytest.approx([0.11, 0.11])
-    assert np.allclose(of_dictionary[0].error_y.array, 0.03)
-    assert {trace.name for trace in drawn} == {BASES[name][0] for name in ("trained", "base dictionary", *UNTRAINED)}
-    places = np.concatenate([trace.x for trace in drawn])
-    assert set(np.round(places)) == {0, 1}
-    over = {(trace.name, trace.xaxis): trace for trace in basis_excess(tables, about).data}
-    assert list(over["neurons", "x"].y) == pytest.approx([0.002, 0.102])
-    assert np.allclose(over["neurons", "x2"].error_y.arrayminus, 0.01)
+    assert dots[name, "base", "x"] == dots[name, "adapted", "x"] == dots[name, "base", "x2"] == pytest.approx(0.11)
+    assert dots[name, "adapted", "x2"] == pytest.approx(0.31) and dots["neurons", "adapted", "x2"] == pytest.approx(0.2)
+    assert {row for row, _, _ in dots} == {BASES[basis] for basis in ("trained", "base dictionary", *UNTRAINED)}
+    marks = [trace for trace in shown.data if trace.mode == "markers"]
+    assert {trace.marker.symbol for trace in marks} == {"circle", "circle-open"}
+    assert all(np.allclose(trace.error_x.array, 0.03) for trace in marks)
+    lines = [trace for trace in shown.data if trace.mode == "lines"]
+    assert list(lines[1].x[:2]) == pytest.approx([0.11, 0.31]) and list(lines[1].y[:2]) == [name] * 2
+    assert shown.layout.yaxis.categoryarray[-1] == name  # on top
+    removed = basis_effects(tables, about)
+    assert next(
+        trace.x[0] for trace in removed.data if (trace.name, trace.xaxis) == ("adapted", "x2")
+    ) == pytest.approx(0.11)
     assert basis_effects(tables, about, method="other") is None
+
+
+def test_the_excess_over_each_control_is_drawn_for_both_kinds_of_rows():
+    tables, about = study()
+    for rows, value in (("all", 0.102), ("projected", 0.004)):
+        shown = basis_excess(tables, about, rows=rows)
+        last = next(trace for trace in shown.data if trace.xaxis == "x2")
+        assert dict(zip(last.y, last.x, strict=True))["neurons"] == pytest.approx(value)
+        assert np.allclose(last.error_x.arrayminus, 0.01)
 
 
 def test_the_page_shows_claims_shares_and_what_is_missing(tmp_path):

@@ -12,6 +12,7 @@ from test_explorer import tables as explorer_tables
 from test_page import EMOJI, EVIL, LINK, RIGHT_TO_LEFT, features, study, token_tables, twenty_classes
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
+from whole import whole
 
 from layerprobe.report.comparison import ComparedRun
 from layerprobe.report.comparison.sections import SECTIONS
@@ -126,6 +127,7 @@ PAGES = {
     "hostile": lambda: render_page(*twenty_classes()),
     "comparison": lambda: render_page(*comparison(), SECTIONS),
     "features": lambda: render_page(*many_features()),
+    "everything": lambda: render_page(*whole()),
     "nothing": lambda: render_page({}, record()),
     "index": indexed,
 }
@@ -226,21 +228,43 @@ def test_a_page_is_accessible_and_nothing_leaves_its_frame(name, width, scheme, 
     assert not cut
 
 
-def test_every_picker_redraws_its_figure(visit):
-    page = visit("depths")
-    pickers = page.evaluate(
-        "[...document.querySelectorAll('[data-chooses]')].map(select => [select.id, select.dataset.chooses])"
+def test_every_picker_draws_what_was_chosen(visit):
+    page = visit("everything")
+    page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+    # Each combination of the pickers of a figure draws the variant of these values, and another one than the others do.
+    wrong = page.evaluate(
+        """() => [...document.querySelectorAll("[data-figure]")].flatMap(node => {
+            const pickers = controlsOf(node), seen = new Map(), wrong = [];
+            if (!pickers.length) return [];
+            const choose = chosen => {
+                if (chosen.length < pickers.length) {
+                    return [...pickers[chosen.length].options].forEach(option => choose([...chosen, option.value]));
+                }
+                const key = chosen.join("|"), variant = figures[node.dataset.figure][key];
+                chosen.forEach((value, i) => { pickers[i].value = value; });
+                pickers[0].dispatchEvent(new Event("change"));
+                const drawn = JSON.stringify(node.data.map(trace => [trace.name, trace.x, trace.y, trace.z]));
+                const meant = variant && JSON.stringify(variant.data.map(trace => [trace.name, trace.x, trace.y, trace.z]));
+                if (drawn !== meant) wrong.push(`${node.dataset.figure} ${key}: another variant`);
+                seen.set(key, drawn);
+            };
+            choose([]);
+            if (seen.size > 1 && new Set(seen.values()).size === 1) wrong.push(`${node.dataset.figure}: always the same`);
+            return [...wrong, `drawn: ${node.dataset.figure} ${seen.size}`];
+        })"""
     )
-    assert len(pickers) >= 7
-    for picker, figure in pickers:
-        values = page.evaluate("id => [...document.getElementById(id).options].map(option => option.value)", picker)
-        shown = set()
-        for value in values:
-            page.locator(f"[id='{picker}']").select_option(value)
-            shown.add(
-                page.evaluate("id => JSON.stringify(document.querySelector(`[data-figure='${id}']`).data)", figure)
-            )
-        assert len(shown) > 1 or len(values) == 1, picker
+    drawn = dict(line.split()[1:] for line in wrong if line.startswith("drawn: "))
+    assert len(drawn) >= 12 and {"drift", "row_sets", "layer_grid", "basis_effects", "matching"} <= set(drawn)
+    assert drawn["drift"] == "3" and not [line for line in wrong if not line.startswith("drawn: ")]
+
+
+def test_a_figure_in_a_fold_is_drawn_when_it_is_opened(visit):
+    page = visit("everything")
+    assert page.locator("#figure-geometry .main-svg").count() == 0
+    page.locator("#drift summary", has_text="Geometry").click()
+    page.locator("#figure-geometry .main-svg").first.wait_for(state="visible")
+    width = "document.querySelector('#figure-geometry').getBoundingClientRect().width"
+    assert page.evaluate(width) > 500
 
 
 def test_the_slider_of_depths_emphasises_one_method(visit):

@@ -14,6 +14,7 @@ from layerprobe.record import Conclusion
 from layerprobe.report import figure_function, findings
 from layerprobe.report.costs import costs_by_method, format_cost, timed_costs
 from layerprobe.report.sections import cost, inside, quality
+from layerprobe.report.sections.inside.sentences import probe_sentence
 from layerprobe.report.sections.quality.sentences import recommendation, sentences
 from layerprobe.report.theme import method_colours
 from layerprobe.runs import Run
@@ -176,7 +177,7 @@ def test_a_study_of_every_depth_is_answered_in_a_few_sentences(study):
     text = " ".join(finding.text for finding in found)
     assert about.sufficiency.sentence in text
     assert "Under head" in text and "Under full" in text and "Under top:3" not in text
-    assert {finding.figure for finding in found} <= {"drift", "quality", "cost"}
+    assert {finding.figure for finding in found} <= {"drift", "quality", "differences"}
 
 
 def traces(figure, name):
@@ -225,6 +226,63 @@ def test_differences_show_bands_seeds_and_the_margin(study):
     outcomes = {trace.name for trace in figure.data if trace.mode == "markers"} - {"one seed"}
     assert outcomes <= {"sufficient", "inferior", "undecided", "undecidable", "not tested"}
     assert list(figure.layout.yaxis.ticktext) == [name for name in METHODS if name != "full"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.012, 0.03), (-0.3, -0.1), (-0.002, 0.001), (0.2, 0.5)])
+def test_zones_of_the_margin_have_room_and_the_axis_is_wider_than_every_interval(study, low, high):
+    _, about = study
+    tests = pd.DataFrame({"method": ["head"], "outcome": ["undecided"], "margin": 0.01})
+    tables, _ = complete({"differences": differences((low + high) / 2, low, high), "sufficiency": tests}, about)
+    shown = drawn("differences", (tables, about))
+    left, right = shown.layout.xaxis.range
+    assert left < low and right > high
+    ends = sorted((shape.x0, shape.x1) for shape in shown.layout.shapes if shape.type == "rect")
+    (worse, equivalent, better) = ends
+    assert worse[0] < left and worse[1] == equivalent[0] == -0.01 and equivalent[1] == better[0] == 0.01
+    assert better[1] > right
+    assert min(-0.01 - left, right - 0.01) >= 0.22 * (right - left)  # room for the names of the outer zones
+    assert {note.text: note.x for note in shown.layout.annotations} == {"worse": -0.01, "equivalent": 0, "better": 0.01}
+    assert "margin 0.01" in shown.layout.xaxis.title.text
+    alone = drawn("differences", ({"differences": tables["differences"]}, about))
+    assert not [shape for shape in alone.layout.shapes if shape.type == "rect"]  # without tests there is no margin
+
+
+def test_costs_of_two_methods_are_a_table_and_of_three_a_figure_too(study, tmp_path):
+    tables, about = study
+    for methods in (("head", "full"), ("head", "top:1", "full")):
+        few = {name: table[table.method.isin(methods)] for name, table in tables.items() if "method" in table}
+        html = page(tmp_path / str(len(methods)), few, about)
+        cost_section = re.search(r'<section id="cost">(.*?)</section>', html, flags=re.S).group(1)
+        assert cost_section.count("<tr>") == 1 + len(methods) and "--share: 100.0%" in cost_section
+        assert ("data-figure" in cost_section) == (len(methods) > 2)
+
+
+def with_probes(study, layer, low, seeds=(0, 1, 2)):
+    """The study with one probe of full at a layer whose interval begins `low` above the model's under some seeds."""
+    tables, about = study
+    own = tables["adaptation"].query("split == 'test'").set_index(["method", "seed"]).accuracy_high
+    probes = tables["probes"].copy()
+    for seed in seeds:
+        at = (probes.method == "full") & (probes.seed == seed) & (probes.layer == layer) & (probes.side == "adapted")
+        value = own["full", seed] + low
+        probes.loc[at, ["accuracy", "accuracy_low", "accuracy_high"]] = [value + 0.01, value, value + 0.02]
+    return tables | {"probes": probes}, about
+
+
+def test_a_probe_that_beats_the_models_own_head_is_reported_where_intervals_are_apart(study):
+    tables, about = study
+    assert probe_sentence(tables, about) == ""
+    ahead, _ = with_probes(study, 5, 0.001)
+    own = tables["adaptation"].query("method == 'full' and split == 'test'").accuracy.mean()
+    text = probe_sentence(ahead, about)
+    read = ahead["probes"].query("method == 'full' and layer == 5 and side == 'adapted'").accuracy.mean()
+    assert text.startswith(
+        f"Under full, a linear probe on layer 5's mean vector reaches accuracy {read:.3f}, the model's own head {own:.3f} "
+        "(means of 3 seeds, in each of which it is ahead)."
+    )
+    assert probe_sentence(with_probes(study, 5, -0.001)[0], about) == ""  # the intervals touch
+    assert probe_sentence(with_probes(study, 5, 0.001, seeds=(0, 2))[0], about) == ""  # not under every seed
+    assert text in inside.SECTION.context(ahead, about)["ahead"] and probe_sentence({}, about) == ""
 
 
 def test_costs_are_means_in_words_and_shares_of_full(study):
@@ -410,8 +468,7 @@ def test_the_page_lists_what_was_not_measured(tmp_path):
     assert "There is no conclusion about depth in this run" in html
     assert "Costs not measured in this run: training FLOPs, peak memory, stored for this task, energy." in html
     assert "Scores not measured in this run: Brier score, calibration error." in html
-    for words in ("Probes were not measured", "Interventions on blocks were not measured", "Weights were not compared"):
-        assert words in html
+    assert "Probes, interventions on blocks and weights were not measured in this run (internals.parts)." in html
     assert "Out-of-domain sets: none" in html
 
 

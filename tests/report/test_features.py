@@ -11,6 +11,7 @@ from test_report import EVIL, page, similarity
 from layerprobe.report import figure_function
 from layerprobe.report.sections.features import SECTION, figures
 from layerprobe.report.sections.features.context import context
+from layerprobe.report.sections.features.examples import example_latents
 from layerprobe.report.sections.features.sentences import (
     against_controls,
     crossing_sentence,
@@ -230,6 +231,28 @@ def everything(**more):
     return complete(tables | more, record())
 
 
+def looked_up():
+    """Latents of two layers with texts of 40 tokens, in which the activation peaks at w20 and is half as high before it."""
+    table = pd.DataFrame({"latent": range(5), "kind": ["task", "task", "both", "general", "task"], "layer": 1})
+    table = table.assign(label=["b", "a", "a", "a", "a"], auroc=[0.2, 0.9, 0.95, 0.99, 0.8], side="adapted")
+    table["effect"] = (2 * table.auroc - 1).abs()
+    table["nearest_cosine"] = [np.nan, 0.5, 0.9, 0.9, 0.9]
+    table = pd.concat([table, table.assign(side="base"), table.assign(layer=0)]).assign(method="full", seed=0)
+    texts = [
+        {"latent": latent, "layer": layer, "choice": "top", "rank": rank, "example_id": example, "token_index": i}
+        | {"token": EVIL if i == 21 else f"w{i}", "special": False, "adapted": value, "base": 9.0, "side": "adapted"}
+        for latent in (0, 1, 2, 3)
+        for layer in (0, 1)
+        for rank, example in ((1, "x"), (0, "y"))
+        for i in range(40)
+        for value in [4.0 * (i == 20) + 2.0 * (i == 19) if rank == 0 else 1.0]
+    ]
+    texts = pd.DataFrame(texts).assign(method="full", seed=0, level=1.0)
+    examples = pd.DataFrame({"example_id": ["x", "y"], "text": "t", "label": ["a", "b"], "split": "test"})
+    latents = table.assign(density=0.1, max_activation=2.0, unmatched=False)
+    return everything(latents=latents, latent_examples=texts, examples=examples)
+
+
 def without(name):
     tables, about = everything()
     return {key: table for key, table in tables.items() if key != name}, about
@@ -258,16 +281,19 @@ def test_bars_of_kinds_are_shares_of_judged_latents_and_add_up():
     assert list(points.y) == pytest.approx((heights[0] + heights[1]).tolist())  # at the top of the first two bars
     assert np.allclose(points.error_y.array, 0.03) and np.allclose(points.error_y.arrayminus, 0.02)
     assert list(traces["95th percentile with labels permuted"].y) == [0.01] * 4
-    assert list(traces["second dictionary seed, training seed 0"].y)[3] == pytest.approx(55 / 105)
-    control = traces["adapted under shuffled-labels"]
-    assert list(control.x[1]) == ["adapted"] * 2 and list(control.y) == pytest.approx([11 / 101, 51 / 101])
     assert list(named(figure("latent_kinds", everything()))) == list(traces)  # the main method is the default
-    assert "adapted under shuffled-labels" not in named(figure("latent_kinds", everything(), method="shuffled-labels"))
 
 
-def test_another_training_seed_is_among_the_points():
+def test_other_seeds_and_the_control_are_in_a_table():
+    panels = {panel["method"]: panel["by_seed"] for panel in context(*everything())["panels"]}
+    assert panels["full"]["columns"] == [(1, "base"), (1, "adapted"), (2, "base"), (2, "adapted")]
+    rows = dict(panels["full"]["rows"])
+    assert list(rows) == ["first dictionary", "second dictionary seed", "under the control shuffled-labels"]
+    assert rows["second dictionary seed"][3] == pytest.approx(55 / 105)
+    assert rows["under the control shuffled-labels"] == [None, pytest.approx(11 / 101), None, pytest.approx(51 / 101)]
+    assert panels["shuffled-labels"] is None  # one dictionary, and no control of its own
     study = everything(latent_shares=pd.concat([shares(), shares(seed=3, add=2)]))
-    assert "first dictionary, training seed 3" in named(figure("latent_kinds", study))
+    assert "first dictionary, training seed 3" in dict(context(*study)["panels"][0]["by_seed"]["rows"])
 
 
 def test_mass_has_base_once_and_each_method_that_changed_a_layer():
@@ -275,12 +301,10 @@ def test_mass_has_base_once_and_each_method_that_changed_a_layer():
     assert list(traces["base"].y) == pytest.approx([0.025, 0.05])
     assert np.allclose(traces["base"].error_y.array, 0.01)
     assert list(traces["full: adapted"].y) == pytest.approx([0.05, 0.25])
-    assert {name.split(":")[0] for name in traces} == {
-        "base",
-        "base, second dictionary seed",
-        "full",
-        "shuffled-labels",
-    }
+    assert set(traces) == {"base", "full: adapted", "shuffled-labels: adapted"}
+    assert {trace.mode for trace in traces.values()} == {"markers"}  # two layers: a line would suggest a course
+    more = pd.concat([shares(), shares().query("layer == 2").assign(layer=3)])
+    assert named(figure("task_mass", everything(latent_shares=more)))["base"].mode == "lines+markers"
 
 
 def test_transfer_shows_the_dictionaries_on_the_rows_of_each_side():
@@ -318,22 +342,57 @@ def test_transfer_cuts_values_that_would_flatten_the_others():
 )
 def test_recovered_shares_are_drawn_where_they_are_defined(quantity, value, reach):
     lost = figure("transfer", everything(), quantity=quantity)
-    assert {trace.xaxis for trace in lost.data if len(trace.y)} == {"x2"}  # undefined values on base rows have no point
+    # Undefined values on base rows have no diagram.
+    assert {trace.xaxis for trace in lost.data} == {"x"} and lost.layout.annotations[0].text == "adapted rows"
     assert list(named(lost)["base's dictionary"].y) == [value] * 2
     assert np.allclose(named(lost)["base's dictionary"].error_y.arrayminus, reach)
     assert lost.layout.yaxis.range == pytest.approx((-0.1, 1.06))
 
 
-def test_matches_are_drawn_with_their_null():
-    traces = named(figure("matching", everything()))
-    for name in ("cosine", "correlation of activations", "cosine, different starts"):
-        assert list(traces[f"{name}: base / adapted"].y) == [0.5] * 2 and list(traces[f"{name}: null"].y) == [0.8] * 2
-    assert np.allclose(traces["cosine: null"].error_y.array, 0.1)
+@pytest.mark.parametrize("pairs", figures.PAIRS)
+def test_matches_are_drawn_with_their_null(pairs):
+    traces = named(figure("matching", everything(), pairs=pairs))
+    assert len(traces) == 6
+    assert list(traces["base / adapted"].y) == [0.5] * 2 and list(traces["base / adapted: null"].y) == [0.8] * 2
+    assert np.allclose(traces["base / adapted: null"].error_y.array, 0.1)
     assert list(traces["lost from base"].y) == [0.3] * 2 and list(traces["lost from base: null"].y) == [0.05] * 2
     assert list(traces["new in adapted: null"].y) == [0.06] * 2
     assert traces["new in adapted"].xaxis == "x2" and list(traces["new in adapted"].error_y.array) == pytest.approx(
         [0.05] * 2
     )
+    alone = matching().query("start == 'same start' and on == 'cosine'")
+    assert (figure("matching", everything(matching=alone), pairs=pairs) is None) == (pairs != "cosine")
+
+
+def test_example_latents_are_the_strongest_of_different_labels_with_their_top_text():
+    found = example_latents(*looked_up(), "full")
+    assert [(one.layer, one.latent, one.label) for one in found] == [(1, 2, "a"), (1, 0, "b"), (1, 1, "a")]
+    assert [round(one.auroc, 2) for one in found] == [0.95, 0.2, 0.9]
+    assert found[0].address == "latent-1-2" and found[0].nearest == 0.9 and found[1].nearest is None
+    tokens = dict(found[0].tokens)
+    assert tokens["w20"] == 1 and tokens["w19"] == 0.5 and len(tokens) == 17  # around the highest activation
+    assert "w11" not in tokens and "w29" not in tokens
+    tables, about = looked_up()
+    other = {name: tables[name].assign(method="top:2") for name in ("latents", "latent_examples")}
+    assert (
+        example_latents(tables | other, about, "top:2")[0].address == "latent-1-2-adapted-top%3A2%20%C2%B7%20seed%200"
+    )
+    spans = pd.DataFrame({"example_id": "y", "token_index": [20, 21], "start": [2, None], "end": [6, None]})
+    texts = tables["examples"].assign(text="A \N{PARTY POPPER}ole")
+    found = example_latents(tables | {"tokens": spans, "examples": texts}, about, "full")
+    assert dict(found[0].tokens)["\N{PARTY POPPER}ole"] == 1 and dict(found[0].tokens)["w19"] == 0.5
+    assert example_latents({name: tables[name] for name in ("latents", "similarity")}, about, "full") == []
+
+
+def test_example_latents_link_to_what_can_be_looked_up_and_are_escaped(tmp_path):
+    tables, about = looked_up()
+    html = section(page(tmp_path / "one", tables, about))
+    assert "Three latents of the adapted model: full" in html
+    assert re.findall(r'href="#(latent-\d-\d)"', html) == ["latent-1-2", "latent-1-0", "latent-1-1"]
+    assert 'style="--value: 1.00">w20</span>' in html and "more active for a (AUROC 0.95)" in html
+    assert "less active for b" in html and "<script>alert" not in html and "&lt;script&gt;alert" in html
+    alone = section(page(tmp_path / "two", {key: table for key, table in tables.items() if key != "examples"}, about))
+    assert "Latent 2 of layer 1" in alone and 'href="#latent-' not in alone
 
 
 def test_the_census_counts_live_latents_and_their_energy():
@@ -522,7 +581,6 @@ def test_the_page_reports_methods_that_changed_nothing_and_why_values_are_undefi
     panel = variables["panels"][0]
     assert panel["different_starts"] and panel["deltas"] == {1: 0.5, 2: 0.5} and len(panel["live"]) == 24
     assert panel["undefined"] == ["No loss to recover: mean ablation costs 1e-05 nats. (layer 1, base; layer 2, base)"]
-    assert panel["control"] is None  # it has no shares here
     assert not context(*everything())["unchanged"]  # the crossing of head is not known
     html = section(page(tmp_path, tables, about))
     assert "Both sides have the same number of latents of each kind" in html

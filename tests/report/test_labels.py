@@ -64,7 +64,7 @@ def study(**more):
 
 def test_the_sentence_states_both_sides_the_interval_and_the_onset():
     (finding,) = labels.SECTION.sentences(*study())
-    assert finding.figure == "labels"
+    assert finding.figure == "label_variance"
     assert finding.text == (
         "Under full, 15.6% of the variance of token vectors at layer 2 lies between labels, and 0.6% in base (each minus its "
         "mean under permuted labels): a difference of 15.0 percentage points (95% interval 13.0 to 17.0). The first layer "

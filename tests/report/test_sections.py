@@ -11,12 +11,14 @@ from test_report import EVIL, adaptation, page, similarity
 
 from layerprobe.report import page as pages
 from layerprobe.report import queries
+from layerprobe.report.plots import Plots
 from layerprobe.report.section import Section
 from layerprobe.report.sections import REGISTRY, answer, drift, made, sure
-from layerprobe.report.sections.drift.context import agreement, beyond
+from layerprobe.report.sections.drift.chance import beyond, chance_sentence
+from layerprobe.report.sections.drift.context import agreement
 from layerprobe.report.sections.drift.figures import NULLS, drift_by_unit, geometry, layer_grid, row_sets
 from layerprobe.report.sections.drift.sentences import control_sentence, equal_step_sentence, layer_ranges
-from layerprobe.report.theme import COLOURS
+from layerprobe.report.theme import COLOURS, label_layers_below, multiples_height, small_multiples
 from layerprobe.runs import Run
 
 DRIFT = [1.0, 0.97, 0.6]
@@ -231,12 +233,12 @@ def test_a_measure_is_drawn_with_its_seeds_interval_and_nulls():
     shown = figure("drift", tables, about, measure="cka")
     full = [trace for trace in shown.data if trace.name == "full"]
     assert [list(trace.y) for trace in full] == [DRIFT, [1.0, 0.96, 0.5]]
-    assert [trace.line.dash for trace in full] == ["solid", "dash"]
+    assert [trace.line.dash for trace in full] == [None, "dash"]
     for kind in NULLS:
         symbol, words = NULLS[kind]
         (null,) = [trace for trace in shown.data if trace.name == words]
         planted = tables["similarity_nulls"].query("null_kind == @kind")
-        assert list(null.y) == list(planted.value) and null.marker.symbol == symbol
+        assert list(null.y) == list(planted.value) and null.marker.symbol == symbol and null.showlegend
         assert np.allclose(null.error_y.array, 0.05) and np.allclose(null.error_y.arrayminus, 0.05)
     assert "lower = more changed" in shown.layout.yaxis.title.text
     assert "higher = more changed" in figure("drift", tables, about, measure="cka_angle").layout.yaxis.title.text
@@ -245,6 +247,52 @@ def test_a_measure_is_drawn_with_its_seeds_interval_and_nulls():
     assert "unrelated rows" not in {trace.name for trace in shown.data}
     assert queries.measures(tables["similarity"], about) == ["cka", "paired_cosine", "cka_angle"]
     assert figure("drift", tables, about, measure="cka", unit="cls") is None
+
+
+def test_drift_has_one_diagram_per_method_that_changed_a_layer_on_one_scale():
+    shown = figure("drift", *study(), measure="cka")
+    titles = [note.text for note in shown.layout.annotations]
+    assert titles == ["full", "shuffled-labels"]  # not head, whose layers are those of base
+    axes = {trace.name: trace.xaxis for trace in shown.data if trace.name in titles}
+    assert len(set(axes.values())) == 2
+    assert shown.layout.yaxis2.matches == "y" and shown.layout.yaxis.title.text and not shown.layout.yaxis2.title.text
+    named = [trace.name for trace in shown.data if trace.showlegend]
+    assert len(named) == len(set(named)) == 3  # each null once
+
+
+def test_small_multiples_fill_lines_and_title_what_has_nothing_below():
+    shown, places = small_multiples("abcdefgh", line_height=200)
+    assert [tuple(place.values()) for place in places] == [(i // 3 + 1, i % 3 + 1) for i in range(8)]
+    label_layers_below(shown, places, 25)
+    titled = [i for i, axis in enumerate(shown.select_xaxes()) if axis.title.text]
+    assert titled == [5, 6, 7] and shown.layout.xaxis.dtick == 3
+    assert multiples_height(8, 200) - multiples_height(6, 200) == 200
+
+
+def test_the_page_has_one_figure_of_drift_with_a_picker_and_folds():
+    tables, about = study()
+    body = re.search(r'<section id="drift">(.*?)</section>', pages.render_page(tables, about), flags=re.S).group(1)
+    assert re.findall(r'data-figure="(drift[^"]*)"', body) == ["drift"]
+    (picker,) = re.findall(r'data-chooses="drift">(.*?)</select>', body)
+    assert re.findall(r'value="(\w+)"', picker) == ["cka", "paired_cosine", "cka_angle"]
+    assert (
+        body.count("Is it beyond chance?") == 1
+        and "Do the measures agree? full: largest estimated change at different layers" in body
+    )
+    outside = re.sub(r"<details.*?</details>", "", body, flags=re.S)
+    assert "<table" not in outside and "<table" in body
+
+
+def test_a_value_for_which_nothing_is_drawn_is_no_choice():
+    import plotly.graph_objects as go
+
+    plots = Plots()
+    draws = {"some": lambda tables, record, a, b: go.Figure() if (a, b) in {("1", "x"), ("3", "x")} else None}
+    plot = plots.placer(Section(id="s", title="S", figures=draws), {}, record())
+    placed = plot("some", "Some", choices={"a": ("A", ["1", "2", "3"]), "b": ("B", {"x": "ex", "y": "why"})})
+    assert re.findall('value="([^"]+)"', placed.controls) == ["1", "3", "x"]
+    assert list(plots.drawn["some"]) == ["1|x", "3|x"]
+    assert plot("some", "Some", choices={"a": ("A", ["2"]), "b": ("B", ["x"])}) is None
 
 
 def test_units_and_sets_of_rows_are_drawn_only_where_there_are_several():
@@ -306,6 +354,24 @@ def test_drift_is_compared_with_each_null():
     control = beyond(tables, about, "shuffled-labels")
     assert not control["controls"] and not control["seeds"] and control["draws"] == 0
     assert beyond({"similarity": tables["similarity"]}, about, "full") is None
+
+
+def test_drift_beyond_chance_is_a_sentence():
+    tables, about = study()
+    assert chance_sentence(tables, about, "full") == (
+        "Under full, drift is shown to be larger at layer 2 than between two training seeds, at layers 1-2 than under random "
+        "changes of the weights of equal norm and under shuffled-labels. Base and adapted are still shown to "
+        "distinguish the same examples at every layer, where their similarity is above all 20 shuffles of whole examples."
+    )
+    one = controls("shuffled-labels", [1.0, 0.99, 0.7], covers=False, models=1)
+    text = chance_sentence(study(drift_controls=one)[0], about, "full")
+    assert "larger than under shuffled-labels is undecided with one seed of the control." in text
+    none = {"similarity_nulls": nulls(values=(0.1, 0.1, 0.7))}
+    text = chance_sentence({"similarity": tables["similarity"], **none}, about, "full")
+    assert text.startswith("Whether the drift of full is beyond chance in training is not known")
+    assert "the same examples at layers 0-1, where" in text
+    text = chance_sentence({"similarity": tables["similarity"]}, about, "full")
+    assert text == "Whether the drift of full is beyond chance is not known: this run has no nulls."
 
 
 def test_a_distance_exceeds_its_null_upwards():
@@ -381,8 +447,31 @@ def test_the_caption_counts_and_the_other_sections_read_the_record(tmp_path):
     context = sure.context(tables | {"similarity_left_out": left}, about)
     assert context["seeds"] == 1  # the last method has one
     assert context["left_out"] == [f"rsa was left out of {queries.UNITS['cls']}: constant rows"]
+    assert context["dictionaries"] == [] and context["unchanged"] == []
     links = {
         item["name"]: item for item in made.context({"big": pd.DataFrame({"x": ["y" * 700_000]})}, about)["downloads"]
     }
     assert links["big"]["link"] is None and links["big"]["rows"] == 1
     assert drift.SECTION.requires == ("similarity",)
+
+
+def test_each_dictionary_is_listed_once_with_the_methods_that_share_it():
+    from test_features import quality
+
+    tables, about = study(sae=pd.concat([quality(), quality("shuffled-labels"), quality("head")]))
+    found = sure.context(tables, about)
+    assert found["unchanged"] == ["head"]
+    rows = found["dictionaries"]
+    assert len(rows) == len(quality()) and {row["method"] for row in rows} == {"full, shuffled-labels"}
+    other = quality("shuffled-labels", base_on_adapted=0.1)
+    rows = sure.context(study(sae=pd.concat([quality(), other]))[0], about)["dictionaries"]
+    crossed = [
+        row for row in rows if (row["trained_on"], row["evaluated_on"], row["kind"]) == ("base", "adapted", "trained")
+    ]
+    assert [(row["method"], row["explained_variance"]) for row in crossed] == [
+        (name, value) for name, value in (("full", 0.4), ("shuffled-labels", 0.1)) for _ in range(2)
+    ]
+    numbers = [tuple(row[name] for name in ("layer", "trained_on", "evaluated_on", "kind", "method")) for row in rows]
+    assert len(numbers) == len(set(numbers))
+    alone = sure.context(complete({"sae": quality("head"), "similarity": tables["similarity"]}, about)[0], about)
+    assert len(alone["dictionaries"]) == len(quality())  # the only method with dictionaries is kept

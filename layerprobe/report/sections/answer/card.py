@@ -17,7 +17,7 @@ class Card:
     number: str
     badge: Badge
     figure: str
-    """Id of the section that shows the numbers."""
+    """Name of the figure, or id of the section, that shows the numbers."""
     details: tuple[Finding, ...] = ()
     """Full sentences, each with its intervals."""
 

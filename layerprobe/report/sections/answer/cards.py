@@ -14,8 +14,8 @@ from layerprobe.report.sections.answer.few_shot import few_shot_cards
 from layerprobe.report.sections.answer.needed import advice, needed
 from layerprobe.report.sections.answer.where import where
 
-WHERE, NEEDED = ("drift",), ("quality", "cost")
-"""Sections whose sentences belong to the first and the last card; those of all others belong to "What changed"."""
+WHERE, NEEDED = ("drift",), ("quality", "differences", "cost")
+"""Figures whose sentences belong to the first and the last card; those of all others belong to "What changed"."""
 
 
 def cards(tables: Tables, record: RunRecord, findings: Sequence[Finding] | None = None) -> list[Card]:

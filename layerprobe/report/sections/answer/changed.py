@@ -28,10 +28,10 @@ def changed(tables: Tables, record: RunRecord) -> Card:
     verdict: Any = verdicts.iloc[0]
     if verdict.verdict == "unchanged":
         claim = "No feature changed: base and adapted are equal in every layer with dictionaries"
-        return Card(TITLE, claim, "0 latents", badge(True, int(verdict.training_seeds)), "bases")
+        return Card(TITLE, claim, "0 latents", badge(True, int(verdict.training_seeds)), "basis_excess")
     if verdict.verdict == "undefined":
         claim = "Undecided: too few latents are active in at least 10 test examples"
-        return Card(TITLE, claim, "–", "undecided", "bases")
+        return Card(TITLE, claim, "–", "undecided", "basis_excess")
     least = _least_excess(tables, record, method, verdict)
     number = "–" if least is None else f"excess of {least:+.3f}"
     layers = in_words(_numbers(verdict.layers)) if verdict.layers else ""
@@ -39,10 +39,10 @@ def changed(tables: Tables, record: RunRecord) -> Card:
         claim = (
             "Undecided: latents are not shown to change more than a shift of the whole layer by label would make them"
         )
-        return Card(TITLE, claim, number, "undecided", "bases")
+        return Card(TITLE, claim, number, "undecided", "basis_excess")
     if verdict.verdict == "beyond untrained bases":
         claim = f"Undecided: latents became more associated with labels than untrained bases at {layers}; trained controls were not run"
-        return Card(TITLE, claim, number, "undecided", "bases")
+        return Card(TITLE, claim, number, "undecided", "basis_excess")
     # One dictionary seed is one seed, too.
     seeds = 1 if verdict.conditional else int(verdict.training_seeds)
     found = _transition(tables, record, method, _numbers(verdict.layers))
@@ -53,7 +53,7 @@ def changed(tables: Tables, record: RunRecord) -> Card:
     claim = (
         f"Features became task-specific at {layers}: latents' association with labels rose more than in every control"
     )
-    return Card(TITLE, claim, number, badge(True, seeds), "bases")
+    return Card(TITLE, claim, number, badge(True, seeds), "basis_excess")
 
 
 def _numbers(text: str) -> list[int]:
@@ -108,4 +108,4 @@ def _label_variance(tables: Tables, record: RunRecord) -> Card:
     claim = f"{now:.0%} of layer {layer}'s variance lies between labels; {before:.0%} in base"
     if not decided:
         claim = f"Undecided: {claim[0].lower()}{claim[1:]}"
-    return Card(TITLE, claim, f"{now:.0%}", badge(decided, len(difference)), "labels")
+    return Card(TITLE, claim, f"{now:.0%}", badge(decided, len(difference)), "label_variance")

@@ -33,7 +33,7 @@ def needed(tables: Tables, record: RunRecord) -> Card:
     further = _further(tables, accuracies, record)
     compared = f"{queries.label(decision.about.name, record)} minus {queries.label(comparison.reference, record)}"
     number = f"{_points(decision.about.difference)} ({compared})"
-    return Card(TITLE, "".join([claim, *further]), number, supported, "quality")
+    return Card(TITLE, "".join([claim, *further]), number, supported, "differences")
 
 
 def claim_of(decision: Decision, comparison: Comparison, record: RunRecord) -> str:

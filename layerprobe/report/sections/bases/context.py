@@ -7,7 +7,7 @@ from typing import Any
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
-from layerprobe.report.sections.bases.figures import BASES, of_method
+from layerprobe.report.sections.bases.figures import BASES, ROWS, of_method
 from layerprobe.report.sections.bases.sentences import claim
 
 
@@ -15,6 +15,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     """Panels of methods, and the claims about methods that changed no layer."""
     changed = queries.changed(tables, record)
     return {
+        "rows": ROWS,
         "panels": [panel(tables, record, method) for method in changed],
         "unchanged": [text for name in queries.unchanged(tables, record) if (text := claim(tables, record, name))],
     }
@@ -44,5 +45,5 @@ def _shares(rows: Any) -> list[dict[str, Any]]:
             side: (row["share_task", side], row["judged", side]) if ("share_task", side) in row.index else (None, None)
             for side in ("base", "adapted")
         }
-        table.append({"layer": layer, "basis": BASES[basis][0], **sides})
+        table.append({"layer": layer, "basis": BASES[basis], **sides})
     return table

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
-from layerprobe.report.theme import COLOURS, PLAIN, error_bars, styled
+from layerprobe.report.theme import (
+    COLOURS,
+    PLAIN,
+    add_trace,
+    error_bars,
+    multiples_height,
+    small_multiples,
+    styled,
+)
 
-BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = COLOURS
 BASES = {
-    "trained": ("trained dictionary", VERMILLION, "circle"),
-    "untrained": ("untrained dictionary", BLUE, "square"),
-    "random directions": ("random directions", SKY, "diamond"),
-    "neurons": ("neurons", GREEN, "cross"),
-    "principal components": ("principal components", PINK, "x"),
-    "frozen-decoder": ("frozen random decoder", ORANGE, "triangle-up"),
-    "soft-frozen-decoder": ("soft-frozen random decoder", ORANGE, "triangle-down"),
-    "frozen-encoder": ("frozen random encoder", ORANGE, "triangle-right"),
-    "base dictionary": ("base's dictionary on adapted", PLAIN, "star"),
+    "trained": "trained dictionary",
+    "untrained": "untrained dictionary",
+    "random directions": "random directions",
+    "neurons": "neurons",
+    "principal components": "principal components",
+    "frozen-decoder": "frozen random decoder",
+    "soft-frozen-decoder": "soft-frozen random decoder",
+    "frozen-encoder": "frozen random encoder",
+    "base dictionary": "base's dictionary on adapted",
 }
-"""Basis -> name, colour, symbol; in the order of the legend."""
-PANELS = {False: "all rows as they are", True: "between-label mean directions removed"}
-SPREAD = 0.75
-"""Width of the points of one layer on an axis of layers."""
+"""Basis -> name, from top to bottom."""
+ROWS = {"projected": "between-label mean directions removed", "all": "all rows as they are"}
+"""Rows on which label effects are measured -> name; the decision is made on the first."""
+TRAINED, CONTROL = COLOURS[1], COLOURS[0]
+LINE_HEIGHT = 300
 
 
 def of_method(tables: Tables, record: RunRecord, name: str, method: str | None) -> pd.DataFrame | None:
@@ -39,94 +47,103 @@ def of_method(tables: Tables, record: RunRecord, name: str, method: str | None) 
     return None if rows is None or rows.empty else rows
 
 
-def basis_effects(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
-    """Mean label effect of each basis by layer, from base (open) to adapted (filled), with and without a label shift."""
-    rows = of_method(tables, record, "basis_controls", method)
-    if rows is None:
+def basis_effects(
+    tables: Tables, record: RunRecord, *, method: str | None = None, rows: str = "projected"
+) -> go.Figure | None:
+    """Mean label effect of each basis, from base (open) to adapted (filled), one diagram per layer."""
+    table = of_method(tables, record, "basis_controls", method)
+    table = None if table is None else table[table.projected == (rows == "projected")]
+    if table is None or table.empty:
         return None
     columns = ["label_effect", "label_effect_low", "label_effect_high"]
-    means: Any = rows.groupby(["projected", "basis", "side", "layer"])[columns].mean()
-    figure, layers = _panels(), sorted(rows.layer.unique())
-    shown = [name for name in BASES if name in set(rows.basis)]
-    for number, basis in enumerate(shown):
-        name, colour, symbol = BASES[basis]
-        for column, projected in enumerate(PANELS, start=1):
-            sides = {
-                side: means.loc[projected, basis, side].reindex(layers)
-                for side in ("base", "adapted")
-                if (projected, basis, side) in means.index.droplevel("layer")
-            }
-            x = _places(len(layers), number, len(shown))
-            if len(sides) == 2:
-                change = [
-                    value
-                    for pair in zip(sides["base"].label_effect, sides["adapted"].label_effect, strict=True)
-                    for value in (*pair, None)
-                ]
-                line = {"x": [place for one in x for place in (one, one, None)], "y": change, "mode": "lines"}
-                figure.add_scatter(
-                    **line, line={"color": colour}, showlegend=False, hoverinfo="skip", row=1, col=column
-                )
-            for side, part in sides.items():
-                figure.add_scatter(
-                    x=x,
-                    y=part.label_effect,
-                    error_y=error_bars(part.label_effect, part.label_effect_low, part.label_effect_high, colour),
-                    mode="markers",
-                    name=name,
-                    legendgroup=basis,
-                    showlegend=column == 1 and side == "adapted",
-                    marker={"symbol": symbol if side == "adapted" else f"{symbol}-open", "size": 9, "color": colour},
-                    hovertemplate=f"{name}, {side}: %{{y:.3f}}<extra></extra>",
-                    row=1,
-                    col=column,
-                )
-    figure.update_yaxes(title="mean squared label effect<br>higher = more associated", col=1)
-    return _by_layer(figure, layers, 430)
+    means: Any = table.groupby(["layer", "basis", "side"])[columns].mean()
+    shown, layers = [basis for basis in BASES if basis in set(table.basis)], sorted(table.layer.unique())
+    figure, places = _diagrams(layers, shown)
+    for layer, place in zip(layers, places, strict=True):
+        at = means.loc[layer].label_effect
+        # One line per basis from base to adapted, in one trace: a gap follows each.
+        pairs = [(at.get((basis, "base")), at.get((basis, "adapted")), BASES[basis]) for basis in shown]
+        x = [value for base, adapted, _ in pairs for value in (base, adapted, None)]
+        y = [value for _, _, name in pairs for value in (name, name, None)]
+        options: dict[str, Any] = {"mode": "lines", "showlegend": False, **place}
+        add_trace(figure, x, y, "change", PLAIN, **options)
+        for side in ("base", "adapted"):
+            part = means.xs((layer, side), level=("layer", "side")).reindex(shown).dropna(subset="label_effect")
+            symbol = "circle" if side == "adapted" else "circle-open"
+            _add_dots(figure, part, columns, side, symbol, places.index(place) == 0, place)
+    figure.update_xaxes(rangemode="tozero")
+    return _styled(figure, places, "mean squared label effect; further right = more associated")
 
 
-def basis_excess(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
-    """The excess of the dictionaries' rise over that of each control by layer, with simultaneous intervals."""
-    rows = of_method(tables, record, "basis_excess", method)
-    if rows is None:
+def basis_excess(
+    tables: Tables, record: RunRecord, *, method: str | None = None, rows: str = "projected"
+) -> go.Figure | None:
+    """The excess of the dictionaries' rise over that of each control, one diagram per layer, with simultaneous intervals."""
+    table = of_method(tables, record, "basis_excess", method)
+    table = None if table is None else table[table.projected == (rows == "projected")]
+    if table is None or table.empty:
         return None
-    figure, layers = _panels(), sorted(rows.layer.unique())
-    shown = [name for name in BASES if name in set(rows.control)]
-    for number, control in enumerate(shown):
-        name, colour, symbol = BASES[control]
-        for column, projected in enumerate(PANELS, start=1):
-            part = rows[(rows.control == control) & (rows.projected == projected)].set_index("layer").reindex(layers)
-            figure.add_scatter(
-                x=_places(len(layers), number, len(shown)),
-                y=part.excess,
-                error_y=error_bars(part.excess, part.excess_low, part.excess_high, colour),
-                mode="markers",
-                name=name,
-                legendgroup=control,
-                showlegend=column == 1,
-                marker={"symbol": symbol, "size": 9, "color": colour},
-                hovertemplate=f"over {name}: %{{y:.3f}}<extra></extra>",
-                row=1,
-                col=column,
-            )
-    figure.add_hline(y=0, line={"color": PLAIN, "dash": "dash"})
-    figure.update_yaxes(title="excess of the dictionaries' rise<br>above 0 = more than the control", col=1)
-    return _by_layer(figure, layers, 400)
+    shown, layers = [basis for basis in BASES if basis in set(table.control)], sorted(table.layer.unique())
+    figure, places = _diagrams(layers, shown)
+    for layer, place in zip(layers, places, strict=True):
+        part = table[table.layer == layer].set_index("control").reindex(shown).dropna(subset="excess")
+        _add_dots(figure, part, ["excess", "excess_low", "excess_high"], "excess", "circle", False, place)
+    figure.add_vline(x=0, line={"color": PLAIN, "dash": "dash"})
+    return _styled(figure, places, "excess of the dictionaries' rise; right of 0 = more than the control")
 
 
-def _panels() -> go.Figure:
-    return make_subplots(
-        rows=1, cols=2, shared_yaxes=True, subplot_titles=list(PANELS.values()), horizontal_spacing=0.04
+def _diagrams(layers: list[int], shown: list[str]) -> tuple[go.Figure, list[dict[str, int]]]:
+    """One diagram per layer with the same rows, the first on top."""
+    titles = [f"layer {layer}" for layer in layers]
+    figure, places = small_multiples(titles, line_height=LINE_HEIGHT, shared_yaxes=True, shared_xaxes="all")
+    names = [BASES[basis] for basis in shown]
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(names) - 0.4])
+    return figure, places
+
+
+def _add_dots(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    columns: Sequence[str],
+    name: str,
+    symbol: str,
+    in_legend: bool,
+    place: Mapping[str, int],
+) -> None:
+    """Add a dot with its interval per basis, the trained dictionary in another colour.
+
+    Args:
+        rows: indexed by basis.
+        columns: of the value and the ends of its interval.
+        in_legend: whether the legend shows this symbol.
+    """
+    for colour, part in (
+        (TRAINED, rows[rows.index == "trained"]),
+        (CONTROL, rows[rows.index != "trained"]),
+    ):
+        if part.empty:
+            continue
+        value, low, high = (part[column] for column in columns)
+        options = {
+            "mode": "markers",
+            "marker": {"symbol": symbol, "size": 9},
+            "error_x": error_bars(value, low, high, colour, thickness=1, width=2),
+            "showlegend": in_legend and colour == CONTROL,
+            **place,
+        }
+        add_trace(
+            figure,
+            value,
+            [BASES[basis] for basis in part.index],
+            name,
+            colour,
+            f"%{{y}}, {name}: %{{x:.3f}}",
+            **options,
+        )
+
+
+def _styled(figure: go.Figure, places: Sequence[Mapping[str, int]], title: str) -> go.Figure:
+    styled(figure, height=multiples_height(len(places), LINE_HEIGHT))
+    return figure.add_annotation(
+        text=title, x=0.5, y=0, xref="paper", yref="paper", yshift=-34, yanchor="top", showarrow=False
     )
-
-
-def _places(layers: int, number: int, of: int) -> list[float]:
-    """Positions of one basis, next to the others of its layer."""
-    offset = SPREAD * ((number + 0.5) / of - 0.5)
-    return [position + offset for position in range(layers)]
-
-
-def _by_layer(figure: go.Figure, layers: list[int], height: int) -> go.Figure:
-    ticks = {"tickvals": list(range(len(layers))), "ticktext": [f"layer {layer}" for layer in layers]}
-    figure.update_xaxes(**ticks, range=[-0.5, len(layers) - 0.5])
-    return styled(figure, height=height)

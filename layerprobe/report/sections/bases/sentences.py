@@ -11,14 +11,12 @@ from layerprobe.report import queries
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.bases.figures import BASES, of_method
 
-NAMES = {basis: name for basis, (name, _, _) in BASES.items()}
-
 
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     """One sentence about the main method."""
     method = queries.main_method(queries.changed(tables, record), record)
     text = claim(tables, record, method) if method else None
-    return [Finding(text=text, figure="bases")] if text else []
+    return [Finding(text=text, figure="basis_excess")] if text else []
 
 
 def claim(tables: Tables, record: RunRecord, method: str) -> str | None:
@@ -72,7 +70,7 @@ def _least(rows: pd.DataFrame, *, only_least: bool = False) -> str:
     row: Any = closest.loc[closest.excess_low.idxmin() if only_least else closest.excess_low.idxmax()]
     excess = (
         f"{row.excess:.3f} (95% interval {row.excess_low:.3f} to {row.excess_high:.3f}, simultaneous over layers) more than "
-        f"in {NAMES.get(row.control, row.control)} at layer {row.layer}"
+        f"in {BASES.get(row.control, row.control)} at layer {row.layer}"
     )
     return f"at least {excess}" if only_least else f"{excess}, the control that it exceeds least there"
 
@@ -91,4 +89,4 @@ def _layers(text: str) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(NAMES.get(name, name) for name in names)
+    return ", ".join(BASES.get(name, name) for name in names)

@@ -11,14 +11,15 @@ from layerprobe.onsets import onset
 from layerprobe.record import MeasureRecord, RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
+from layerprobe.report.sections.drift.chance import beyond, chance_sentence
+from layerprobe.report.sections.drift.figures import methods_shown
 
-CAPTIONS = {
-    "cka": "Centred kernel alignment (CKA), debiased: unrelated representations score about 0, and pairs of tokens of one example are left out. Look for the layer at which the line leaves 1. Bands: delete-group jackknife over 20 groups of whole examples.",
-    "paired_cosine": "Cosine between the same token's vectors in base and adapted. The dotted line is the cosine of random rows of different examples: in a space where all vectors point one way it is high, and a cosine means little until it is well above it. Bands: bootstrap of whole examples.",
-    "procrustes": "Orthogonal Procrustes: how well one side fits the other after the best rotation. Unrelated data do not score 0 (about .68 at 500 rows of 384 features), so compare it with the crosses. Bands: delete-group jackknife over whole examples.",
+READINGS = {
+    "cka": "unrelated representations score about 0, and pairs of tokens of one example are left out",
+    "paired_cosine": "cosine between the same token's vectors in base and adapted; compare it with the dotted line, the cosine of random rows of different examples, which is high where all vectors point one way",
+    "procrustes": "how well one side fits the other after the best rotation; unrelated data do not score 0 (about .68 at 500 rows of 384 features), so compare it with shuffled examples",
 }
-"""What to look for in the figure of a measure."""
-OTHER_CAPTION = "Bands: delete-group jackknife over 20 groups of whole examples."
+"""How to read the values of a measure."""
 SENSITIVITY = {
     "paired_cosine": "sees any rotation of the space, even one that a linear readout undoes",
     "cka": "ignores rotation and scale, and weights directions by their variance",
@@ -44,93 +45,44 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     """Measures, and per method that changed a layer its comparison with nulls and the agreement of measures."""
     similarity = tables["similarity"]
     names, changed = queries.methods(tables, record), queries.changed(tables, record)
-    grid = queries.having(tables, "similarity_grid")
+    main, grid = queries.main_method(changed, record), queries.having(tables, "similarity_grid")
+    measures = queries.measures(similarity, record)
     return {
         "rows": queries.rows_compared(tables, names),
-        "measures": queries.measures(similarity, record),
-        "captions": CAPTIONS,
-        "other_caption": OTHER_CAPTION,
+        "measures": {name: queries.measure(name, record).label for name in measures},
+        "readings": {
+            queries.measure(name, record).label: "; ".join(filter(None, (READINGS.get(name), SENSITIVITY.get(name))))
+            for name in measures
+        },
         "nulls": queries.having(tables, "similarity_nulls") is not None,
         "controls": queries.controls(record),
+        "chance": chance_sentence(tables, record, main) if main else "",
+        "methods": methods_shown(tables, record),
         "panels": [
             {
                 "method": method,
                 "beyond": beyond(tables, record, method),
+                "chance": chance_sentence(tables, record, method),
                 "agreement": agreement(tables, record, method),
-                "removed": _removed(similarity, method),
             }
-            for method in changed
+            for method in methods_shown(tables, record)
         ],
-        "open": queries.full(record) if queries.full(record) in changed else changed[-1] if changed else None,
+        "removed": _removed(similarity),
         "unchanged": queries.unchanged(tables, record),
-        "grid_measures": [] if grid is None else sorted(dict.fromkeys(grid.measure), key=lambda name: name != "cka"),
+        "grid_measures": {name: queries.measure(name, record).label for name in measures_of(grid)},
     }
 
 
-def beyond(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | None:
-    """The main measure of each layer compared with each null: shuffled examples, another seed, controls; None without nulls.
-
-    A control is compared by bands of the paired difference, which hold for all layers at once (table `drift_controls`).
-    """
-    similarity, nulls = tables["similarity"], queries.having(tables, "similarity_nulls")
-    measure, unit = queries.main_measure(similarity), queries.unit_of(similarity)
-    drift = queries.drift_of(similarity, method, measure, unit)
-    if drift.empty or nulls is None:
-        return None
-    nulls = nulls[(nulls.method == method) & (nulls.measure == measure) & (nulls.unit == unit)]
-    shuffled = nulls[nulls.null_kind == "shuffled-texts"]
-    controls = queries.controls_of(tables, method, measure)
-    compared = {
-        "texts": shuffled[shuffled.seed == drift.seed.iloc[0]].set_index("layer"),
-        "seeds": nulls[nulls.null_kind == "seed"].groupby("layer").agg({"value": "mean", "low": "min", "high": "max"}),
-    }
-    distance = queries.measure(measure, record).kind == "distance"
-    rows = []
-    row: Any
-    for row in drift.itertuples():
-        cells: dict[str, Any] = {"layer": int(row.layer), "value": row.value, "low": row.ci_low, "high": row.ci_high}
-        cells |= {name: _at(table, row.layer) for name, table in compared.items()}
-        if cells["texts"]:
-            _, low, high = cells["texts"]
-            cells["similar"] = row.ci_high < low if distance else row.ci_low > high
-            cells["calibrated"] = compared["texts"].get("calibrated", pd.Series(dtype=float)).get(row.layer)
-        if cells["seeds"]:
-            _, low, high = cells["seeds"]
-            cells["beyond_seeds"] = row.ci_low > high if distance else row.ci_high < low
-        cells["controls"] = [_against(control, int(row.layer)) for control in controls]
-        rows.append(cells)
-    return {
-        "measure": measure,
-        "rows": rows,
-        "seeds": any(row["seeds"] for row in rows),
-        "controls": controls,
-        "trained": any(control.name != queries.NORM_MATCHED for control in controls),
-        "draws": int(shuffled.draws.max()) if len(shuffled) else 0,
-        "calibrated": any(isinstance(row.get("calibrated"), float) for row in rows),
-    }
+def measures_of(grid: pd.DataFrame | None) -> list[str]:
+    """Measures of every pair of layers, CKA first."""
+    return [] if grid is None else sorted(dict.fromkeys(grid.measure), key=lambda name: name != "cka")
 
 
-def _against(control: queries.Control, layer: int) -> dict[str, Any] | None:
-    """Similarity under a control at a layer, and whether drift exceeds it; None where it is not known."""
-    if layer not in control.layers:
-        return None
-    at = control.layers.index(layer)
-    return {"value": control.similarity[at], "beyond": bool(control.low[at] > 0) if control.decides else None}
-
-
-def _at(table: pd.DataFrame, layer: int) -> tuple[float, float, float] | None:
-    """Value and range at a layer."""
-    if layer not in table.index:
-        return None
-    row: Any = table.loc[layer]
-    return float(row["value"]), float(row["low"]), float(row["high"])
-
-
-def _removed(similarity: pd.DataFrame, method: str) -> int | None:
-    """Number of leading directions that were removed in the robustness check; None without it."""
+def _removed(similarity: pd.DataFrame) -> int | None:
+    """Largest number of leading directions that were removed in the robustness check; None without it."""
     if "directions_removed" not in similarity.columns:
         return None
-    return int(similarity[similarity.method == method].directions_removed.max()) or None
+    return int(similarity.directions_removed.max()) or None
 
 
 def agreement(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] | None:
@@ -149,17 +101,19 @@ def agreement(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] 
     for row in rows:
         by_layer.setdefault(row["layer"], []).append(row["measure"])
     if len(by_layer) == 1:
+        short = f"largest estimated change at layer {next(iter(by_layer))} by all {len(rows)}"
         text = f"All {len(rows)} measures have their largest estimated change at layer {next(iter(by_layer))}."
     else:
         layers = "; ".join(
             f"layer {layer}: {', '.join(names)}" for layer, names in sorted(by_layer.items(), reverse=True)
         )
+        short = "largest estimated change at different layers"
         text = (
             f"The measures have their largest estimated change at different layers ({layers}). What each is invariant to explains why: a layer "
             "that changed by cosine or Procrustes and not by CKA or CCA was rotated or rescaled, which a linear readout above "
             "it can undo; one that changed by neighbourhoods or RSA was rearranged."
         )
-    return {"rows": rows, "text": text}
+    return {"rows": rows, "short": short, "text": text}
 
 
 def _most_changed(drift: pd.DataFrame, measure: MeasureRecord) -> dict[str, Any]:

@@ -154,8 +154,13 @@ def _last(drift: Drift) -> str:
     return f"{drift.value[-1]:.3f} ({spread}; 95% intervals of single seeds within {drift.low[-1]:.3f} to {drift.high[-1]:.3f})"
 
 
+def layers_in_words(layers: Sequence[int]) -> str:
+    """Layers with the word for them: layers 0-2, 4."""
+    return f"layer{'s' if len(layers) > 1 else ''} {layer_ranges(layers)}"
+
+
 def _layers(layers: Sequence[int]) -> str:
-    return f"Layer{'s' if len(layers) > 1 else ''} {layer_ranges(layers)}"
+    return layers_in_words(layers).capitalize()
 
 
 def layer_ranges(layers: Iterable[int]) -> str:

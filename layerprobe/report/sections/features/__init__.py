@@ -24,6 +24,7 @@ SECTION = Section(
         "difference_pca",
         "stability",
         "subspace_overlap",
+        *("latents", "latent_examples", "examples", "tokens"),
     ),
     figures={
         "task_mass": figures.task_mass,

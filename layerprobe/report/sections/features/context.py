@@ -9,7 +9,9 @@ import pandas as pd
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
-from layerprobe.report.sections.features.figures import KINDS, control_shares, method_rows
+from layerprobe.report.sections import tokens
+from layerprobe.report.sections.features.examples import example_latents
+from layerprobe.report.sections.features.figures import KINDS, PAIRS, control_shares, method_rows
 from layerprobe.report.sections.features.sentences import (
     crossing_sentence,
     difference_sentence,
@@ -27,6 +29,8 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         "open": queries.main_method(changed, record),
         "unchanged": [(name, text, _same_kinds(shares, name)) for name, text in unchanged.items() if text],
         "shares": shares,
+        "pairs": {name: words for name, (_, _, words) in PAIRS.items()},
+        "linked": all(queries.having(tables, name) is not None for name in ("latents", *tokens.SECTION.requires)),
     }
 
 
@@ -34,7 +38,8 @@ def panel(tables: Tables, record: RunRecord, method: str) -> dict[str, Any]:
     """What the page says of one method next to its figures."""
     names = ("sae", "matching", "census")
     quality, matching, census = (method_rows(tables, record, name, method) for name in names)
-    control = control_shares(tables, record, method)
+    control, shares = control_shares(tables, record, method), queries.having(tables, "latent_shares")
+    shares = None if shares is None else shares[shares.method == method]
     live = None if census is None else census[census.kind != "dead"]
     return {
         "method": method,
@@ -42,7 +47,8 @@ def panel(tables: Tables, record: RunRecord, method: str) -> dict[str, Any]:
         "exclusive": exclusive_sentence(tables, record, method),
         "stability": stability_sentence(tables, record, method),
         "difference": difference_sentence(tables, record, method),
-        "control": None if control is None else control.method.iloc[0],
+        "examples": example_latents(tables, record, method),
+        "by_seed": None if shares is None else share_table(shares, control),
         "quality": quality,
         "head_layer": None if quality is None else _head_layer(quality),
         "undefined": [] if quality is None else _undefined(quality),
@@ -50,6 +56,33 @@ def panel(tables: Tables, record: RunRecord, method: str) -> dict[str, Any]:
         "live": live,
         "deltas": {} if live is None else live.groupby("layer").delta.median().to_dict(),
     }
+
+
+def share_table(shares: pd.DataFrame, control: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Share of task latents by layer and side, one row per dictionary and training seed and one for the control.
+
+    None for a single dictionary without a control.
+    """
+    words = {"first": "first dictionary", "second-seed": "second dictionary seed"}
+    several = shares.seed.nunique() > 1
+    parts = {
+        words[str(dictionary)] + (f", training seed {seed}" if several else ""): rows
+        for (seed, dictionary), rows in shares.groupby(["seed", "dictionary"])
+    }
+    if control is not None:
+        parts[f"under the control {control.method.iloc[0]}"] = control
+    if len(parts) < 2:
+        return None
+    columns = [(int(layer), side) for layer in sorted(shares.layer.unique()) for side in ("base", "adapted")]
+    found = {name: rows.set_index(["layer", "side"]).share_task for name, rows in parts.items()}
+    return {
+        "columns": columns,
+        "rows": [(name, [_known(values.get(column)) for column in columns]) for name, values in found.items()],
+    }
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None or value != value else float(value)
 
 
 def _same_kinds(shares: pd.DataFrame | None, method: str) -> bool:

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
-from layerprobe.report.theme import COLOURS, PLAIN, error_bars, label_layers, method_colours, styled
+from layerprobe.report.theme import COLOURS, PLAIN, error_bars, joined, label_layers, method_colours, styled
 
 BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = COLOURS
 KINDS = {"task": VERMILLION, "both": ORANGE, "general": BLUE, "unexplained": "#9AA0A6"}
@@ -24,9 +24,9 @@ MARKER = "#A855F7"
 """Colour of markers on bars: visible on the bars' colours, on a light and on a dark page."""
 TRANSFERS = (
     ("base", "trained", "base's dictionary", BLUE, "circle"),
-    ("adapted", "trained", "adapted's dictionary", VERMILLION, "square"),
+    ("adapted", "trained", "adapted's dictionary", VERMILLION, "circle"),
     ("base", "second-seed", "second seed: base's", BLUE, "circle-open"),
-    ("adapted", "second-seed", "second seed: adapted's", VERMILLION, "square-open"),
+    ("adapted", "second-seed", "second seed: adapted's", VERMILLION, "circle-open"),
 )
 """Side of the dictionary, variant of the dictionary, name, colour, symbol."""
 CONTROLS = ("untrained", "frozen-decoder")
@@ -39,12 +39,12 @@ QUANTITIES = {
 """Quantity -> prefix of the columns of its interval, title of the axis."""
 SHOWN = (-0.5, 1.3)
 """Values outside this range are drawn at its edge, with their number: one of -15 would flatten all others."""
-PAIRS = (
-    ("same start", "cosine", "cosine", BLUE),
-    ("same start", "correlation", "correlation of activations", GREEN),
-    ("different starts", "cosine", "cosine, different starts", PINK),
-)
-"""Start, quantity that pairs were matched on, name, colour."""
+PAIRS = {
+    "cosine": ("same start", "cosine", "cosine of directions"),
+    "correlation": ("same start", "correlation", "correlation of activations"),
+    "different-starts": ("different starts", "cosine", "cosine, dictionaries of different starts"),
+}
+"""How latents are matched -> start, quantity that pairs were matched on, name."""
 UNMATCHED = (("lost", "lost from base", ORANGE), ("new", "new in adapted", VERMILLION))
 """Prefix of columns, name, colour."""
 
@@ -66,34 +66,23 @@ def control_shares(tables: Tables, record: RunRecord, method: str) -> pd.DataFra
 
 
 def latent_kinds(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
-    """Latents by kind in each layer, base on the left and adapted on the right, with the task share of other seeds."""
+    """Latents by kind in each layer, base on the left and adapted on the right, with the task share and its null."""
     rows = method_rows(tables, record, "latent_shares", method)
     if rows is None:
         return None
-    shares, method, first = tables["latent_shares"], str(rows.method.iloc[0]), rows[rows.dictionary == "first"]
-    points = [("task share, 95% interval", "circle", "#fff", first)]
-    others = shares[(shares.method == method) & ((shares.dictionary != "first") | (shares.seed != rows.seed.iloc[0]))]
-    for (seed, dictionary), part in others.groupby(["seed", "dictionary"]):
-        which = "first dictionary" if dictionary == "first" else "second dictionary seed"
-        points.append((f"{which}, training seed {seed}", "diamond-open", MARKER, part))
-    control = control_shares(tables, record, method)
-    if control is not None:
-        points.append((f"adapted under {control.method.iloc[0]}", "x-thin-open", MARKER, control))
-    figure, (x, first) = go.Figure(), _by_layer_and_side(first)
+    figure, (x, rows) = go.Figure(), _by_layer_and_side(rows[rows.dictionary == "first"])
     for kind, colour in KINDS.items():
         hover = f"{kind}: %{{y:.1%}} (%{{customdata[0]}} of %{{customdata[1]}})<extra></extra>"
-        bar = {"marker_color": colour, "customdata": first[[kind, "live"]], "hovertemplate": hover}
-        figure.add_bar(x=x, y=first[kind] / first.live, name=kind, **bar)
-    for i, (name, symbol, colour, part) in enumerate(points):
-        places, part = _by_layer_and_side(part)
-        marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"color": MARKER, "width": 2}}
-        bars = None if i else error_bars(part.share_task, part.share_low, part.share_high, MARKER)
-        point = {"mode": "markers", "marker": marker, "error_y": bars}
-        hover = "%{y:.1%}<extra>" + name + "</extra>"
-        figure.add_scatter(x=places, y=part.share_task, name=name, hovertemplate=hover, **point)
+        bar = {"marker_color": colour, "customdata": rows[[kind, "live"]], "hovertemplate": hover}
+        figure.add_bar(x=x, y=rows[kind] / rows.live, name=kind, **bar)
+    marker = {"symbol": "circle", "size": 10, "color": "#fff", "line": {"color": MARKER, "width": 2}}
+    name, bars = "task share, 95% interval", error_bars(rows.share_task, rows.share_low, rows.share_high, MARKER)
+    point = {"mode": "markers", "marker": marker, "error_y": bars}
+    hover = "%{y:.1%}<extra>" + name + "</extra>"
+    figure.add_scatter(x=x, y=rows.share_task, name=name, hovertemplate=hover, **point)
     dash = {"symbol": "line-ew-open", "size": 24, "color": MARKER, "line": {"width": 3}}
     null = "95th percentile with labels permuted"
-    figure.add_scatter(x=x, y=first.share_permuted_high, mode="markers", name=null, marker=dash)
+    figure.add_scatter(x=x, y=rows.share_permuted_high, mode="markers", name=null, marker=dash)
     figure.update_yaxes(title="share of judged latents<br>more task = more changed", tickformat=".0%", range=[0, 1])
     figure.update_xaxes(tickangle=0)
     figure.update_layout(barmode="stack", bargap=0.15)
@@ -115,24 +104,23 @@ def task_mass(tables: Tables, record: RunRecord) -> go.Figure | None:
     methods = queries.changed(tables, record)
     by_method = {name: method_rows(tables, record, "latent_shares", name) for name in methods}
     shown = {name: rows for name, rows in by_method.items() if rows is not None}
+    if not shown:
+        return None
     colours, figure = method_colours(methods, record), go.Figure()
+    layers = max(rows.layer.nunique() for rows in shown.values())
     lines = [("base", rows, "base", PLAIN) for rows in list(shown.values())[:1]]
     lines += [(f"{name}: adapted", rows, "adapted", colours[name]) for name, rows in shown.items()]
     for name, rows, side, colour in lines:
-        part = rows[rows.side == side].sort_values("layer")
-        first, second = (part[part.dictionary == dictionary] for dictionary in ("first", "second-seed"))
-        bars = error_bars(first.mass_task, first.mass_low, first.mass_high)
+        part = rows[(rows.side == side) & (rows.dictionary == "first")].sort_values("layer")
+        bars = error_bars(part.mass_task, part.mass_low, part.mass_high, colour)
         line = {"color": colour, "dash": "dot" if side == "base" else "solid"}
-        curve = {"mode": "lines+markers", "name": name, "line": line, "marker": {"size": 8}, "error_y": bars}
-        figure.add_scatter(x=first.layer, y=first.mass_task, **curve)
-        if len(second):
-            marker = {"symbol": "diamond-open", "size": 11, "color": colour}
-            label = f"{name}, second dictionary seed"
-            figure.add_scatter(x=second.layer, y=second.mass_task, mode="markers", name=label, marker=marker)
-    label_layers(figure)
+        curve = {"mode": joined(layers), "name": name, "line": line, "marker": {"size": 9, "color": colour}}
+        figure.add_scatter(x=_layer_names(part.layer), y=part.mass_task, offsetgroup=name, error_y=bars, **curve)
+    if layers < 3:  # dots next to each other
+        figure.update_layout(scattermode="group", scattergap=0.75)
     title = "activation mass in task latents<br>higher = more changed"
     figure.update_yaxes(title=title, tickformat=".0%", rangemode="tozero")
-    return styled(figure, height=380) if shown else None
+    return styled(figure, height=380)
 
 
 def crossing(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
@@ -147,7 +135,10 @@ def crossing(tables: Tables, record: RunRecord, *, method: str | None = None) ->
         return None
     figure = go.Figure()
     seeds = error_bars(rows.difference, rows.lowest, rows.highest, PLAIN, width=0, thickness=6)
-    name, marker = "lowest to highest pair of seeds", {"size": 1, "color": PLAIN}
+    name, marker = (
+        "lowest to highest pair of seeds",
+        {"symbol": "line-ns-open", "size": 8, "line": {"width": 6}, "color": PLAIN},
+    )
     figure.add_scatter(x=rows.layer, y=rows.difference, mode="markers", name=name, marker=marker, error_y=seeds)
     known = rows.low.notna().any()
     name = "adapted minus base" + (", 95% interval for all layers at once" if known else "")
@@ -158,7 +149,7 @@ def crossing(tables: Tables, record: RunRecord, *, method: str | None = None) ->
     hover = {"customdata": rows[["base", "adapted", "low", "high"]], "hovertemplate": interval + sides}
     figure.add_scatter(x=rows.layer, y=rows.difference, mode="markers", name=name, marker=marker, error_y=bars, **hover)
     label_layers(figure)
-    figure.update_yaxes(title="mean label effect, adapted - base<br>higher = more associated", rangemode="tozero")
+    figure.update_yaxes(title="label effect,<br>adapted minus base<br>higher = more associated", rangemode="tozero")
     return styled(figure, height=320)
 
 
@@ -174,9 +165,13 @@ def transfer(
     if not {*columns} <= {*rows.columns}:
         return None
     rows = rows[rows[quantity].notna()]
-    figure = make_subplots(rows=1, cols=2, subplot_titles=("base rows", "adapted rows"), shared_yaxes=True)
+    sides = [side for side in ("base", "adapted") if (rows.evaluated_on == side).any()]
+    if not sides:
+        return None
+    titles = [f"{side} rows" for side in sides]
+    figure = make_subplots(rows=1, cols=len(sides), subplot_titles=titles, shared_yaxes=True)
     ends = [0.0, 1.0]
-    for col, side in enumerate(("base", "adapted"), start=1):
+    for col, side in enumerate(sides, start=1):
         on = rows[rows.evaluated_on == side].sort_values("layer")
         ends += _add_control_band(figure, on[on.kind.isin(CONTROLS)], quantity, col=col)
         for trained_on, kind, name, colour, symbol in TRANSFERS:
@@ -191,11 +186,12 @@ def transfer(
                 "text": value.map("{:.1f}".format).where(~inside, ""),
                 "customdata": part[columns],
             }
-            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": col == 2}
+            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": col == 1}
             _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, row=1, col=col, **written)
     shown = [max(SHOWN[0], min(ends)) - 0.1, min(SHOWN[1], max(ends)) + 0.06]
     figure.update_yaxes(range=shown, zeroline=True).update_yaxes(title=title, col=1)
-    return styled(figure, height=420) if figure.data else None
+    # Bars that are not grouped with the points are centred on their layer.
+    return styled(figure, height=420).update_layout(barmode="overlay")
 
 
 def _add_control_band(figure: go.Figure, controls: pd.DataFrame, quantity: str, *, col: int) -> list[float]:
@@ -208,7 +204,7 @@ def _add_control_band(figure: go.Figure, controls: pd.DataFrame, quantity: str, 
     listed = each.groupby(controls.layer).agg("<br>".join)
     # The outline keeps a band of no height, of one control, visible.
     style = {"marker": {"color": "rgba(128,128,128,.3)", "line": {"color": PLAIN, "width": 1}}, "width": 0.8}
-    legend = {"legendgroup": "controls", "showlegend": col == 2, "name": "controls: directions not learned"}
+    legend = {"legendgroup": "controls", "showlegend": col == 1, "name": "controls: directions not learned"}
     hover = {"customdata": listed, "hovertemplate": "controls<br>%{customdata}<extra></extra>"}
     figure.add_bar(x=_layer_names(low.index), base=low, y=high - low, row=1, col=col, **style, **legend, **hover)
     return [*low, *high]
@@ -264,31 +260,38 @@ def difference_pca(tables: Tables, record: RunRecord, *, method: str | None = No
         bars = error_bars(equal.joint, equal.joint_low, equal.joint_high, colour)
         marker, name = {"symbol": "diamond-open", "size": 11, "color": colour}, f"layer {layer}: joint dictionary"
         figure.add_scatter(x=equal.l0, y=equal.joint, name=name, mode="markers", marker=marker, error_y=bars)
-    figure.update_xaxes(title="coefficients per token", type="log")
-    figure.update_yaxes(title="explained variance of adapted - base")
+    figure.update_xaxes(title="coefficients per token", type="log", tickvals=sorted(rows.components.unique().tolist()))
+    figure.update_yaxes(title="explained variance<br>of adapted minus base")
     return styled(figure, height=340)
 
 
-def matching(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
-    """Mean match of base and adapted latents and the shares without a match, each compared with its null."""
+def matching(
+    tables: Tables, record: RunRecord, *, method: str | None = None, pairs: str = "cosine"
+) -> go.Figure | None:
+    """Mean match of base and adapted latents, in one of `PAIRS`, and the shares without a match, each with its null."""
     rows = method_rows(tables, record, "matching", method)
     if rows is None:
         return None
-    titles = ("mean match of pairs", "latents without a match (same start)")
+    start, on, name = PAIRS[pairs]
+    same = rows[(rows.start == "same start") & (rows.on == "cosine")].sort_values("layer")
+    rows = rows[(rows.start == start) & (rows.on == on)].sort_values("layer")
+    if rows.empty:
+        return None
+    titles = (f"mean match: {name}", "latents without a match")
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.1)
-    for start, on, name, colour in PAIRS:
-        part = rows[(rows.start == start) & (rows.on == on)].sort_values("layer")
-        pairs, null = ["mean", "mean_low", "mean_high"], ["null_mean", "null_low", "null_high"]
-        _add_points(figure, part, pairs, f"{name}: base / adapted", colour, "circle", row=1, col=1)
-        _add_points(figure, part, null, f"{name}: null", colour, "diamond-open", row=1, col=1)
-    part = rows[(rows.start == "same start") & (rows.on == "cosine")].sort_values("layer")
+    places: Any = {"row": 1, "col": 1}
+    _add_points(figure, rows, ["mean", "mean_low", "mean_high"], "base / adapted", BLUE, "circle", **places)
+    _add_points(
+        figure, rows, ["null_mean", "null_low", "null_high"], "base / adapted: null", BLUE, "circle-open", **places
+    )
+    places = {"row": 1, "col": 2}
     for kind, name, colour in UNMATCHED:
         shares, null = [f"{kind}_share", f"{kind}_low", f"{kind}_high"], [f"null_{kind}_share"]
-        _add_points(figure, part, shares, name, colour, "circle", row=1, col=2)
-        _add_points(figure, part, null, f"{name}: null", colour, "diamond-open", row=1, col=2)
+        _add_points(figure, same, shares, name, colour, "circle", **places)
+        _add_points(figure, same, null, f"{name}: null", colour, "circle-open", **places)
     figure.update_yaxes(title="lower than the null = more changed", row=1, col=1)
     figure.update_yaxes(title="higher than the null = more changed", tickformat=".0%", rangemode="tozero", row=1, col=2)
-    return styled(figure, height=440) if figure.data else None
+    return styled(figure, height=400)
 
 
 def _add_points(

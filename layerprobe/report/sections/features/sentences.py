@@ -21,8 +21,11 @@ def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     method = queries.main_method(queries.changed(tables, record), record)
     if method is None:
         return []
-    texts = shift_sentence(tables, record, method), transfer_sentence(tables, record, method)
-    return [Finding(text=text, figure="features") for text in texts if text]
+    found = {
+        "latent_kinds": shift_sentence(tables, record, method),
+        "transfer": transfer_sentence(tables, record, method),
+    }
+    return [Finding(text=text, figure=figure) for figure, text in found.items() if text]
 
 
 def shift_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:

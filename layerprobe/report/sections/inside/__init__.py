@@ -7,7 +7,8 @@ from layerprobe.report.sections.inside.figures import drift_by_depth, interventi
 SECTION = Section(
     id="inside",
     title="What happened inside?",
-    optional=("similarity", "probes", "interventions", "weights"),
+    missing="Probes, interventions on blocks and weights were not measured in this run (internals.parts).",
+    optional=("similarity", "adaptation", "probes", "interventions", "weights"),
     figures={"drift_by_depth": drift_by_depth, "probes": probes, "interventions": interventions, "weights": weights},
     context=context,
     scripts=("script.js",),

@@ -8,10 +8,12 @@ from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.inside.figures import QUALITIES, QUANTITIES, drifts, methods_in
-from layerprobe.report.sections.inside.sentences import drift_words, intruder_sentence
+from layerprobe.report.sections.inside.sentences import drift_words, intruder_sentence, probe_sentence
 
 EVERY = {"": "every method"}
 """The choice of all methods on one figure."""
+PARTS = {"probes": "linear probes", "interventions": "interventions on blocks", "weights": "change of weights"}
+"""Tables of the section in words."""
 
 
 def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
@@ -38,6 +40,11 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         "weights": sorted(weights, key=lambda name: name != main),
         "quantities": {name: QUANTITIES[name][0] for name in present},
         "intruders": intruder_sentence(tables),
+        "ahead": probe_sentence(tables, record),
+        "absent": [
+            *(["drift of several methods"] if not steps and len(record.methods) > 1 else []),
+            *(words for name, words in PARTS.items() if queries.having(tables, name) is None),
+        ],
     }
 
 

@@ -33,10 +33,10 @@ CONTROLS = {
 QUALITIES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
 """Columns of the table `probes` with the quality of a probe -> name."""
 KINDS = {
-    "weights": ("#d8612f", "circle", "block reset to base weights"),
-    "skipped": ("#4f63d9", "square", "blocks above this layer skipped"),
-    "stitched": ("#1f8f7a", "diamond", "base up to this layer, adapted above it"),
-    "pooler": ("#9a52c6", "star", "pooler reset to base weights"),
+    "weights": ("#d8612f", "circle", "reset: block has base weights"),
+    "skipped": ("#4f63d9", "square", "skipped: blocks above this layer"),
+    "stitched": ("#1f8f7a", "diamond", "stitched: base up to this layer, adapted above it"),
+    "pooler": ("#9a52c6", "star", "reset: pooler has base weights"),
 }
 """Kind of an intervention -> colour, marker and name."""
 QUANTITIES = {

@@ -19,7 +19,7 @@ def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     table, method = queries.having(tables, "label_variance"), shown_method(tables, record)
     if table is None or method is None:
         return []
-    return [Finding(text=label_sentence(table, method, queries.unit_of(table)), figure="labels")]
+    return [Finding(text=label_sentence(table, method, queries.unit_of(table)), figure="label_variance")]
 
 
 def shown_method(tables: Tables, record: RunRecord) -> str | None:

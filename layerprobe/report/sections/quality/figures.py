@@ -22,6 +22,10 @@ OUTCOMES = {
     "not tested": ("#8a8f98", "diamond-open"),
 }
 """Outcome of a non-inferiority test -> colour and marker."""
+ZONES = {"worse": "#d8612f", "equivalent": "#8a8f98", "better": "#1f8f7a"}
+"""Differences beyond the margin or within it -> colour."""
+BEYOND = 0.06
+"""Share of the widest interval that the axis shows on either side of it."""
 
 
 def quality(tables: Tables, record: RunRecord, *, split: str = "test") -> go.Figure | None:
@@ -90,15 +94,45 @@ def differences(tables: Tables, record: RunRecord) -> go.Figure | None:
             hover, y = f"{row.method}, seed %{{customdata}}: %{{x:+.4f}}", [place + 0.3] * len(part)
             add_trace(figure, part.difference, y, "one seed", PLAIN, hover, customdata=part.seed, **options)
     figure.add_vline(x=0, line={"color": PLAIN, "width": 1})
+    ends = [*table.band_low, *table.band_high, *table.ci_low, *table.ci_high, 0.0]
+    low, high, note = min(ends), max(ends), ""
     if tests is not None and "margin" in tests:
         margin = float(tests.margin.iloc[0])
-        figure.add_vline(x=-margin, line={"color": OUTCOMES["inferior"][0], "dash": "dash", "width": 2})
-        text = {"text": f"margin –{margin:.3g}", "showarrow": False}
-        figure.add_annotation(x=-margin, y=1, yref="paper", yanchor="bottom", **text)
-    figure.update_xaxes(title=f"accuracy minus {reference}'s, same examples<br>right of 0 is better")
+        low, high = _add_zones(figure, margin, low, high)
+        note = f"; margin {margin:.3g}"
+    beyond = BEYOND * (high - low)
+    figure.update_xaxes(
+        title=f"accuracy minus {reference}'s, same examples<br>right of 0 is better{note}",
+        range=[low - beyond, high + beyond],
+    )
     _label_rows(figure, list(table.method), record)
-    styled(figure, height=170 + 42 * len(table))
-    return figure.update_layout(legend_y=-100 / (84 + 42 * len(table)))
+    styled(figure, height=190 + 42 * len(table))
+    return figure.update_layout(legend_y=-100 / (84 + 42 * len(table)), margin_t=56)
+
+
+def _add_zones(figure: go.Figure, margin: float, low: float, high: float) -> tuple[float, float]:
+    """Shade and name where a method is worse, equivalent or better; returns the ends of the axis that leave room for each.
+
+    Args:
+        figure: of differences.
+        margin: of accuracy, within which methods are equivalent.
+        low: lower end of what is drawn.
+        high: upper end.
+    """
+    low, high = min(low, -3 * margin), max(high, 3 * margin)
+    # The outer zones have a fourth of the axis each, for their names.
+    low, high = min(low, -margin - (high + margin) / 3), max(high, margin + (margin - low) / 3)
+    far = 10 * (high - low)
+    zones = (("worse", -far, -margin), ("equivalent", -margin, margin), ("better", margin, far))
+    for name, start, stop in zones:
+        figure.add_vrect(x0=start, x1=stop, fillcolor=ZONES[name], opacity=0.13, line_width=0, layer="below")
+    for end in (-margin, margin):
+        figure.add_vline(x=end, line={"color": PLAIN, "dash": "dash", "width": 1})
+    words = (("worse", -margin, "right", 0), ("equivalent", 0, "center", 16), ("better", margin, "left", 0))
+    for text, x, side, shift in words:
+        options = {"xanchor": side, "yanchor": "bottom", "yshift": shift, "showarrow": False}
+        figure.add_annotation(text=text, x=x, y=1, yref="paper", **options)
+    return low, high
 
 
 def _label_rows(figure: go.Figure, names: Sequence[str], record: RunRecord) -> None:

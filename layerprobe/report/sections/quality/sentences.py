@@ -28,10 +28,10 @@ SAVED = ("flops", "seconds", "trainable_parameters")
 
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     """The best frozen model compared with full fine-tuning, and the conclusion about depth with a recommendation."""
-    texts = [frozen_sentence(tables, record) or single_sentence(tables, record)]
+    found = {"quality": frozen_sentence(tables, record) or single_sentence(tables, record)}
     if record.sufficiency:
-        texts.append(f"{record.sufficiency.sentence} {recommendation(tables, record)}")
-    return [Finding(text=text, figure="quality") for text in texts if text]
+        found["differences"] = f"{record.sufficiency.sentence} {recommendation(tables, record)}"
+    return [Finding(text=text, figure=figure) for figure, text in found.items() if text]
 
 
 def frozen_sentence(tables: Tables, record: RunRecord) -> str:

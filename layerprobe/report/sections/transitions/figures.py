@@ -20,11 +20,11 @@ KINDS = {"task": VERMILLION, "both": ORANGE, "general": BLUE, "unexplained": "#9
 LABEL = "task or both"
 """Value of `kind_adapted` for all latents that are associated with a label."""
 SHOWN = (
-    ("general", LABEL, "general to associated with a label", VERMILLION, "circle"),
-    ("unexplained", LABEL, "unexplained to associated with a label", ORANGE, "square"),
-    ("general", "unexplained", "general to unexplained", PLAIN, "diamond"),
+    ("general", LABEL, "general to associated with a label", VERMILLION),
+    ("unexplained", LABEL, "unexplained to associated with a label", ORANGE),
+    ("general", "unexplained", "general to unexplained", PLAIN),
 )
-"""Kind in base, kind in adapted, name, colour, symbol."""
+"""Kind in base, kind in adapted, name, colour."""
 PER_LINE = 3
 """Layers next to each other."""
 LINE_HEIGHT = 300
@@ -158,19 +158,19 @@ def _pale(colour: str) -> str:
 def transition_excess(
     tables: Tables, record: RunRecord, *, method: str | None = None, matches: str = "all"
 ) -> go.Figure | None:
-    """Rates of transitions less those between two dictionaries of base, by layer; one point per training seed."""
+    """Rates of transitions minus those between two dictionaries of base, by layer; one point per training seed."""
     rows = rows_of(tables, record, method, matches)
     if rows is None:
         return None
     figure = go.Figure()
     seeds = sorted(rows.seed.unique())
-    for before, after, name, colour, symbol in SHOWN:
+    for before, after, name, colour in SHOWN:
         chosen = rows[(rows.kind_base == before) & (rows.kind_adapted == after)].sort_values("layer")
         for seed in seeds:
             part = chosen[chosen.seed == seed]
             if part.empty:
                 continue
-            marker = {"symbol": symbol if seed == seeds[0] else f"{symbol}-open", "size": 10, "color": colour}
+            marker = {"symbol": "circle" if seed == seeds[0] else "circle-open", "size": 10, "color": colour}
             named = name if len(seeds) == 1 else f"{name}, training seed {seed}"
             hover = (
                 f"{named}<br>%{{customdata[0]:.1%}}, null %{{customdata[1]:.1%}} of %{{customdata[2]}}: excess %{{y:+.1%}}"
@@ -188,6 +188,6 @@ def transition_excess(
                 hovertemplate=hover,
             )
     figure.update_layout(scattermode="group", scattergap=0.4)
-    title = "rate less that of two base dictionaries<br>above 0 = more than by chance"
+    title = "rate minus that of the null<br>above 0 = more than by chance"
     figure.update_yaxes(title=title, tickformat="+.0%", zeroline=True)
     return styled(figure, height=340) if figure.data else None
