@@ -27,6 +27,7 @@ from ._outer import OuterConfig as OuterConfig
 from ._outer import OuterStep as OuterStep
 from ._outer import check_depths as check_depths
 from ._outer import evaluate as evaluate
+from ._outer import kept_file as kept_file
 from ._outer import meta_train as meta_train
 from ._readers import READERS as READERS
 from ._readers import read as read

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from layerprobe.context import Context
 from layerprobe.few_shot import inner_config, naming_few_shot_keys, outer_depth, section_of
@@ -25,9 +25,6 @@ from layerprobe.stages._few_shot import (
 )
 from layerprobe.stages.meta_train import MetaPrefix, MetaTrain
 from layerprobe.store import Artifact, ArtifactMeta
-
-if TYPE_CHECKING:
-    from layerprobe.metalearning import Episode
 
 READER = (
     "how query examples are classified: `inner` (inner loop), `logistic` (regression on support vectors), `centroid` (nearest "
@@ -126,9 +123,9 @@ class MetaEvaluate(BodyStage):
         episodes = test_episodes(context, few.test_tasks)
         rows = rows_of_episodes(episodes)
         vectors = inputs.vectors(learner, parameters, rows)
-        table = []
+        table, part = [], context.few_shot.parts.test
         for number, episode in enumerate(track(episodes, "meta-test episodes")):
-            named = {"episode": number, "group": self.group_of(context, episode)}
+            named = {"episode": number, "group": context.few_shot.group_of(part, episode)}
             support, query = (vectors[np.searchsorted(rows, half)] for half in (episode.support, episode.query))
             labels, asked = (np.repeat(np.arange(len(half)), half.shape[1]) for half in (support, query))
             for reader in READERS:
@@ -142,14 +139,6 @@ class MetaEvaluate(BodyStage):
                 inner = {**self.named, "inner": depth, "reader": "inner"}
                 table.append({**inner, **named, "accuracy": accuracy, "loss": loss})
         save(folder, "few_shot", pd.DataFrame(table)[list(FEW_SHOT.columns)].astype({"loss": float}))
-
-    def group_of(self, context: Context, episode: Episode) -> str:
-        """The group of all classes of an episode; empty if they are mixed."""
-        part = context.few_shot.parts.test
-        if part.groups is None:
-            return ""
-        groups = {part.groups[part.classes.index(label)] for label in episode.classes}
-        return groups.pop() if len(groups) == 1 else ""
 
 
 @dataclass(frozen=True)
