@@ -236,9 +236,7 @@ class Outer:
             entry = self.advance(step, tasks, gradient)
             self.seconds += time.perf_counter() - start
             if path is not None and step in self.outer.keep:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                kept = {name: value.detach().contiguous().clone() for name, value in self.trained.items()}
-                write_atomically(kept_file(path.parent, step), lambda temporary, kept=kept: save_file(kept, temporary))
+                self.keep(kept_file(path.parent, step))
             if step % self.outer.validate_every == 0 or step == self.outer.steps:
                 self.validate(validation, entry)
                 if path is not None:
@@ -328,6 +326,12 @@ class Outer:
         for name, value in sorted(self.learner.parameters().items()):
             start.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return start.hexdigest()
+
+    def keep(self, path: Path) -> None:
+        """Write the trained parameters of this step."""
+        tensors = {name: value.detach().contiguous().clone() for name, value in self.trained.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
     def save(self, path: Path) -> None:
         tensors = {f"current.{name}": value.detach() for name, value in self.trained.items()}

@@ -104,9 +104,11 @@ class Energy(Stage):
         table = pd.concat([parent.table("energy_rounds") for parent in parents.values()], ignore_index=True)
         inputs = {depth: inputs_of(context, depth) for depth in section_of(context.study).inner}
         frames = []
-        for (inner, topology, devices), rows in table.groupby(["inner", "topology", "devices"], sort=False):
-            for links in (topology, "server") if topology == "mesh" else (topology,):
-                frames.append(energy_rows(rows, links, int(devices), inputs[inner], energy_of(context.study)))
+        for _, rows in table.groupby(["inner", "topology", "devices"], sort=False):
+            first: Any = rows.iloc[0]
+            for links in (first.topology, "server") if first.topology == "mesh" else (first.topology,):
+                energy = energy_of(context.study)
+                frames.append(energy_rows(rows, links, int(first.devices), inputs[first.inner], energy))
         save(folder, "energy", pd.concat(frames, ignore_index=True)[list(ENERGY.columns)])
 
 
@@ -129,10 +131,10 @@ def energy_rows(
 
     model = two_stage(topology, devices, inputs, energy)
     measured, means = [], []
-    for t0, rows in rounds.groupby("meta_rounds"):
+    for _, rows in rounds.groupby("meta_rounds"):
         by_task = rows.pivot(index="seed", columns="task", values="rounds").to_numpy(float)
         stopped = rows.groupby("task").censored.any()
-        measured.append(MeasuredRounds(int(t0), by_task.mean(axis=0), stopped.to_numpy()))
+        measured.append(MeasuredRounds(int(rows.meta_rounds.max()), by_task.mean(axis=0), stopped.to_numpy()))
         means.append(mean_rounds(by_task))
     curve = energy_curve(model, measured)
     parts = {f"{part}_joule": np.asarray(getattr(curve.energy, part)) for part in PARTS}

@@ -116,9 +116,10 @@ def curve_of(rows: pd.DataFrame, settings: Settings, rounds: str = "rounds") -> 
         resend_data=True,
         meta_tasks=int(first.meta_tasks),
     )
+    tasks = int(first.tasks)
     measured = [
-        MeasuredRounds(int(row.meta_rounds), [getattr(row, rounds)] * int(row.tasks), [row.censored] * int(row.tasks))
-        for row in rows.itertuples()
+        MeasuredRounds(int(t0), [float(spent)] * tasks, [bool(stopped)] * tasks)
+        for t0, spent, stopped in zip(rows.meta_rounds, rows[rounds], rows.censored, strict=True)
     ]
     return energy_curve(model, measured)
 
@@ -159,18 +160,19 @@ def data_of(tables: Tables, record: RunRecord) -> Mapping[str, Any]:
     """What the page's script computes with: settings, and the constants and rounds of every depth and cluster."""
     settings = settings_of(record)
     found = []
-    for (inner, topology, devices), rows in tables["energy"].groupby(["inner", "topology", "devices"], sort=False):
+    first: Any
+    for _, rows in tables["energy"].groupby(["inner", "topology", "devices"], sort=False):
         rows = rows.sort_values("meta_rounds")
-        first: Any = rows.iloc[0]
+        first = rows.iloc[0]
         batches = 1 + first.second_order_factor * first.query_batches
         found.append(
             {
-                "inner": inner,
-                "topology": topology,
-                "devices": int(devices),
+                "inner": str(first.inner),
+                "topology": str(first.topology),
+                "devices": int(first.devices),
                 "tasks": int(first.tasks),
                 "center": float(first.meta_tasks * batches * first.joule_per_batch_center),
-                "up": float(first.meta_tasks * first.upload_bits_per_device * devices),
+                "up": float(first.meta_tasks * first.upload_bits_per_device * first.devices),
                 "down": float(first.parameters_down),
                 "local": float(first.device_batches * first.joule_per_batch_device),
                 "sent": float(first.neighbours * first.parameters_exchanged),
