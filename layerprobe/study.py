@@ -485,7 +485,7 @@ def _sentence(error: Any) -> str:
         )
         return f"{where} is missing; {needs}."
     field = _field(error["loc"])
-    meaning = f" ({field.rstrip('.')})" if field else ""
+    meaning = f" ({' '.join(field.split()).rstrip('.')})" if field else ""
     return f"{where} = {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}{meaning}"
 
 

@@ -76,6 +76,11 @@ class ClusterStage(Stage):
         loop = inner_identity(study, self.inner)
         return {**data_identity(study), "loop": loop, "seed": self.seed, **energy, "devices": list(energy["devices"])}
 
+    def memory(self, study: ResolvedStudy) -> int:
+        # Models of all devices before and after a round, and the bodies.
+        models = 2 * max(energy_of(study.study).devices) + len(meta_rounds(study.study))
+        return super().memory(study) + models * study.model_bytes
+
     def bodies(self, context: Context, learner: Learner, trained: Artifact, steps: Iterable[int]) -> dict[int, Body]:
         """The bodies after these numbers of meta-training rounds."""
         config = inner_config(context.study, self.inner)

@@ -2,12 +2,13 @@
 
 import os
 import re
-import shutil
 from importlib import resources
 
 import pandas as pd
 import pytest
+from chromium import CHROMIUM
 from fabricated import complete, record
+from test_energy_section import study as energy_study
 from test_explorer import tables as explorer_tables
 from test_page import EMOJI, EVIL, LINK, RIGHT_TO_LEFT, features, study, token_tables, twenty_classes
 
@@ -16,8 +17,6 @@ from layerprobe.report.comparison.sections import SECTIONS
 from layerprobe.report.comparison.tables import compare
 from layerprobe.report.page import render_page
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("LAYERPROBE_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 VIEWS = [(width, scheme) for width in (1400, 400) for scheme in ("light", "dark")]
 
 
@@ -62,6 +61,7 @@ PAGES = {
     "hostile": lambda: render_page(*twenty_classes()),
     "comparison": lambda: render_page(*comparison(), SECTIONS),
     "features": lambda: render_page(*many_features()),
+    "energy": lambda: render_page(*energy_study()),
     "nothing": lambda: render_page({}, record()),
 }
 

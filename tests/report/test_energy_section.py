@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated import depth_study, record
-from test_browser import CHROMIUM
+from chromium import CHROMIUM
+from fabricated import complete, depth_study, record
 from test_few_shot_section import study as few_shot_study
 
 from layerprobe.energy_section import EnergySection
@@ -121,6 +121,7 @@ def test_sentences_hold_the_least_energy_its_interval_and_the_ratio():
     assert f"{best.ratio:.3g} times as much without meta-training" in text
     (sizes,) = (one.text for one in findings(tables, about) if "Sending the adapted parameters once" in one.text)
     assert "61.6 kbit (1.23 J) at depth `head` and 114 Mbit (2.27 kJ) at depth `top:2`, 1,844 times" in sizes
+    assert "to 10,000 devices over the downlink costs 12.3 kJ and 22.7 MJ." in sizes
 
 
 def test_when_no_cluster_reaches_the_target_only_lower_bounds_are_named():
@@ -268,8 +269,6 @@ def test_sliders_recompute_the_figures_offline(tmp_path):
 
 def test_shipping_is_training_and_bits_for_every_depth():
     tables, _ = depth_study(methods=("head", "top:2", "full"), seeds=(0,), n=200, ood=False)
-    from fabricated import complete
-
     tables, about = complete(tables, record())
     drawn = figure("shipping", tables, about)
     lines = {trace.name: trace for trace in drawn.data}

@@ -28,6 +28,13 @@ REGIMES = {"poor links (50 kbit/J)": 5e4, "good links (1 Gbit/J)": 1e9}
 """Efficiencies of all links at which communication, or computation, is expected to dominate."""
 
 
+CONSTANTS = (
+    *("joule_per_batch_center", "joule_per_batch_device", "second_order_factor", "query_batches", "device_batches"),
+    *("parameters_down", "parameters_exchanged", "upload_bits_per_device", "neighbours"),
+)
+"""Columns of the table that are arguments of `TwoStage`."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the sliders of the page set."""
@@ -96,23 +103,16 @@ def curve_of(rows: pd.DataFrame, settings: Settings, rounds: str = "rounds") -> 
     first: Any = rows.iloc[0]
     is_server = first.topology == "server"
     shared = server_bit_per_joule(settings.uplink, settings.downlink) if is_server else settings.sidelink
+    given = {name: float(first[name]) for name in CONSTANTS}
     model = TwoStage(
+        **given,
         pue=settings.pue,
-        joule_per_batch_center=first.joule_per_batch_center,
-        joule_per_batch_device=first.joule_per_batch_device,
-        second_order_factor=first.second_order_factor,
         uplink_bit_per_joule=settings.uplink,
         downlink_bit_per_joule=settings.downlink,
         sidelink_bit_per_joule=shared,
-        parameters_down=first.parameters_down,
-        parameters_exchanged=first.parameters_exchanged,
         bits_per_parameter=settings.bits,
         devices_per_task=int(first.devices),
-        neighbours=first.neighbours,
         support_batches=1,
-        query_batches=first.query_batches,
-        device_batches=first.device_batches,
-        upload_bits_per_device=first.upload_bits_per_device,
         resend_data=True,
         meta_tasks=int(first.meta_tasks),
     )

@@ -11,6 +11,7 @@ from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.energy.queries import (
     EXCHANGED,
+    assumptions,
     bits,
     curve_of,
     depths,
@@ -71,8 +72,11 @@ def depth_sentence(tables: Tables, record: RunRecord) -> str:
     if least == most:
         return ""
     sent = {name: float(sizes[name]) * settings.bits for name in (least, most)}
+    once = [f"{bits(sent[name])} ({joules(sent[name] / settings.sidelink)})" for name in (least, most)]
+    recipients = assumptions(record).recipients
+    everyone = [joules(sent[name] * recipients / settings.downlink) for name in (least, most)]
     return (
-        f"Sending the adapted parameters once takes {bits(sent[least])} ({joules(sent[least] / settings.sidelink)}) at depth "
-        f"`{least}` and {bits(sent[most])} ({joules(sent[most] / settings.sidelink)}) at depth `{most}`, {sent[most] / sent[least]:,.0f} "
-        "times as much."
+        f"Sending the adapted parameters once takes {once[0]} at depth `{least}` and {once[1]} at depth `{most}`, "
+        f"{sent[most] / sent[least]:,.0f} times as much; shipping them to {recipients:,} devices over the downlink costs "
+        f"{everyone[0]} and {everyone[1]}."
     )
