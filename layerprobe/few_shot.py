@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from layerprobe.data import Corpus, Examples, Labelled
-    from layerprobe.metalearning import EpisodeSampler, InnerConfig, OuterConfig, Part, Parts
+    from layerprobe.metalearning import Episode, EpisodeSampler, InnerConfig, OuterConfig, Part, Parts
     from layerprobe.study import FewShotSection, Study
 
 KEYS: Mapping[str, str] = {
@@ -76,6 +76,13 @@ class FewShotData:
         used = np.unique(np.concatenate([np.r_[one.support.ravel(), one.query.ravel()] for one in episodes]))
         free = np.setdiff1d(np.concatenate(self.parts.test.rows), used)
         return np.sort(np.random.default_rng(data.seed).permutation(free)[: few.probes])
+
+    def group_of(self, part: Part, episode: Episode) -> str:
+        """The group of all classes of an episode of a part; empty if they are mixed."""
+        if part.groups is None:
+            return ""
+        groups = {part.groups[part.classes.index(label)] for label in episode.classes}
+        return groups.pop() if len(groups) == 1 else ""
 
     def examples_of(self, part: Part, *, shuffled: bool = False) -> Examples:
         """All examples of a part's classes, class by class or in seeded order, so that the first are of all classes."""
@@ -219,6 +226,11 @@ def check_few_shot(study: Study, n_layers: int | None) -> None:
         if depth not in configs:
             raise StudyError(f"few_shot.inner_rates has {depth!r}, which few_shot.inner does not list.")
     outer = outer_config(study)
+    if sorted(set(few.keep_steps)) != list(few.keep_steps) or max(few.keep_steps, default=0) > few.outer_steps:
+        raise StudyError(
+            f"few_shot.keep_steps = {list(few.keep_steps)}: its steps must ascend, up to few_shot.outer_steps "
+            f"({few.outer_steps})."
+        )
     if n_layers is not None:
         with naming_few_shot_keys():
             for config in configs.values():

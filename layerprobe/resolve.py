@@ -220,12 +220,15 @@ def _check_sizes(study: Study, encoder: Encoder, counts: Sequence[int]) -> None:
 
 def _resolve_few_shot(study: Study, device: str) -> Context:
     """Check the classes, the episodes and the depths of a few-shot study."""
+    from layerprobe.energy_study import check_energy
     from layerprobe.few_shot import check_few_shot, load_few_shot
 
     check_few_shot(study, None)
+    check_energy(study, None)
     device = resolve_device(device)
     rows = read_study(study)[None]
     data = load_few_shot(study, rows)
+    check_energy(study, data)
     encoder = load_study_encoder(study)
     if study.data.max_length > encoder.max_positions:
         raise StudyError(

@@ -11,39 +11,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from layerprobe import hub
+from layerprobe.energy_section import EnergySection
 from layerprobe.errors import Mistakes, StudyError
 from layerprobe.files import given_path
+from layerprobe.section_types import Count, FiniteRate, Rate, Section, Seed, as_tuple, listed
 
 Unit = Literal["token", "mean", "cls"]
 Control = Literal["untrained", "frozen-decoder", "soft-frozen-decoder", "frozen-encoder", "second-seed"]
 Part = Literal["probes", "weights", "interventions"]
 
-Count = Annotated[StrictInt, Field(ge=1, lt=2**31)]
-FiniteRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
 
-
-def as_tuple(value: Any) -> Any:
-    """A list, as TOML has it, as a tuple; anything else unchanged."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _listed(value: Any) -> Any:
-    """A list as a tuple, and a single word or number as a list of one; "depths" stands for a list already."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "depths":
-        return (value,)
-    return as_tuple(value)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     name: StrictStr
     """`bundled:minilm-l6`, a local checkpoint folder, or a Hub id such as `google-bert/bert-base-uncased`."""
     revision: StrictStr | None = None
@@ -52,7 +33,7 @@ class ModelSection(_Section):
     """Whether code from the model's folder may run. Leave it off unless you have read that code."""
 
 
-class OodSection(_Section):
+class OodSection(Section):
     name: StrictStr
     """Name of the set in the tables."""
     source: StrictStr
@@ -69,7 +50,7 @@ class OodSection(_Section):
     """Number of examples to evaluate on. Default: all."""
 
 
-class DataSection(_Section):
+class DataSection(Section):
     source: StrictStr
     """`bundled:tweets`, `bundled:bbc-news`, `bundled:icd10`, a local CSV, TSV, JSONL or Parquet file, a folder that
     `save_to_disk` of `datasets` wrote, or a `datasets` Hub id."""
@@ -95,7 +76,7 @@ class DataSection(_Section):
     leaks from training to test. Unlike `data.group` it has nothing to do with labels. Default: none."""
     on_missing: Literal["error", "drop"] = "error"
     """Whether a row without text, label or group is an error, or is left out and counted."""
-    labels: dict[StrictStr, StrictStr] = {}
+    labels: dict[StrictStr, StrictStr] = Field(default_factory=dict)
     """A checkpoint's label -> the data's, such as `{"LABEL_0" = "negative"}`. Default: labels are matched by their names;
     labels that have none (`LABEL_0`, ...) are taken in the data's sorted order."""
     train: Count | None = None
@@ -113,8 +94,8 @@ class DataSection(_Section):
     """Out-of-domain sets (`[[data.ood]]`) on which quality is measured as well."""
 
 
-class AdaptationSection(_Section):
-    methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(_listed)] = ("head", "full")
+class AdaptationSection(Section):
+    methods: Annotated[tuple[StrictStr, ...] | Literal["depths"], BeforeValidator(listed)] = ("head", "full")
     """`head`, `head:mean`, `head:cls`, `top:k`, `full`, `full:equal-step`, `lp-ft`, `bitfit`, `lora:r`, `lora:r@layers`,
     `checkpoint:PATH` (a folder with a classifier, or with a LoRA adapter of `model.name`), and the control
     `shuffled-labels`; or "depths" for head, top:1 ... top:L and full."""
@@ -126,7 +107,7 @@ class AdaptationSection(_Section):
     """Peak learning rate of AdamW for `top:k`, `full`, `lp-ft` and `shuffled-labels`."""
     head_learning_rate: Rate | None = None
     """Learning rate of `head`. Default: chosen on a validation part of the training examples."""
-    learning_rates: dict[StrictStr, Rate] = {}
+    learning_rates: dict[StrictStr, Rate] = Field(default_factory=dict)
     """Peak learning rates of individual methods, such as `{"lora:8" = 1e-3}`; the others keep their defaults."""
     search: StrictBool = False
     """Whether to choose each method's learning rate on a validation part of the training examples."""
@@ -144,22 +125,22 @@ class AdaptationSection(_Section):
     """Non-inferiority margin: the loss of accuracy relative to `full` below which a shallower depth is sufficient."""
 
 
-class ActivationsSection(_Section):
+class ActivationsSection(Section):
     examples: Count = 500
     """Number of test examples whose tokens are stored; pooled vectors are stored for all test examples."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the stored activations. float16 halves the disk space and is refused if a value overflows."""
 
 
-class SimilaritySection(_Section):
-    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+class SimilaritySection(Section):
+    measures: Annotated[tuple[StrictStr, ...], BeforeValidator(listed), Field(min_length=1)] = (
         "paired_cosine",
         "paired_cosine_baseline",
         "cka",
         "procrustes",
     )
     """Measures that compare base with adapted, by function name; `layerprobe measures` lists them."""
-    units: Annotated[tuple[Unit, ...], BeforeValidator(_listed), Field(min_length=1)] = ("token", "mean", "cls")
+    units: Annotated[tuple[Unit, ...], BeforeValidator(listed), Field(min_length=1)] = ("token", "mean", "cls")
     """What one row represents: a token, the mean over an example's tokens, or its first token."""
     shuffles: Count = 19
     """Permutations of whole examples that make the null; a value beyond all of 19 is significant at 5%."""
@@ -167,8 +148,8 @@ class SimilaritySection(_Section):
     """Random changes of the weights, of the same norms as those of a method, that its drift is compared with; 0 for none."""
 
 
-class SaeSection(_Section):
-    layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(_listed)] = None
+class SaeSection(Section):
+    layers: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(listed)] = None
     """Layers on which dictionaries are trained. Default: an early, a middle and the last layer. `[]`: none."""
     architecture: StrictStr = "topk"
     """Kind of sparse autoencoder: a row of `layerprobe.sae.architectures`, such as `topk`, `batchtopk` or `jumprelu`."""
@@ -178,7 +159,7 @@ class SaeSection(_Section):
     """Active latents per token, in the TopK family. Default: one per twelve dimensions."""
     rows: Count = 60_000
     """Number of token rows per layer and side on which dictionaries are trained."""
-    controls: Annotated[tuple[Control, ...], BeforeValidator(_listed)] = (
+    controls: Annotated[tuple[Control, ...], BeforeValidator(listed)] = (
         "untrained",
         "frozen-decoder",
         "second-seed",
@@ -192,15 +173,15 @@ class SaeSection(_Section):
     number is reported without a conclusion; with n, at least 20 / n of them can be shown."""
 
 
-class InternalsSection(_Section):
-    parts: Annotated[tuple[Part, ...], BeforeValidator(_listed)] = ("probes", "weights", "interventions")
+class InternalsSection(Section):
+    parts: Annotated[tuple[Part, ...], BeforeValidator(listed)] = ("probes", "weights", "interventions")
     """Analyses of the adapted model: linear probes by layer, change of weights, interventions on layers."""
     examples: Count = 250
     """Number of test examples for repeated runs of the classifier: with blocks reset to base weights, or a layer
     replaced by its reconstruction."""
 
 
-class FewShotSection(_Section):
+class FewShotSection(Section):
     """Few-shot tasks instead of one classifier: a study with this section compares inner loops, and nothing else."""
 
     ways: Annotated[StrictInt, Field(ge=2)] = 5
@@ -211,7 +192,7 @@ class FewShotSection(_Section):
     """Query examples per class, which accuracy is measured on."""
     within_group: StrictBool = False
     """Whether all classes of an episode are of one group (`data.group`), which is harder."""
-    inner: Annotated[tuple[StrictStr, ...], BeforeValidator(_listed), Field(min_length=1)] = ("head", "full")
+    inner: Annotated[tuple[StrictStr, ...], BeforeValidator(listed), Field(min_length=1)] = ("head", "full")
     """How deep the inner loop adapts: `head` (ANIL), `top:k`, `full` (MAML) or `body` (BOIL)."""
     inner_steps: Count = 5
     """Gradient steps of the inner loop."""
@@ -219,7 +200,7 @@ class FewShotSection(_Section):
     """Rate of the inner loop at all depths. Default: each depth has its own, the best of `few_shot.rate_grid`."""
     inner_rates: dict[StrictStr, FiniteRate] = {}
     """Rates of individual depths, such as `{full = 0.05}`, which are not chosen."""
-    rate_grid: Annotated[tuple[FiniteRate, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+    rate_grid: Annotated[tuple[FiniteRate, ...], BeforeValidator(listed), Field(min_length=1)] = (
         0.03,
         0.1,
         0.3,
@@ -248,6 +229,9 @@ class FewShotSection(_Section):
     """Episodes per validation."""
     patience: Count | None = 5
     """Validations without a lower loss after which meta-training stops."""
+    keep_steps: Annotated[tuple[Count, ...], BeforeValidator(listed)] = ()
+    """Outer steps after which the parameters of meta-trained bodies are kept, for studies of energy; meta-training does not stop
+    early before the last of them. The start (0) needs no entry."""
     test_tasks: Annotated[StrictInt, Field(ge=8)] = 200
     """Episodes of meta-test classes that accuracy is measured on, the same for all."""
     layer_tasks: Annotated[StrictInt, Field(ge=2)] = 10
@@ -255,7 +239,7 @@ class FewShotSection(_Section):
     probes: Annotated[StrictInt, Field(ge=50)] = 2000
     """Meta-test examples that layers are compared on, outside the supports of those episodes."""
     baselines: Annotated[
-        tuple[Literal["pretrained", "random", "multiclass", "multitask"], ...], BeforeValidator(_listed)
+        tuple[Literal["pretrained", "random", "multiclass", "multitask"], ...], BeforeValidator(listed)
     ] = ("pretrained", "random", "multiclass", "multitask")
     """Bodies without meta-training: pretrained, with random weights, or fine-tuned on the meta-train classes (as one
     classifier of all of them, or on episodes with one shared head and no inner loop)."""
@@ -266,14 +250,14 @@ class FewShotSection(_Section):
     """Whether to compare the convergence of the outer loop by number of inner steps and geometry of the inner loss."""
 
 
-class Study(_Section):
+class Study(Section):
     """One question asked of one model and one data set."""
 
     name: StrictStr = "study"
     """Name of the run folder. Default: the name of the file."""
     question: StrictStr = "What did fine-tuning do to every layer?"
     """The question at the head of the report."""
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_listed), Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed), Field(min_length=1)] = (0,)
     """Training seeds; each method is trained once per seed."""
     model: ModelSection
     data: DataSection
@@ -283,6 +267,7 @@ class Study(_Section):
     sae: SaeSection = SaeSection()
     internals: InternalsSection = InternalsSection()
     few_shot: FewShotSection | None = None
+    energy: EnergySection | None = None
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Study:
@@ -531,7 +516,7 @@ def _sentence(error: Any) -> str:
         )
         return f"{where} is missing; {needs}."
     field = _field(error["loc"])
-    meaning = f" ({field.rstrip('.')})" if field else ""
+    meaning = f" ({' '.join(field.split()).rstrip('.')})" if field else ""
     return f"{where} = {_shown(given)}: {error['msg'][0].lower()}{error['msg'][1:]}{meaning}"
 
 
@@ -544,11 +529,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-_SECTIONS: dict[str, type[_Section]] = {
+_SECTIONS: dict[str, type[Section]] = {
     name: kind
     for name, info in Study.model_fields.items()
     for kind in (info.annotation, *get_args(info.annotation))
-    if isinstance(kind, type) and issubclass(kind, _Section)
+    if isinstance(kind, type) and issubclass(kind, Section)
 }
 _KEYS = set(Study.model_fields) | {key for section in _SECTIONS.values() for key in section.model_fields}
 

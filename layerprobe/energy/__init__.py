@@ -1,6 +1,6 @@
 """What adaptation costs in energy and bits: meta-training at a data centre, transmission, and adaptation on devices.
 
-Nothing is measured here: joules per batch, rounds and efficiencies are arguments. The model is ours, after Savazzi, Rampa,
+Joules per batch and efficiencies are arguments; rounds are those of a simulated cluster (`adapt_cluster`). The model is ours, after Savazzi, Rampa,
 Kianoush and Bennis (2022, arXiv 2212.01049), whose own equations were not available.
 """
 

@@ -1,3 +1,6 @@
+from ._cluster import ClusterRun as ClusterRun
+from ._cluster import adapt_cluster as adapt_cluster
+from ._cluster import held_accuracy as held_accuracy
 from ._consensus import Averaged as Averaged
 from ._consensus import Topology as Topology
 from ._consensus import averaging as averaging
@@ -9,6 +12,8 @@ from ._curve import MeasuredRounds as MeasuredRounds
 from ._curve import Optimum as Optimum
 from ._curve import Sensitivity as Sensitivity
 from ._curve import energy_curve as energy_curve
+from ._rounds import MeanRounds as MeanRounds
+from ._rounds import mean_rounds as mean_rounds
 from ._two_stage import Energy as Energy
 from ._two_stage import Traffic as Traffic
 from ._two_stage import TwoStage as TwoStage

@@ -28,6 +28,7 @@ from ._outer import MetaTrained as MetaTrained
 from ._outer import OuterConfig as OuterConfig
 from ._outer import OuterStep as OuterStep
 from ._outer import check_depths as check_depths
+from ._outer import kept_file as kept_file
 from ._outer import meta_train as meta_train
 from ._rates import RateTrial as RateTrial
 from ._rates import best_rate as best_rate

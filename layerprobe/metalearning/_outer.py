@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from layerprobe.errors import ArgumentError
-from layerprobe.files import is_intact, remove_checked, write_checked
+from layerprobe.files import is_intact, remove_checked, write_atomically, write_checked
 from layerprobe.metalearning._evaluate import evaluate_tasks
 from layerprobe.metalearning._inner import InnerConfig, MetaGradient, Task, diverged, meta_gradient
 from layerprobe.metalearning._learner import HEAD, Learner
@@ -45,6 +45,9 @@ class OuterConfig:
     """Episodes per validation; the same every time."""
     patience: int | None = None
     """Validations without a lower loss after which training stops; None never stops early."""
+    keep: tuple[int, ...] = ()
+    """Outer steps after which the trained parameters are written to `kept_file(folder, step)`. Training does not stop early
+    before the last of them."""
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("tasks_per_step", 1), ("validate_every", 1), ("validation_tasks", 1)):
@@ -54,6 +57,10 @@ class OuterConfig:
             raise ArgumentError(f"{{rate}} is {self.rate:g}; it must be above 0 and finite.", "rate")
         if self.depth is not None and self.depth < 0:
             raise ArgumentError(f"{{depth}} is {self.depth}; it must be 0 or more, or None for everything.", "depth")
+        if not all(1 <= step <= self.steps for step in self.keep):
+            raise ArgumentError(
+                f"{{keep}} is {list(self.keep)}; its steps must be 1 to {self.steps} ({{steps}}).", "keep", "steps"
+            )
 
 
 @dataclass(frozen=True)
@@ -197,17 +204,21 @@ class Outer:
         label: str,
     ) -> MetaTrained:
         """Take outer steps along the mean gradient over tasks until the steps or the patience are spent."""
+        if self.outer.keep and folder is None:
+            raise ArgumentError("{keep} needs {folder}, where the parameters are written.", "keep", "folder")
         path = None if folder is None else Path(folder) / CHECKPOINT
         first = self.resume(path) if path is not None else None
         if first is None:
             self.validate(validation, None)
             first = 0
         for step in range(first + 1, self.outer.steps + 1):
-            if self.patience_spent:
+            if self.patience_spent and step > max(self.outer.keep, default=0):
                 break
             start = time.perf_counter()
             entry = self.advance(step, tasks, gradient)
             self.seconds += time.perf_counter() - start
+            if path is not None and step in self.outer.keep:
+                self.keep(kept_file(path.parent, step))
             if step % self.outer.validate_every == 0 or step == self.outer.steps:
                 self.validate(validation, entry)
                 if path is not None:
@@ -295,6 +306,12 @@ class Outer:
             start.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return start.hexdigest()
 
+    def keep(self, path: Path) -> None:
+        """Write the trained parameters of this step."""
+        tensors = {name: value.detach().contiguous().clone() for name, value in self.trained.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
     def save(self, path: Path) -> None:
         tensors = {f"current.{name}": value.detach() for name, value in self.trained.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
@@ -333,3 +350,8 @@ class Outer:
         self.seconds = state["seconds"]
         self.best_step, self.best_loss, self.unimproved = state["best"]
         return self.log[-1].step
+
+
+def kept_file(folder: str | Path, step: int) -> Path:
+    """Where the parameters after an outer step of `OuterConfig.keep` are: the trained ones, and learned rates as `rate of <part>`."""
+    return Path(folder) / f"step-{step}.safetensors"

@@ -16,6 +16,8 @@ from layerprobe.stages.crossing import Crossing
 from layerprobe.stages.depth import Depth
 from layerprobe.stages.drift_controls import DriftControls
 from layerprobe.stages.encode import Encode
+from layerprobe.stages.energy import Energy
+from layerprobe.stages.energy_rounds import EnergyRounds, EnergyTrial
 from layerprobe.stages.exclusive import CensusNull, Exclusive
 from layerprobe.stages.exhibit import Exhibit
 from layerprobe.stages.frozen_blocks import FrozenBlocks
@@ -104,4 +106,7 @@ REGISTRY: tuple[type[Stage], ...] = (
     ConvergencePrefix,
     ConvergenceRates,
     MetaConvergence,
+    EnergyTrial,
+    EnergyRounds,
+    Energy,
 )

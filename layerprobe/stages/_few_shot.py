@@ -143,14 +143,25 @@ def save_parameters(folder: Path, values: Mapping[str, Tensor], rates: Mapping[s
     )
 
 
-def read_parameters(learner: Learner, trained: Artifact | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The parameters of a body, and its learned inner rates if there are any."""
+def read_parameters(
+    learner: Learner, trained: Artifact | None, step: int | None = None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The parameters of a body, and its learned inner rates if there are any.
+
+    Args:
+        learner: the model as it was loaded.
+        trained: the trained body; None for the pretrained one.
+        step: the outer step after which they were kept (`few_shot.keep_steps`, or 0 for those before training); by default
+            those of the lowest validation loss.
+    """
     parameters = learner.parameters()
-    if trained is None:
+    if trained is None or step == 0:
         return parameters, None
     from safetensors.torch import load_file
 
-    values = load_file(trained.folder / PARAMETERS)
+    from layerprobe.metalearning import kept_file
+
+    values = load_file(trained.folder / PARAMETERS if step is None else kept_file(trained.folder, step))
     device = parameters["head.weight"].device
     rates = {name.removeprefix(RATE): value.to(device) for name, value in values.items() if name.startswith(RATE)}
     changed = {name: value.to(device) for name, value in values.items() if not name.startswith(RATE)}

@@ -138,8 +138,9 @@ class MetaEvaluate(BodyStage):
         rows = rows_of_episodes(episodes)
         vectors = inputs.vectors(learner, parameters, rows)
         table: list[dict[str, Any]] = []
+        part = context.few_shot.parts.test
         for number, episode in enumerate(track(episodes, "meta-test episodes")):
-            named = {"episode": number, "group": self.group_of(context, episode)}
+            named = {"episode": number, "group": context.few_shot.group_of(part, episode)}
             support, query = (vectors[np.searchsorted(rows, half)] for half in (episode.support, episode.query))
             labels, asked = (np.repeat(np.arange(len(half)), half.shape[1]) for half in (support, query))
             for reader in READERS:
@@ -164,17 +165,9 @@ class MetaEvaluate(BodyStage):
                 found = evaluate_tasks(learner, parameters, tasks, loop, rates)
             for number, (loss, accuracy) in enumerate(found):
                 inner = {**self.named, "inner": depth, "reader": "inner", "episode": number}
-                group = self.group_of(context, episodes[number])
+                group = context.few_shot.group_of(part, episodes[number])
                 table.append({**inner, "group": group, "accuracy": accuracy, "loss": loss})
         save(folder, "few_shot", pd.DataFrame(table)[list(FEW_SHOT.columns)].astype({"loss": float}))
-
-    def group_of(self, context: Context, episode: Episode) -> str:
-        """The group of all classes of an episode; empty if they are mixed."""
-        part = context.few_shot.parts.test
-        if part.groups is None:
-            return ""
-        groups = {part.groups[part.classes.index(label)] for label in episode.classes}
-        return groups.pop() if len(groups) == 1 else ""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,13 @@ class MetaTrain(BodyStage):
             "patience",
         )
         inner = inner_identity(study, self.inner) if self.inner else {}
-        return {**data_identity(study), **{name: getattr(few, name) for name in names}, **self.named, "loop": inner}
+        kept = {"keep": list(few.keep_steps)} if few.keep_steps and self.inner else {}
+        return {
+            **data_identity(study),
+            **{name: getattr(few, name) for name in names},
+            **self.named,
+            "loop": inner,
+        } | kept
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
         import numpy as np
@@ -117,7 +123,8 @@ class MetaTrain(BodyStage):
             options: Any = {"reader": reader, "outer": outer, "validation": validation_tasks, "folder": folder}
             if self.body == "meta-trained":
                 inner = chosen_inner(context, parents["rates"], self.inner)
-                result = meta_train(learner, tasks, validation_tasks, inner, outer, folder=folder)
+                keeping = replace(outer, keep=few.keep_steps)
+                result = meta_train(learner, tasks, validation_tasks, inner, keeping, folder=folder)
             elif self.body == "multitask":
                 result = train_multitask(learner, tasks, **options)
             else:
@@ -133,4 +140,5 @@ class MetaTrain(BodyStage):
         )
 
     def size(self, study: ResolvedStudy) -> int:
-        return study.model_bytes
+        kept = len(section_of(study.study).keep_steps) if self.inner else 0
+        return (1 + kept) * study.model_bytes

@@ -12,7 +12,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, ValidationError
 
 from layerprobe.errors import LayerprobeError, StudyError
-from layerprobe.study import Seed, Study, anchor_paths, apply_override, as_tuple, read_content, read_toml, slug
+from layerprobe.section_types import Seed, as_tuple
+from layerprobe.study import Study, anchor_paths, apply_override, read_content, read_toml, slug
 
 PLAIN = ("model", "model.name", "data", "data.source")
 """Keys whose values are readable without the key."""

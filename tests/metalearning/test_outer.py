@@ -15,6 +15,7 @@ from layerprobe.metalearning import (
     Task,
     check_depths,
     evaluate,
+    kept_file,
     meta_train,
     read,
 )
@@ -60,6 +61,40 @@ def test_interrupted_training_ends_with_the_same_parameters(tmp_path):
         (e.step, e.loss, e.validation_loss) for e in again.log
     ]
     assert not list(tmp_path.iterdir())
+
+
+def test_kept_parameters_are_those_after_that_many_steps_also_when_resumed(tmp_path):
+    from safetensors.torch import load_file
+
+    inner, keep = InnerConfig("full", 2, 0.1, learned_rates=True), (4, 7)
+    common = {"rate": 0.01, "tasks_per_step": 2, "validate_every": 3, "validation_tasks": 2}
+    config = OuterConfig(steps=8, keep=keep, patience=1, **common)
+
+    def interrupted(number):
+        if number == 10:
+            raise KeyboardInterrupt
+        return tasks(number)
+
+    def worse(number):
+        return small_task(seed=2000 + number, ways=3, queries=1)
+
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(small_learner(), interrupted, worse, inner, config, folder=tmp_path)
+    meta_train(small_learner(), tasks, worse, inner, config, folder=tmp_path)
+    for step in keep:
+        # The last validation of a training of so many steps decides nothing if it is the only one after the start.
+        plain = OuterConfig(steps=step, keep=(step,), **common | {"validate_every": 100})
+        meta_train(small_learner(), tasks, worse, inner, plain, folder=tmp_path / "alone")
+        kept, alone = (load_file(kept_file(folder, step)) for folder in (tmp_path, tmp_path / "alone"))
+        assert "rate of head" in kept and kept.keys() == alone.keys()
+        assert all(torch.equal(kept[name], alone[name]) for name in kept)
+
+
+def test_what_cannot_be_kept_is_refused():
+    with pytest.raises(ArgumentError, match=r"keep is \[0, 3\]; its steps must be 1 to 5"):
+        OuterConfig(steps=5, keep=(0, 3))
+    with pytest.raises(ArgumentError, match="keep needs folder"):
+        meta_train(small_learner(), tasks, validation, INNER, OuterConfig(steps=2, keep=(1,)))
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "other configuration", "no checksum"])

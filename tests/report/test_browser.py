@@ -2,12 +2,13 @@
 
 import os
 import re
-import shutil
 from importlib import resources
 
 import pandas as pd
 import pytest
+from chromium import CHROMIUM
 from fabricated import complete, record
+from test_energy_section import study as energy_study
 from test_explorer import tables as explorer_tables
 from test_page import EMOJI, EVIL, LINK, RIGHT_TO_LEFT, features, study, token_tables, twenty_classes
 from tokenizers import Tokenizer, models, trainers
@@ -20,8 +21,6 @@ from layerprobe.report.comparison.tables import compare
 from layerprobe.report.overview import IndexedComparison, IndexedRun, overview, render_index
 from layerprobe.report.page import render_page
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("LAYERPROBE_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 VIEWS = [(width, scheme) for width in (1400, 400) for scheme in ("light", "dark")]
 
 
@@ -128,6 +127,7 @@ PAGES = {
     "comparison": lambda: render_page(*comparison(), SECTIONS),
     "features": lambda: render_page(*many_features()),
     "everything": lambda: render_page(*whole()),
+    "energy": lambda: render_page(*energy_study()),
     "nothing": lambda: render_page({}, record()),
     "index": indexed,
 }

@@ -341,6 +341,7 @@ def test_other_stages_of_a_few_shot_study(bench):
         (["few_shot.queries=50"], ["few_shot.shots + few_shot.queries"]),
         (["data.group=label", "few_shot.within_group=true"], ["few_shot.within_group"]),
         (["few_shot.inner=['head', 'full']"], ["few_shot.inner", "few_shot.outer"]),
+        (["few_shot.keep_steps=[2, 9]"], ["few_shot.keep_steps", "few_shot.outer_steps"]),
         (["few_shot.inner_steps=0"], ["few_shot.inner_steps"]),
         (["few_shot.inner_rate=1e9"], ["few_shot.inner_rate", "diverges"]),
         (["few_shot.inner=top:1", "few_shot.rate_grid=1e9", None], ["few_shot.rate_grid", "diverges"]),

@@ -14,7 +14,7 @@ from layerprobe.report.sections.answer.few_shot import few_shot_cards
 from layerprobe.report.sections.answer.needed import advice, needed
 from layerprobe.report.sections.answer.where import where
 
-WHERE, NEEDED = ("drift",), ("quality", "differences", "cost")
+WHERE, NEEDED = ("drift",), ("quality", "differences", "cost", "shipping")
 """Figures whose sentences belong to the first and the last card; those of all others belong to "What changed"."""
 
 
