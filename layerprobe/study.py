@@ -198,7 +198,7 @@ class FewShotSection(Section):
     """Gradient steps of the inner loop."""
     inner_rate: FiniteRate | None = None
     """Rate of the inner loop at all depths. Default: each depth has its own, the best of `few_shot.rate_grid`."""
-    inner_rates: dict[StrictStr, FiniteRate] = {}
+    inner_rates: dict[StrictStr, FiniteRate] = Field(default_factory=dict)
     """Rates of individual depths, such as `{full = 0.05}`, which are not chosen."""
     rate_grid: Annotated[tuple[FiniteRate, ...], BeforeValidator(listed), Field(min_length=1)] = (
         0.03,

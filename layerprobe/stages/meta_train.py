@@ -123,7 +123,7 @@ class MetaTrain(BodyStage):
             options: Any = {"reader": reader, "outer": outer, "validation": validation_tasks, "folder": folder}
             if self.body == "meta-trained":
                 inner = chosen_inner(context, parents["rates"], self.inner)
-                keeping = replace(outer, keep=few.keep_steps)
+                keeping = replace(outer, keep=section_of(context.study).keep_steps)
                 result = meta_train(learner, tasks, validation_tasks, inner, keeping, folder=folder)
             elif self.body == "multitask":
                 result = train_multitask(learner, tasks, **options)
