@@ -139,18 +139,23 @@ def multiples_height(count: int, line_height: int) -> int:
 
 
 def label_layers_below(figure: go.Figure, places: Sequence[Mapping[str, int]], layers: int) -> None:
-    """Title the x axes of small multiples that have no diagram below them, and put ticks at whole layers.
+    """Title the x axes of small multiples as `title_below` does, and put ticks at whole layers.
 
     Args:
         figure: of small multiples.
         places: of its diagrams.
         layers: number of layers.
     """
-    taken = {(place["row"], place["col"]) for place in places}
     figure.update_xaxes(dtick=max(1, -(-layers // MOST_TICKS)))
+    title_below(figure, places, "layer")
+
+
+def title_below(figure: go.Figure, places: Sequence[Mapping[str, int]], title: str) -> None:
+    """Title the x axes of small multiples that have no diagram below them."""
+    taken = {(place["row"], place["col"]) for place in places}
     for row, col in taken:
         if (row + 1, col) not in taken:
-            figure.update_xaxes(title="layer", row=row, col=col)
+            figure.update_xaxes(title=title, showticklabels=True, row=row, col=col)
 
 
 def joined(layers: int) -> str:

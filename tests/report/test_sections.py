@@ -283,6 +283,14 @@ def test_the_page_has_one_figure_of_drift_with_a_picker_and_folds():
     assert "<table" not in outside and "<table" in body
 
 
+def test_sentences_about_drift_are_in_the_first_card_and_link_to_their_figure():
+    tables, about = study()
+    body = re.search(r'<section id="answer">(.*?)</section>', pages.render_page(tables, about), flags=re.S).group(1)
+    where, changed = body.split('<div class="card">')[1:3]
+    assert where.count('<a href="#figure-drift">') >= 3 and "at the last layer, 2, CKA with the base is" in where
+    assert "#figure-drift" not in changed and 'href="#features"' in changed  # what is not drawn leads to its section
+
+
 def test_a_value_for_which_nothing_is_drawn_is_no_choice():
     import plotly.graph_objects as go
 

@@ -19,6 +19,7 @@ from layerprobe.report.theme import (
     multiples_height,
     small_multiples,
     styled,
+    title_below,
 )
 
 BASES = {
@@ -72,7 +73,8 @@ def basis_effects(
             symbol = "circle" if side == "adapted" else "circle-open"
             _add_dots(figure, part, columns, side, symbol, places.index(place) == 0, place)
     figure.update_xaxes(rangemode="tozero")
-    return _styled(figure, places, "mean squared label effect; further right = more associated")
+    title_below(figure, places, "mean squared label effect")
+    return styled(figure, height=multiples_height(len(places), LINE_HEIGHT))
 
 
 def basis_excess(
@@ -89,7 +91,8 @@ def basis_excess(
         part = table[table.layer == layer].set_index("control").reindex(shown).dropna(subset="excess")
         _add_dots(figure, part, ["excess", "excess_low", "excess_high"], "excess", "circle", False, place)
     figure.add_vline(x=0, line={"color": PLAIN, "dash": "dash"})
-    return _styled(figure, places, "excess of the dictionaries' rise; right of 0 = more than the control")
+    title_below(figure, places, "excess over the control")
+    return styled(figure, height=multiples_height(len(places), LINE_HEIGHT))
 
 
 def _diagrams(layers: list[int], shown: list[str]) -> tuple[go.Figure, list[dict[str, int]]]:
@@ -140,10 +143,3 @@ def _add_dots(
             f"%{{y}}, {name}: %{{x:.3f}}",
             **options,
         )
-
-
-def _styled(figure: go.Figure, places: Sequence[Mapping[str, int]], title: str) -> go.Figure:
-    styled(figure, height=multiples_height(len(places), LINE_HEIGHT))
-    return figure.add_annotation(
-        text=title, x=0.5, y=0, xref="paper", yref="paper", yshift=-34, yanchor="top", showarrow=False
-    )

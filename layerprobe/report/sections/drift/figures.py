@@ -120,13 +120,15 @@ def _add_nulls(
         add_trace(figure, rows.layer, rows.value, words, PLAIN, f"{words}, layer %{{x}}: %{{y:.4f}}", **marker)
 
 
-def drift_by_unit(tables: Tables, record: RunRecord, *, method: str | None = None) -> go.Figure | None:
-    """The main measure by layer for one method, one line per unit; None for a single unit."""
+def drift_by_unit(
+    tables: Tables, record: RunRecord, *, method: str | None = None, measure: str | None = None
+) -> go.Figure | None:
+    """A measure by layer for one method, by default the main one, one line per unit; None for a single unit."""
     similarity = tables["similarity"]
     method = method or queries.main_method(queries.changed(tables, record), record)
     if method is None:
         return None
-    measure = queries.main_measure(similarity)
+    measure = measure or queries.main_measure(similarity)
     lines = {
         queries.UNITS.get(unit, unit): queries.drift_of(similarity, method, measure, unit)
         for unit in similarity.unit.unique()
