@@ -30,6 +30,8 @@ def describe(device: str, tests: Path = TESTS) -> Iterator[tuple[str, str]]:
         has = {"bf16": devices.has_bf16(device), "TF32": devices.has_tf32(device)}
         formats = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in has.items())
         yield MARKER, f"{devices.name(device)}{memory}, {formats}"
+        if not devices.has_float64(device):
+            yield "", "has no float64: what other devices compute in float64 is computed on the CPU"
     yield "on the CPU", "whatever the device (docs/accelerators.md lists what runs where):"
     for text, names in _on_cpu().items():
         yield "", f"{', '.join(names)}: {text}"

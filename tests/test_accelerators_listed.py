@@ -19,8 +19,11 @@ DOCS = ROOT / "docs" / "accelerators.md"
 
 
 def test_doctor_lists_the_tests_that_pytest_finds():
+    """Only files that mention the mark are collected, and no test can have it from elsewhere."""
+    marked = [path for path in (ROOT / "tests").rglob("*.py") if "mark.accelerator" in path.read_text(encoding="utf-8")]
+    assert all(path.name.startswith("test_") for path in marked)
     command = [sys.executable, "-m", "pytest", "-m", "accelerator", "--collect-only", "-q", "-p", "no:xdist"]
-    done = subprocess.run([*command, "-o", "addopts=", "tests"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, "-o", "addopts=", *marked], cwd=ROOT, capture_output=True, text=True)
     found = {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line}
     assert done.returncode == 0 and found, done.stdout + done.stderr
     shown = CliRunner().invoke(app, ["doctor"]).stdout
@@ -50,6 +53,8 @@ def test_doctor_names_the_accelerator_its_memory_and_its_number_formats(monkeypa
     assert lines[0] == ("accelerator", "Big GPU, 15.0 GB free, bf16 no, TF32 no")
     assert "pip download --no-deps --no-binary layerprobe layerprobe==" in lines[-1][1]
     assert next(accelerators.describe("cpu", tmp_path)) == ("accelerator", "none that torch can use")
+    assert not any("no float64" in text for _, text in lines)
+    assert any("no float64" in text for _, text in accelerators.describe("mps", tmp_path))
 
 
 def rows():

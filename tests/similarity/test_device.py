@@ -132,7 +132,7 @@ def layers():
 
 
 def by_compare(base, adapted, groups, names):
-    return compare(base, adapted, groups, measures=names, leave_out_undefined=True)
+    return compare({2: base[2]}, {2: adapted[2]}, groups, measures=names, leave_out_undefined=True)
 
 
 def by_shuffles(base, adapted, groups, names):
