@@ -99,7 +99,8 @@ def _accuracy_sentence(row: Mapping[str, Any]) -> str:
         row["method"] if row["method"] == row["reference_method"] else f"{row['method']}, {row['reference_method']}"
     )
     seeds = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
-    covers = "these trainings only" if row["conditional_on_seeds"] else "other seeds, too"
+    alone = row["conditional_on_seeds"] or row["trainings"] == 1
+    covers = "these trainings only" if alone else "other seeds, too"
     return (
         f"{row['run']} minus {row['reference']} ({methods}): {_points(row['difference'])} (95% band "
         f"{100 * row['band_low']:+.1f} to {100 * row['band_high']:+.1f}) on {row['n']:,} test examples with {seeds}; the "

@@ -44,10 +44,10 @@ def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
 
     Values are means over seeds; a layer changed if it did under every seed, by bands that hold for all layers at once.
     """
+    measure = _measure(tables["similarity"])
     drifts = drifts_by_method(tables, record)
     if not drifts:
         return None
-    measure = _measure(tables["similarity"])
     layers = next(iter(drifts.values())).layers
     hover = [
         [
