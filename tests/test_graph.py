@@ -92,8 +92,11 @@ def test_parents_come_before_children(path, n_layers):
 def test_every_stage_is_in_the_registry_under_a_name_of_its_own():
     everything = {"data": {"source": "a/set", "ood": [{"name": "other", "source": "b"}]}, "seeds": [0, 1]}
     tasks = expand(study(**everything, adaptation={"checkpoints": 2}, sae={"census_nulls": 1}), 6)
-    few = expand(study(few_shot={"outer": "top:1", "inner": ["head", "top:1"], "convergence": True}), 6)
-    assert {type(task) for task in (*tasks, *few)} == set(REGISTRY)
+    options = {"outer": "top:1", "inner": ["head", "top:1"], "convergence": True}
+    few = expand(study(few_shot=options), 6)
+    with_dictionaries = expand(study(few_shot=options | {"dictionaries": True}), 6)
+    assert {type(task) for task in (*tasks, *with_dictionaries)} == set(REGISTRY)
+    # Dictionaries alone come from stages of both kinds.
     assert not {type(task) for task in tasks} & {type(task) for task in few}
     names = [stage.name for stage in REGISTRY]
     assert len(set(names)) == len(names)

@@ -142,9 +142,9 @@ def change_of(tables: Tables, depth: str, measure: str = "cka") -> Change | None
     heads, body = part[part.part == "head"], part[part.part == "layer"]
     body = body[~body.note.str.contains("identical")].sort_values("value")
     head: Any = next(heads.itertuples(), None)
+    least: Any
     rows_of_layers: list[Any] = list(body.itertuples())
-    least: Any = next(iter(rows_of_layers), None)
-    others = rows_of_layers[1:]
+    least, others = rows_of_layers[0] if rows_of_layers else None, rows_of_layers[1:]
     ties = tuple(sorted(int(one.layer) for one in others if not least.ci_high < one.ci_low))
     head_is_least = head is not None and all(head.ci_high < low for low in body.ci_low)
     layers = tuple(sorted(int(one.layer) for one in others))
