@@ -278,7 +278,7 @@ def _named_runs(words: list[str]) -> Sequence[Run] | Mapping[str, Run]:
     runs: list[tuple[str, Run]] = []
     for word in words:
         # A folder may have an equals sign in its path.
-        name, sign, path = ("", "", word) if Path(word).exists() else word.partition("=")
+        name, sign, path = ("", "", word) if os.path.exists(word) else word.partition("=")
         runs.append((name.strip(), Run.load(path)) if sign else ("", Run.load(word)))
     if not any(name for name, _ in runs):
         return [run for _, run in runs]

@@ -151,8 +151,11 @@ def try_once(kind: Kind, folder: Path, number: int) -> list[str]:
         problems = kind.run(place, rng, number)
     except Exception:
         problems = [f"the trial ended with {traceback.format_exc()[-1500:]}"]
-    if not problems:
-        shutil.rmtree(place, ignore_errors=True)
+    if problems and place.exists():
+        kept = place.with_name(f"{place.name}-{number}")
+        shutil.rmtree(kept, ignore_errors=True)
+        place.rename(kept)
+    shutil.rmtree(place, ignore_errors=True)
     return [f"{kind.name}, number {number}: {one}" for one in problems]
 
 
