@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from layerprobe.errors import LayerprobeError, StudyError
 from layerprobe.study import Study
 
 if TYPE_CHECKING:
+    from layerprobe.runs import Run
     from layerprobe.similarity import Measure
     from layerprobe.sweep import Sweep
 
@@ -252,16 +253,44 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A fo
 
 @app.command()
 def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR ...", help="Folders that `run` wrote.")],
+    run_dirs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RUN_DIR [NAME=]RUN_DIR ...",
+            help="Folders that `run` wrote, with names for the page. Default: the names of their studies.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the comparison: a new or empty one.")],
 ) -> None:
     """Compare finished runs (of other models, data or methods) on one page. Needs neither torch nor the models."""
     from layerprobe.report import compare_runs
-    from layerprobe.runs import Run
 
     with _one_sentence():
-        path = compare_runs([Run.load(folder) for folder in run_dirs], out)
+        path = compare_runs(_named_runs(run_dirs), out)
     print(path)
+
+
+def _named_runs(words: list[str]) -> Sequence[Run] | Mapping[str, Run]:
+    """Runs by label if any is given, where the others are labelled by their studies' names."""
+    from layerprobe.errors import StorageError
+    from layerprobe.runs import Run
+
+    runs: list[tuple[str, Run]] = []
+    for word in words:
+        # A folder may have an equals sign in its path.
+        name, sign, path = ("", "", word) if Path(word).exists() else word.partition("=")
+        runs.append((name.strip(), Run.load(path)) if sign else ("", Run.load(word)))
+    if not any(name for name, _ in runs):
+        return [run for _, run in runs]
+    labelled: dict[str, Run] = {}
+    for name, run in runs:
+        label = name or run.record.name
+        if label in labelled:
+            raise StorageError(
+                f"{labelled[label].folder} and {run.folder} are both named {label!r}; give each a name of its own: NAME=RUN_DIR."
+            )
+        labelled[label] = run
+    return labelled
 
 
 @app.command()

@@ -101,12 +101,13 @@ def render_page(tables: Tables, record: Any, sections: Sequence[Section[Any]] = 
             context = dict(section.context(tables, record))
             if "data" in context:
                 data[f"data-{section.id}"] = context.pop("data")
-            template = environment.get_template(section.template or f"{section.id}/template.html.j2")
+            source = section.template or f"{section.id}/template.html.j2"
+            template = environment.get_template(source)
             linked = [finding.model_copy(update={"figure": _target(finding, plots)}) for finding in found]
             plot = plots.placer(section, tables, record)
             text = template.render(section=section, record=record, findings=linked, plot=plot, **context)
             if section.scripts:
-                scripts.append([f"{section.id}/{name}" for name in section.scripts])
+                scripts.append([f"{source.rpartition('/')[0]}/{name}" for name in section.scripts])
         html[section.id] = with_ids(text, section.id)
     code = _script(environment, scripts)
     return environment.get_template("page.html.j2").render(

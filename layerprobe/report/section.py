@@ -58,4 +58,4 @@ class Section(Generic[Record]):
     template: str | None = None
     """Name of the jinja2 template; by default `<id>/template.html.j2`."""
     scripts: tuple[str, ...] = ()
-    """Names of JavaScript files in the section's folder, which run in one block after `plots.js`."""
+    """Names of JavaScript files in the folder of the template, which run in one block after `plots.js`."""

@@ -47,10 +47,12 @@ def many_features():
 
 
 def comparison():
-    """Tables and record of a comparison of two runs, one of them with a hostile name."""
+    """Tables and record of a comparison of three runs, one of them with a hostile name, and one without a conclusion."""
     runs = []
-    for label, seed in (("one " + LINK, 0), ("two", 1)):
+    for label, seed in (("one " + LINK, 0), ("two", 1), ("three", 1)):
         made, about = study(("head", "top:2", "full"), seed=seed)
+        if label == "three":
+            about = about.model_copy(update={"sufficiency": None})
         runs.append(ComparedRun(label, "folder", about, made))
     return compare(runs)
 
@@ -269,6 +271,33 @@ def test_a_figure_is_downloaded_under_the_policy(name, form, start, visit, tmp_p
     if form == "svg":  # dark on white, also from a dark page
         text = content.decode()
         assert "rgb(27, 31, 36)" in text and re.search(r'class="bg"|main-svg', text)
+
+
+def test_runs_are_sorted_by_any_column_with_the_keyboard(visit):
+    page = visit("comparison")
+    heads = page.locator("table[aria-label=Runs] th")
+    names = [head.strip() for head in heads.all_text_contents()]
+
+    def column(name):
+        return page.locator(f"table[aria-label=Runs] td:nth-child({names.index(name) + 1})").all_text_contents()
+
+    assert heads.evaluate_all("heads => heads.map(head => head.getAttribute('aria-sort'))") == ["none"] * len(names)
+    assert column("run") == ["one " + LINK, "two", "three"]
+    by_accuracy = sorted(column("accuracy"), key=lambda text: float(text.partition("%")[0]))
+    button = heads.nth(names.index("accuracy")).locator("button")
+    for key, order in (("Enter", "ascending"), ("Space", "descending"), ("Enter", "ascending")):
+        button.press(key)
+        assert column("accuracy") == (by_accuracy if order == "ascending" else by_accuracy[::-1])
+        assert heads.nth(names.index("accuracy")).get_attribute("aria-sort") == order
+    heads.first.locator("button").click()
+    assert column("run") == ["one " + LINK, "three", "two"]
+    sorted_by = heads.evaluate_all("heads => heads.map(head => head.getAttribute('aria-sort'))")
+    assert sorted_by == ["ascending"] + ["none"] * (len(names) - 1)
+    # What a run lacks comes last, in both directions.
+    depth = heads.nth(names.index("sufficient depth")).locator("button")
+    for _ in range(2):
+        depth.click()
+        assert column("sufficient depth")[-1] == "–"
 
 
 def test_names_and_texts_are_shown_as_they_are(visit):

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated import complete, depth_study, record
+from fabricated import complete, depth_study, method_record, record
 from test_report import EVIL
 from typer.testing import CliRunner
 
@@ -19,6 +19,7 @@ from layerprobe.cli import app
 from layerprobe.errors import StorageError
 from layerprobe.report import compare_runs, findings
 from layerprobe.report.comparison import ComparedRun, figures
+from layerprobe.report.comparison.answer import cards
 from layerprobe.report.comparison.tables import FULL, compare
 from layerprobe.runs import Run
 
@@ -196,8 +197,14 @@ def test_what_is_not_comparable_is_refused_in_one_sentence(runs, tmp_path):
     refused(cli(one, foreign.folder, *out), "schema 99", "reads schema 2", "repeat the run with: layerprobe run x.toml")
     bare = write(tmp_path / "bare", "bare", "l", methods=("head", "full"), drop=("adaptation",))
     refused(cli(one, bare.folder, *out), "holds no table of quality")
-    apart = write(tmp_path / "apart", "apart", "m", methods=("top:5", "top:6"))
-    refused(cli(other, apart.folder, *out), "no method in common", "top:5, top:6", "head, full")
+    refused(cli(f"a={one}", f"a={other}", *out), "both named 'a'", "NAME=RUN_DIR")
+    refused(cli(f"small={other}", one, *out), "both named 'small'")
+
+    def few_shot(about):
+        about.study.resolved["few_shot"] = {"inner": ["head"]}
+
+    episodes = write(tmp_path / "episodes", "episodes", "m", methods=("head", "full"), change=few_shot)
+    refused(cli(one, episodes.folder, *out), "is a few-shot study, which cannot be compared")
     assert not (tmp_path / "cmp").exists()
 
 
@@ -232,18 +239,28 @@ def test_comparing_needs_no_torch(runs, tmp_path):
 
 def test_figures_hold_the_numbers_of_every_run(runs):
     tables, comparison = compare(compared(runs))
-    assert (comparison.name, comparison.common) == ("3 runs compared", ["head", "full"])
+    assert (comparison.name, [match.name for match in comparison.matches]) == ("3 runs compared", ["head", "full"])
+    assert comparison.main.methods == ("full",) * 3
     assert comparison.groups == [["small", "large"]] and not comparison.unpaired
-    lines = {trace.name: trace for trace in figures.quality(tables, comparison).data if "lines" in trace.mode}
+    quality = figures.quality(tables, comparison)
+    assert [note.text for note in quality.layout.annotations] == ["texts.csv", "other"]  # a panel per set of examples
+    lines = {trace.name: trace for trace in quality.data if "lines" in trace.mode}
+    assert (lines["small"].xaxis, lines["large"].xaxis, lines["other"].xaxis) == ("x", "x", "x2")
     right = runs[1].table("adaptation").query("split == 'test' and not is_reference").groupby("method").accuracy.mean()
     assert list(lines["large"].y) == list(right[["head", "top:2", "top:3", "full"]])
     assert list(lines["large"].x) == [0, 2 / 12, 3 / 12, FULL]
-    flops = {trace.name: trace for trace in figures.cost(tables, comparison).data}
+    cost = figures.cost(tables, comparison)
+    assert cost.layout.annotations[1].text == "training FLOPs" and sum(trace.showlegend for trace in cost.data) == 3
+    flops = {trace.name: trace for trace in cost.data if trace.xaxis == "x2"}
     assert flops["small"].y[-1] == 1 and flops["small"].y[0] == pytest.approx(3.1 / 44.1)
-    gaps = {trace.name: trace for trace in figures.differences(tables, comparison).data}
+    differences = figures.differences(tables, comparison)
+    assert [note.text for note in differences.layout.annotations] == ["small", "large", "other"]
+    gaps = {trace.name: trace for trace in differences.data}
     planted = runs[0].table("differences").set_index("method").difference
     assert list(gaps["small"].y) == list(planted[["head", "top:1", "top:2"]])
-    drift = {trace.name: trace for trace in figures.drift(tables, comparison, method="full").data if trace.name}
+    drawn = figures.drift(tables, comparison)
+    assert [note.text for note in drawn.layout.annotations] == ["head", "full"]
+    drift = {trace.name: trace for trace in drawn.data if trace.name and trace.xaxis == "x2"}
     cka = runs[1].table("similarity").query("method == 'full' and measure == 'cka'")
     assert list(drift["large"].y) == list(cka.value) and list(drift["large"].x) == [i / 12 for i in range(13)]
 
@@ -255,7 +272,8 @@ def test_seconds_are_compared_only_if_no_run_had_concurrent_tasks(runs, tmp_path
     idle = compared(runs)[0]
     tables, comparison = compare([idle, busy])
     assert "seconds" not in tables["cost"] and "energy_wh" not in tables["cost"] and "flops" in tables["cost"]
-    assert figures.cost(tables, comparison, cost="seconds") is None
+    titles = [note.text for note in figures.cost(tables, comparison).layout.annotations]
+    assert "training FLOPs" in titles and not {"training seconds", "energy"} & set(titles)
     assert "seconds" in compare([idle, compared(runs)[2]])[0]["cost"]
     run = Run.load(runs[1].folder)
     busy = Run.create(tmp_path / "busy", run.record.model_copy(update={"name": "busy", "tasks": []}))
@@ -263,7 +281,7 @@ def test_seconds_are_compared_only_if_no_run_had_concurrent_tasks(runs, tmp_path
     busy.save()
     page = compare_runs([runs[0], busy], tmp_path / "cmp").read_text(encoding="utf-8")
     assert page.count("Training FLOPs are compared, but not training seconds or energy, because other tasks ran") == 1
-    assert "<th>training seconds</th>" not in page and "<th>training FLOPs</th>" in page
+    assert '"sort">training seconds<' not in page and '"sort">training FLOPs<' in page
 
 
 def test_controls_and_methods_without_a_depth_need_no_edit_of_the_page(runs, tmp_path):
@@ -274,6 +292,157 @@ def test_controls_and_methods_without_a_depth_need_no_edit_of_the_page(runs, tmp
     tables, comparison = compare(compared([runs[0], toy]))
     shares = tables["quality"][tables["quality"].run == "toy"].set_index("method").trained_share
     assert np.isnan(shares["lora:8"]) and shares["full"] == FULL
-    assert comparison.common == ["head", "full"]
+    assert [match.name for match in comparison.matches] == ["head", "full"]
     page = compare_runs([runs[0], toy], tmp_path / "cmp").read_text(encoding="utf-8")
     assert "<td>toy</td><td>lora:8</td>" in page
+
+
+def checkpoint_run(folder, name, key, path, *, methods=("head", "full"), seeds=(0,), **study):
+    """A run of one finished model, which is `full` of a fabricated study under another name."""
+    run = write(folder, name, key, methods=methods, seeds=seeds, **study)
+    as_checkpoint = {"method": {"full": f"checkpoint:{path}"}}
+    tables = {
+        table: run.table(table).query("method == 'full'").replace(as_checkpoint).assign(depth=None)
+        for table in ("adaptation", "predictions", "similarity")
+    }
+    model = method_record("lora:8", 6).model_copy(update={"name": f"checkpoint:{path}", "uses_seed": False})
+    run.record.methods, run.record.sufficiency = [model], None
+    run.save_tables(tables)
+    run.save()
+    return run
+
+
+def test_two_checkpoints_of_one_task_are_compared_example_by_example(runs, tmp_path):
+    one = checkpoint_run(tmp_path / "one", "one", "o", "models/one")
+    other = checkpoint_run(tmp_path / "other", "other", "p", "models/other", seeds=(3,))  # seeds are no part of them
+    tables, comparison = compare(compared([one, other]))
+    (match,) = comparison.matches
+    assert (match.name, match.methods) == ("checkpoint", ("checkpoint:models/one", "checkpoint:models/other"))
+    (row,) = tables["paired"].itertuples()
+    right = [run.table("predictions").set_index("example_id").eval("label == predicted") for run in (one, other)]
+    assert row.difference == pytest.approx(right[1].mean() - right[0].mean())
+    assert (row.method, row.reference_method, row.trainings) == (*match.methods[::-1], 1)
+    drawn = figures.quality(tables, comparison)
+    assert [(trace.y[0], trace.x[0]) for trace in drawn.data] == [
+        (name, pytest.approx(correct.mean())) for name, correct in zip(("one", "other"), right, strict=True)
+    ]
+    page = compare_runs([one, other], tmp_path / "cmp").read_text(encoding="utf-8")
+    assert "Compared as checkpoint: one: checkpoint:models/one; other: checkpoint:models/other." in page
+
+
+def test_runs_without_a_method_in_common_are_compared_by_their_main_methods(runs, tmp_path):
+    """A checkpoint is compared with every seed of a method that depends on one: with the mean accuracy of its seeds."""
+    model = checkpoint_run(tmp_path / "model", "model", "q", "models/one")
+    trained = write(tmp_path / "trained", "trained", "r", methods=("top:5", "top:6"), seeds=(0, 1, 2))
+    tables, comparison = compare(compared([trained, model]))
+    assert (comparison.main.name, comparison.main.methods) == ("main method", ("top:6", "checkpoint:models/one"))
+    accuracy = {
+        name: run.table("predictions").query(f"method == '{method}'").eval("label == predicted").mean()
+        for name, run, method in (("trained", trained, "top:6"), ("model", model, "checkpoint:models/one"))
+    }
+    (row,) = tables["paired"].itertuples()
+    assert row.difference == pytest.approx(accuracy["model"] - accuracy["trained"])
+    assert (row.seeds, row.trainings) == (3, 1)
+    assert cards(tables, comparison)[0].badge in ("one seed only", "undecided")
+
+
+def with_gap(run, folder, key, gap, seeds=(0,)):
+    """The run with this share of full's right predictions made wrong, or (negative) of its wrong ones made right."""
+    about = run.record.model_copy(deep=True, update={"name": key})
+    about.tasks[0].key = key
+    tables = {name: run.table(name) for name in run.tables}
+    rows = tables["predictions"].copy()
+    full, right = rows.method == "full", rows.label == rows.predicted
+    chosen = rows.index[full & (right if gap > 0 else ~right)]
+    chosen = chosen[: round(abs(gap) * full.sum())]
+    wrong = {"negative": "neutral", "neutral": "positive", "positive": "negative"}
+    label = rows.label.loc[chosen]
+    rows.loc[chosen, "predicted"] = label.map(wrong) if gap > 0 else label
+    changed = Run.create(folder, about)
+    changed.save_tables(tables | {"predictions": rows})
+    changed.save()
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("gap", "claim", "badge"),
+    [
+        (0.1, "second (", "one seed only"),
+        (-0.1, "second (", "one seed only"),
+        (0.01, "undecided: second (", "undecided"),
+        (0, "right and wrong on the same examples as small", "one seed only"),
+    ],
+)
+def test_the_first_card_says_which_run_is_more_accurate_where_the_band_shows_it(runs, tmp_path, gap, claim, badge):
+    small = runs[0]
+    second = with_gap(small, tmp_path / "second", "second", gap)
+    tables, comparison = compare(compared([small, second]))
+    card = cards(tables, comparison)[0]
+    assert claim in card.claim and card.badge == badge
+    row = tables["paired"].query("role == 'full'").iloc[0]
+    decided = row.band_low > 0 or row.band_high < 0
+    assert decided == (abs(gap) == 0.1) and ("accurate than" in card.claim) == decided
+    assert ("less accurate" in card.claim) == (gap == 0.1) and ("more accurate" in card.claim) == (gap == -0.1)
+    assert card.number == f"{-100 * gap + 0.0:+.1f} points (second minus small)"
+    assert f"95% band {100 * row.band_low:+.1f} to {100 * row.band_high:+.1f}" in card.details[0].text or gap == 0
+
+
+def test_the_second_card_names_layers_only_where_bands_are_apart(runs, tmp_path):
+    def with_bands(run, key, shift):
+        rows = run.table("similarity")
+        full = (rows.method == "full") & (rows.measure == "cka")
+        value = rows.value.where(~full | (rows.layer < 5), rows.value - shift)
+        rows = rows.assign(value=value, band_low=value - 0.02, band_high=value + 0.02)
+        about = run.record.model_copy(deep=True, update={"name": key})
+        about.tasks[0].key = key
+        changed = Run.create(tmp_path / key, about)
+        changed.save_tables({name: run.table(name) for name in run.tables} | {"similarity": rows})
+        return changed
+
+    small, near, far = (with_bands(runs[0], key, shift) for key, shift in (("a", 0), ("b", 0.03), ("c", 0.05)))
+    undecided = cards(*compare(compared([small, near])))[1]
+    assert (undecided.claim, undecided.badge) == (
+        "Under full, undecided: no difference is shown at any layer",
+        "undecided",
+    )
+    shown = cards(*compare(compared([small, far])))[1]
+    assert (
+        shown.claim == "Under full, layers 5 to 6 changed more in c than in a; no difference is shown at layers 0 to 4"
+    )
+    assert (shown.number, shown.badge) == ("2 of 7 layers", "one seed only")
+    three = cards(*compare(compared([small, near, far])))[1]
+    assert "some of the runs differ at layers 5 to 6" in three.claim
+    others = cards(*compare(compared(runs[:2])))[1]
+    assert others.claim.startswith("Not compared layer by layer") and others.badge == "undecided"
+
+
+def test_the_third_card_reports_each_run_s_own_conclusion(runs):
+    tables, comparison = compare(compared(runs))
+    card = cards(tables, comparison)[2]
+    assert all(run.record.name in card.claim for run in runs)
+    assert all(any(run.record.sufficiency.sentence in one.text for one in card.details) for run in runs)
+
+
+def test_labels_are_given_in_python_and_on_the_command_line(runs, tmp_path):
+    page = compare_runs({"six blocks": runs[0], "twelve": runs[1]}, tmp_path / "python").read_text(encoding="utf-8")
+    assert "six blocks (" in page and list(json.loads((tmp_path / "python" / "compare.json").read_text())["runs"]) == [
+        "six blocks",
+        "twelve",
+    ]
+    evil = EVIL.replace("=", "")  # a label ends at the first equals sign
+    result = cli(f"{evil}={runs[0].folder}", runs[1].folder, "--out", tmp_path / "cmp")
+    assert result.exit_code == 0, result.output
+    assert list(json.loads((tmp_path / "cmp" / "compare.json").read_text())["runs"]) == [evil, "large"]
+    assert "<script>alert" not in (tmp_path / "cmp" / "index.html").read_text(encoding="utf-8")
+    odd = tmp_path / "a=b"
+    odd.symlink_to(runs[0].folder)
+    result = cli(odd, f"x={runs[1].folder}", "--out", tmp_path / "odd")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_table_of_runs_holds_what_each_is_made_of(runs, html):
+    table = re.search(r'<table class="wrap sortable" aria-label="Runs">(.*?)</table>', html, flags=re.S).group(1)
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, flags=re.S)[1:]]
+    assert [row[:3] for row in rows] == [["small", "tiny", "6"], ["large", "tiny", "12"], ["other", "tiny", "6"]]
+    own = runs[1].table("adaptation").query("method == 'full' and split == 'test'").accuracy.mean()
+    assert rows[1][6:8] == ["full", "1"] and rows[1][8].startswith(f"{own:.1%} (") and f'data-value="{own}"' in table

@@ -345,7 +345,7 @@ def test_the_census_counts_live_latents_and_their_energy():
 
 def test_the_answer_reports_shift_and_transfer_with_their_nulls():
     shift, transfer = (finding.text for finding in SECTION.sentences(*everything()))
-    assert "changes most at layer 2: 10% (95% interval 8.0% to 13%) of 100" in shift
+    assert "has its largest estimated change at layer 2: 10% (95% interval 8.0% to 13%) of 100" in shift
     assert "50% (95% interval 48% to 53%) of 100 in the adapted model's" in shift
     assert "with permuted labels: at most about 1.0%" in shift
     assert "a second dictionary seed gives 14% and 52%" in shift and "under the control shuffled-labels, 50%" in shift

@@ -247,9 +247,18 @@ def test_layers_before_and_after_name_the_head_and_what_is_by_construction():
         if f"loop `{depth}`, " in text
     }
     assert "identical by construction, which was checked and is not a finding" in texts["head"]
-    assert "layer 6 changed most: CKA 0.940 (0.920 to 0.960) over 10 episodes and 2,000 probe examples" in texts["full"]
+    lowest = "CKA is lowest at layer 6, which is not shown to have changed most: CKA 0.940 (0.920 to 0.960)"
+    assert f"{lowest} over 10 episodes and 2,000 probe examples" in texts["full"]
     assert "the head's logits have a CKA of 0.400" in texts["full"]
-    assert "layer 6 changed most (CKA 0.940)" in cards(tables, about)[2].claim
+    card = cards(tables, about)[2]
+    assert "undecided which layer changed most: CKA is lowest at layer 6 (0.940)" in card.claim
+    assert card.badge == "undecided"  # 0.93 to 0.97 at layer 5
+    rows = tables["few_shot_layers"]
+    apart = rows.assign(ci_high=rows.ci_high.where(rows.layer != 6, 0.929))
+    card = cards(tables | {"few_shot_layers": apart}, about)[2]
+    assert "layer 6 changed most (CKA 0.940)" in card.claim and card.badge == "one seed only"
+    shown = " ".join(one.text for one in findings(tables | {"few_shot_layers": apart}, about))
+    assert "`full`, layer 6 changed most: CKA 0.940" in shown
     drawn = figure("few_shot_layers", tables, about)
     heads = [trace for trace in drawn.data if list(trace.x) == [7.0]]
     assert len(heads) == len(DEPTHS) and all(list(trace.y) == [0.4] for trace in heads)

@@ -365,7 +365,7 @@ def test_measures_that_disagree_are_named_with_the_layer_of_each():
     assert (
         found["rows"][0]["tied"] == [1, 2]
         and found["rows"][0]["first"] is None
-        and "All 2 measures name layer 2" in found["text"]
+        and "All 2 measures have their largest estimated change at layer 2." in found["text"]
     )
     assert agreement(*complete({"similarity": similarity(DRIFT)}, record()), "full") is None
 

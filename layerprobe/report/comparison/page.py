@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerprobe.errors import StorageError, StudyError
+from layerprobe.errors import StorageError
 from layerprobe.files import write_json, write_text
 from layerprobe.report.comparison.sections import SECTIONS
 from layerprobe.report.comparison.tables import ComparedRun, compare
@@ -24,14 +24,15 @@ RUN_RECORD = "run.json"
 """File that identifies the folder of a run."""
 
 
-def compare_runs(runs: Sequence[Run], out: str | Path, *, notes: Sequence[str] = ()) -> Path:
+def compare_runs(runs: Sequence[Run] | Mapping[str, Run], out: str | Path, *, notes: Sequence[str] = ()) -> Path:
     """Write one self-contained page about several runs: other models, other data, other settings.
 
     Runs with the same test examples and labels are compared example by example; others are shown together as separate
-    studies, and the page says so.
+    studies, and the page says so. Methods are matched by name, and where names differ, checkpoint with checkpoint or main
+    method with main method.
 
     Args:
-        runs: two or more finished runs.
+        runs: two or more finished runs, or runs by the label that the page shows; by default labels are the studies' names.
         out: a new or empty folder, one that holds run folders alone, or that of an earlier comparison; `index.html` and
             `compare.json` are written to it.
         notes: what else limits the comparison, in sentences for the page.
@@ -41,18 +42,15 @@ def compare_runs(runs: Sequence[Run], out: str | Path, *, notes: Sequence[str] =
 
     Raises:
         StorageError: if a run is unfinished or given twice, or `out` holds something else.
-        StudyError: if the runs have no method in common.
     """
+    labels, runs = _labelled(runs)
     for run in runs:
         _check_finished(run)
     _check_different(runs)
     folder, compared = Path(out), []
-    for label, run in zip(_labels(runs), runs, strict=True):
+    for label, run in zip(labels, runs, strict=True):
         compared.append(ComparedRun(label, str(run.folder), run.record, {name: run.table(name) for name in run.tables}))
     tables, comparison = compare(compared)
-    if not comparison.common:
-        methods = "; ".join(f"{run.folder} has {', '.join(run.methods)}" for run in compared)
-        raise StudyError(f"The runs have no method in common ({methods}); compare runs that share at least one.")
     check_folder(folder)
     html = render_page(tables, replace(comparison, notes=notes), SECTIONS)
     try:
@@ -70,7 +68,11 @@ def _check_finished(run: Run) -> None:
     if (status := run.record.status) != "complete":
         why = run.record.error or "not ended"
         raise StorageError(f"The run in {run.folder} is {status} ({why}); finish it first with: {run.record.command}")
-    if "adaptation" not in run.tables:
+    if run.record.study.resolved.get("few_shot") is not None:
+        raise StorageError(
+            f"The run in {run.folder} is a few-shot study, which cannot be compared; its own report compares its inner loops."
+        )
+    if "adaptation" not in run.tables or not run.record.methods:
         raise StorageError(f"The run in {run.folder} holds no table of quality; run its study again.")
 
 
@@ -117,10 +119,15 @@ def _is_comparison(folder: Path) -> bool:
         return False
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: the study's, with model and data where names recur, numbered where these do, too."""
+def _labelled(runs: Sequence[Run] | Mapping[str, Run]) -> tuple[list[str], list[Run]]:
+    """Labels and runs; by default a label is the study's name, with model and data where names recur, numbered where these
+    do, too.
+    """
+    if isinstance(runs, Mapping):
+        return list(runs), list(runs.values())
     names = [run.record.name for run in runs]
     if len(set(names)) < len(names):
         records = [run.record for run in runs]
         names = [f"{one.name} · {one.encoder.name} · {one.data.name}" for one in records if one.encoder and one.data]
-    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
+    unique = [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
+    return unique, list(runs)

@@ -1,8 +1,20 @@
-"""Which settings of the runs differ."""
+"""Which methods of the runs are compared, and which settings differ."""
 
 from __future__ import annotations
 
 from layerprobe.report.comparison.tables import Comparison
+
+
+def match_notes(comparison: Comparison) -> list[str]:
+    """Which methods are compared: those of one name, then pairs of other names."""
+    common = [match.name for match in comparison.matches if match.same_name]
+    notes = [f"Methods that all runs have: {', '.join(common) or 'none'}."]
+    for match in comparison.matches:
+        if not match.same_name:
+            pairs = zip(comparison.runs, match.methods, strict=True)
+            listed = "; ".join(f"{run.label}: {method}" for run, method in pairs)
+            notes.append(f"Compared as {match.name}: {listed}.")
+    return notes
 
 
 def setting_notes(comparison: Comparison) -> list[str]:

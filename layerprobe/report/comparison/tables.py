@@ -42,6 +42,21 @@ class ComparedRun:
         """Its methods by depth."""
         return queries.methods(self.tables, self.record)
 
+    @property
+    def checkpoints(self) -> list[str]:
+        """Its models that were adapted elsewhere: no depth is known of them, and no seed changes them."""
+        known = [queries.method(name, self.record) for name in self.methods]
+        return [one.name for one in known if one and one.depth is None and not (one.uses_seed or one.is_control)]
+
+    def uses_seed(self, method: str) -> bool:
+        """Whether a training seed changes a method's result."""
+        known = queries.method(method, self.record)
+        return known is None or known.uses_seed
+
+    def label_of(self, method: str) -> str:
+        """Short name of one of its methods."""
+        return queries.label(method, self.record)
+
     def trained_share(self, method: str) -> float | None:
         """Share of the blocks that a method trains, `FULL` for full fine-tuning; None for a method without a depth."""
         known = queries.method(method, self.record)
@@ -51,12 +66,29 @@ class ComparedRun:
 
 
 @dataclass(frozen=True)
+class Match:
+    """Methods of several runs that play the same role, one per run."""
+
+    name: str
+    """The role: the name of the method, or `checkpoint` or `main method` where names differ."""
+    methods: tuple[str, ...]
+    """The method of each run, in the order of the runs."""
+
+    @property
+    def same_name(self) -> bool:
+        """Whether it is one method in all runs."""
+        return len(set(self.methods)) == 1
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What the page of a comparison reads besides tables."""
 
     runs: Sequence[ComparedRun]
-    common: Sequence[str]
-    """Methods that all runs have, by depth."""
+    matches: Sequence[Match]
+    """Methods that are compared between all runs, by depth."""
+    main: Match
+    """The match that the answer is about: full fine-tuning, else the last one that learns the task."""
     groups: Sequence[Sequence[str]]
     """Labels of runs that have the same test examples, two or more per group."""
     unpaired: Sequence[str]
@@ -79,6 +111,7 @@ def compare(runs: Sequence[ComparedRun]) -> tuple[dict[str, pd.DataFrame], Compa
     """Tables by name, `quality`, `differences`, `cost`, `drift` and `paired` as far as there are rows, and the comparison."""
     groups, measure = groups_of(runs), shared_measure(runs)
     paired, unpaired = pair(groups)
+    found = matches(runs)
     tables = {
         "quality": stack(runs, lambda run: queries.accuracy_after(run.tables)),
         "differences": stack(runs, differences_of),
@@ -86,8 +119,8 @@ def compare(runs: Sequence[ComparedRun]) -> tuple[dict[str, pd.DataFrame], Compa
         "drift": stack(runs, lambda run: drift_of(run, measure)) if measure else None,
         "paired": paired,
     }
-    common = [name for name in runs[0].methods if all(name in run.methods for run in runs)]
-    comparison = Comparison(runs, common, [[run.label for run in group] for group in groups], unpaired)
+    labels = [[run.label for run in group] for group in groups]
+    comparison = Comparison(runs, found, main_match(found, runs[0].record), labels, unpaired)
     return {name: table for name, table in tables.items() if table is not None}, comparison
 
 
@@ -135,6 +168,35 @@ def drift_of(run: ComparedRun, measure: str) -> pd.DataFrame:
     return rows.assign(share=rows.layer / run.n_layers)
 
 
+def matches(runs: Sequence[ComparedRun]) -> list[Match]:
+    """Methods that are compared between runs: those with one name, the one checkpoint of each run, else the main methods.
+
+    Returns:
+        One match or more, by depth.
+    """
+    names = [name for name in runs[0].methods if all(name in run.methods for run in runs)]
+    found = [Match(name, (name,) * len(runs)) for name in names]
+    checkpoints = [run.checkpoints for run in runs]
+    if all(len(own) == 1 for own in checkpoints):
+        match = Match("checkpoint", tuple(own[0] for own in checkpoints))
+        found += [] if match.same_name else [match]
+    if not any(learns_task(match, runs[0].record) for match in found):
+        mains = [queries.main_method(run.methods, run.record) for run in runs]
+        found.append(Match("main method", tuple(str(name) for name in mains)))
+    return found
+
+
+def learns_task(match: Match, record: RunRecord) -> bool:
+    """Whether a match is of methods that learn the task, judged by the first run's record."""
+    return match.methods[0] not in queries.controls(record)
+
+
+def main_match(found: Sequence[Match], record: RunRecord) -> Match:
+    """Full fine-tuning, else the last match of methods that learn the task."""
+    full = next((match for match in found if match.methods[0] == queries.full(record)), None)
+    return full or ([match for match in found if learns_task(match, record)] or list(found))[-1]
+
+
 def groups_of(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
     """Runs with the same test examples and labels, as far as there are two or more."""
     groups: dict[Any, list[ComparedRun]] = {}
@@ -153,25 +215,47 @@ def predictions_of(run: ComparedRun, method: str | None = None) -> pd.DataFrame:
 
 
 def pair(groups: Sequence[Sequence[ComparedRun]]) -> tuple[pd.DataFrame | None, list[str]]:
-    """Differences to the first run of each group per method, over the seeds that all of its runs have.
+    """Differences to the first run of each group per match, over the seeds that all of its runs have.
+
+    A model that does not depend on a seed, such as a checkpoint, is compared with each seed of the others.
 
     Returns:
-        The differences, None if nothing could be paired, and a reason for each method that could not.
+        The differences, None if nothing could be paired, and a reason for each match that could not.
     """
     parts, unpaired = [], []
     for group in groups:
-        for method in group[0].methods:
-            rows = {run.label: predictions_of(run, method) for run in group}
-            if any(part.empty for part in rows.values()):
+        labels = [run.label for run in group]
+        for match in matches(group):
+            rows = [predictions_of(run, method) for run, method in zip(group, match.methods, strict=True)]
+            if any(part.empty for part in rows):
                 continue
-            seeds = set.intersection(*(set(part.seed) for part in rows.values()))
+            seeded = [run.uses_seed(method) for run, method in zip(group, match.methods, strict=True)]
+            of_seeded = [set(part.seed) for part, uses in zip(rows, seeded, strict=True) if uses]
+            seeds = set.intersection(*of_seeded) if of_seeded else {0}
             if not seeds:
-                unpaired.append(f"{method} has no seed in common in {', '.join(rows)}")
+                unpaired.append(f"{match.name} has no seed in common in {', '.join(labels)}")
                 continue
             results = pd.concat(
-                part[part.seed.isin(seeds)].assign(method=label, correct=part.label == part.predicted)
-                for label, part in rows.items()
+                _at_seeds(part, seeds, uses).assign(method=label)
+                for part, uses, label in zip(rows, seeded, labels, strict=True)
             )
-            table = paired_differences(results, reference=group[0].label).rename(columns={"method": "run"})
-            parts.append(table.assign(method=method))
+            results = results.assign(correct=results.label == results.predicted)
+            table = paired_differences(results, reference=labels[0]).rename(columns={"method": "run"})
+            methods = dict(zip(labels, match.methods, strict=True))
+            parts.append(
+                table.assign(
+                    role=match.name,
+                    method=table.run.map(methods),
+                    reference_method=match.methods[0],
+                    trainings=len(seeds) if all(seeded) else 1,
+                )
+            )
     return (pd.concat(parts, ignore_index=True) if parts else None), unpaired
+
+
+def _at_seeds(rows: pd.DataFrame, seeds: set[int], uses_seed: bool) -> pd.DataFrame:
+    """Predictions with these seeds; those that depend on no seed are repeated for each."""
+    if uses_seed:
+        return rows[rows.seed.isin(seeds)]
+    once = rows[rows.seed == rows.seed.min()]
+    return pd.concat(once.assign(seed=seed) for seed in sorted(seeds))

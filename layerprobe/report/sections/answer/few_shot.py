@@ -10,7 +10,7 @@ from layerprobe.report.decisions import badge
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.answer.card import Card
-from layerprobe.report.sections.few_shot.queries import depths, gains, layers_of
+from layerprobe.report.sections.few_shot.queries import depths, gains, layers_of, most_changed
 from layerprobe.report.sections.few_shot.sentences import (
     depth_sentences,
     gain_sentences,
@@ -60,24 +60,28 @@ def helped(tables: Tables, record: RunRecord) -> Card:
 
 
 def changed(tables: Tables, record: RunRecord) -> Card:
-    """The most changed layer under the deepest inner loop, and the head."""
+    """The most changed layer under the deepest inner loop, if its interval is apart from those of all others, and the head."""
     rows, order = layers_of(tables, "inner loop", "cka"), depths(tables, record)
     part = None if rows is None or not order else rows[(rows.inner == order[-1]) & rows.value.notna()]
     if part is None or part.empty:
         return card(CHANGED, "Not measured: layers were not compared before and after the inner loop")
-    head, body = part[part.part == "head"], part[part.part == "layer"]
-    body = body[~body.note.str.contains("identical")]
+    head, every = part[part.part == "head"], part[part.part == "layer"]
+    body = every[~every.note.str.contains("identical")]
     details, seeds = layer_sentences(tables, record), int(part.seeds.max())
     logits = f"the head's logits {head.value.iloc[0]:.3f}" if len(head) else ""
     if body.empty:
         claim = f"Only the head: layers are identical by construction under `{order[-1]}`"
         return card(CHANGED, claim, f"CKA of {logits}" if logits else "–", details, bool(len(head)), seeds)
     least: Any = body.sort_values("value").iloc[0]
-    claim = f"Under `{order[-1]}`, layer {least.layer} changed most (CKA {least.value:.3f}){f'; {logits}' if logits else ''}"
+    decided = most_changed(every) == least.layer
+    claim = f"layer {least.layer} changed most (CKA {least.value:.3f})"
+    if not decided:
+        claim = f"undecided which layer changed most: CKA is lowest at layer {least.layer} ({least.value:.3f})"
+    claim = f"Under `{order[-1]}`, {claim}{f'; {logits}' if logits else ''}"
     ends = head.ci_high.iloc[0] < body.ci_low.min() if len(head) else False
     if ends:
         claim += ", less similar than every layer"
-    return card(CHANGED, claim, f"CKA {least.value:.3f} (layer {least.layer})", details, bool(least.ci_high < 1), seeds)
+    return card(CHANGED, claim, f"CKA {least.value:.3f} (layer {least.layer})", details, decided, seeds)
 
 
 def card(

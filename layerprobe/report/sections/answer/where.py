@@ -13,10 +13,10 @@ from layerprobe.report.sections.answer.card import Card
 TITLE = "Where"
 
 
-def where(tables: Tables, record: RunRecord) -> Card:
-    """The verdicts on each layer under the main method, by bands that hold for all layers at once."""
+def where(tables: Tables, record: RunRecord, method: str | None = None) -> Card:
+    """The verdicts on each layer under a method, by default the main one, by bands that hold for all layers at once."""
     similarity = queries.having(tables, "similarity")
-    method = queries.main_method(queries.changed(tables, record), record)
+    method = method or queries.main_method(queries.changed(tables, record), record)
     drift = None
     if similarity is not None and method is not None:
         measure = queries.main_measure(similarity)

@@ -149,13 +149,13 @@ def agreement(tables: Tables, record: RunRecord, method: str) -> dict[str, Any] 
     for row in rows:
         by_layer.setdefault(row["layer"], []).append(row["measure"])
     if len(by_layer) == 1:
-        text = f"All {len(rows)} measures name layer {next(iter(by_layer))} as the one that changed most."
+        text = f"All {len(rows)} measures have their largest estimated change at layer {next(iter(by_layer))}."
     else:
         layers = "; ".join(
             f"layer {layer}: {', '.join(names)}" for layer, names in sorted(by_layer.items(), reverse=True)
         )
         text = (
-            f"The measures do not agree on which layer changed most ({layers}). What each is invariant to explains why: a layer "
+            f"The measures have their largest estimated change at different layers ({layers}). What each is invariant to explains why: a layer "
             "that changed by cosine or Procrustes and not by CKA or CCA was rotated or rescaled, which a linear readout above "
             "it can undo; one that changed by neighbourhoods or RSA was rearranged."
         )

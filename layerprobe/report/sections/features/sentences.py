@@ -26,7 +26,7 @@ def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
 
 
 def shift_sentence(tables: Tables, record: RunRecord, method: str) -> str | None:
-    """The share of task latents in base and adapted at the layer where it changes most, with nulls and controls.
+    """The share of task latents in base and adapted at the layer with the largest difference, with nulls and controls.
 
     It is a description: what it allows to be said of features is decided in the section `bases`.
     """
@@ -43,7 +43,7 @@ def shift_sentence(tables: Tables, record: RunRecord, method: str) -> str | None
     at: Any = rows[rows.layer == layer].set_index(["dictionary", "side"])
     base, adapted = at.loc[("first", "base")], at.loc[("first", "adapted")]
     text = (
-        f"Under {method}, the share of latents associated with a label changes most at layer {layer}: {_share(base)} of "
+        f"Under {method}, the share of latents associated with a label has its largest estimated change at layer {layer}: {_share(base)} of "
         f"{int(base.live)} in the base's dictionary, {_share(adapted)} of {int(adapted.live)} in the adapted model's"
     )
     notes = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from layerprobe.onsets import extreme
 from layerprobe.record import RunRecord
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
@@ -103,3 +104,14 @@ def layers_of(tables: Tables, comparison: str, measure: str) -> pd.DataFrame | N
         "episodes": ("episodes", "max"),
     }
     return rows.groupby(keys, sort=False, dropna=False).agg(**summary).reset_index()
+
+
+def most_changed(body: pd.DataFrame) -> int | None:
+    """The layer whose interval lies below those of all other layers; None if there is no such layer.
+
+    Args:
+        body: rows of the layers of one inner loop; those that are identical by construction have a similarity of exactly 1.
+    """
+    same = body.note.str.contains("identical")
+    low, high = (body[end].where(~same, 1.0).to_numpy(dtype=np.float64) for end in ("ci_low", "ci_high"))
+    return extreme(body.layer.to_list(), low, high)

@@ -8,7 +8,7 @@ from layerprobe.record import Finding, RunRecord
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.few_shot.figures import READERS
-from layerprobe.report.sections.few_shot.queries import Gain, depths, gains, layers_of, test_labels
+from layerprobe.report.sections.few_shot.queries import Gain, depths, gains, layers_of, most_changed, test_labels
 from layerprobe.stats import mean_interval
 
 OUTCOMES = {
@@ -73,7 +73,7 @@ def gain_sentences(tables: Tables, record: RunRecord) -> list[str]:
 
 
 def layer_sentences(tables: Tables, record: RunRecord) -> list[str]:
-    """The layer that each inner loop changed most, and the head's logits."""
+    """The layer that each inner loop changed most, as far as intervals show it, and the head's logits."""
     rows, texts = layers_of(tables, "inner loop", "cka"), []
     if rows is None:
         return []
@@ -87,8 +87,14 @@ def layer_sentences(tables: Tables, record: RunRecord) -> list[str]:
             logits = f"the head's logits have a CKA of {one.value:.3f} ({one.ci_low:.3f} to {one.ci_high:.3f})"
         if len(changed):
             least: Any = changed.sort_values("value").iloc[0]
+            shown = most_changed(body) == least.layer
+            start = (
+                f"layer {least.layer} changed most"
+                if shown
+                else f"CKA is lowest at layer {least.layer}, which is not shown to have changed most"
+            )
             texts.append(
-                f"Before and after the inner loop `{depth}`, layer {least.layer} changed most: CKA {least.value:.3f} "
+                f"Before and after the inner loop `{depth}`, {start}: CKA {least.value:.3f} "
                 f"({least.ci_low:.3f} to {least.ci_high:.3f}) over {least.episodes} episodes and {least.n:,} probe examples"
                 f"{f'; {logits}' if logits else ''}."
             )

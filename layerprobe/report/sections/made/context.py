@@ -27,10 +27,15 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
 
 def downloads(tables: Tables) -> list[dict[str, Any]]:
     """Name, number of rows and, as far as the page has room for it, a link with the content as CSV."""
-    content = {name: quote(tables[name].to_csv(index=False), safe=PLAIN) for name in sorted(tables)}
+    # A cell has a character and a separator at least: tables that cannot fit are not converted.
+    small = {name: table for name, table in tables.items() if 2 * table.size <= LARGEST_DOWNLOADS}
+    content = {name: table.to_csv(index=False) for name, table in small.items()}
     room, links = LARGEST_DOWNLOADS, {}
-    for name in sorted(content, key=lambda name: len(content[name])):
-        if (room := room - len(content[name])) < 0:
+    for name in sorted(content, key=lambda name: (len(content[name]), name)):
+        if len(content[name]) > room:
             break
-        links[name] = f"data:text/csv;charset=utf-8,{content[name]}"
-    return [{"name": name, "rows": len(tables[name]), "link": links.get(name)} for name in content]
+        escaped = quote(content[name], safe=PLAIN)
+        if (room := room - len(escaped)) < 0:
+            break
+        links[name] = f"data:text/csv;charset=utf-8,{escaped}"
+    return [{"name": name, "rows": len(tables[name]), "link": links.get(name)} for name in sorted(tables)]
