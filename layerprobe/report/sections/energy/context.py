@@ -54,8 +54,6 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
         "depths": depths(tables),
         "regimes": regime_rows(tables, record),
         "sizes": size_rows(tables, record),
-        "bits": bits,
-        "joules": joules,
     }
 
 
