@@ -95,7 +95,8 @@ def test_every_stage_is_in_the_registry_under_a_name_of_its_own():
     options = {"outer": "top:1", "inner": ["head", "top:1"], "convergence": True}
     few = expand(study(few_shot=options), 6)
     with_dictionaries = expand(study(few_shot=options | {"dictionaries": True}), 6)
-    assert {type(task) for task in (*tasks, *with_dictionaries)} == set(REGISTRY)
+    with_energy = expand(study(few_shot=options, energy={}), 6)
+    assert {type(task) for task in (*tasks, *with_dictionaries, *with_energy)} == set(REGISTRY)
     # Dictionaries alone come from stages of both kinds.
     assert not {type(task) for task in tasks} & {type(task) for task in few}
     names = [stage.name for stage in REGISTRY]

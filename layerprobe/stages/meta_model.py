@@ -40,6 +40,7 @@ class MetaModel(ModelStage):
     name: ClassVar = "meta-model"
     version: ClassVar = 1
     few_shot: ClassVar = True
+    accelerator: ClassVar = True
     opened: ClassVar = "checkpoint"
 
     @property

@@ -37,6 +37,7 @@ class MetaTheory(Stage):
     name: ClassVar = "meta-theory"
     version: ClassVar = 1
     few_shot: ClassVar = True
+    on_cpu: ClassVar = "gradient descent in one dimension"
     tables: ClassVar = (FEW_SHOT_THEORY,)
 
     @property

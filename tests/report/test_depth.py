@@ -177,7 +177,7 @@ def test_a_study_of_every_depth_is_answered_in_a_few_sentences(study):
     text = " ".join(finding.text for finding in found)
     assert about.sufficiency.sentence in text
     assert "Under head" in text and "Under full" in text and "Under top:3" not in text
-    assert {finding.figure for finding in found} <= {"drift", "quality", "differences"}
+    assert {finding.figure for finding in found} <= {"drift", "quality", "differences", "shipping"}
 
 
 def traces(figure, name):

@@ -250,7 +250,8 @@ def looked_up():
     texts = pd.DataFrame(texts).assign(method="full", seed=0, level=1.0)
     examples = pd.DataFrame({"example_id": ["x", "y"], "text": "t", "label": ["a", "b"], "split": "test"})
     latents = table.assign(density=0.1, max_activation=2.0, unmatched=False)
-    return everything(latents=latents, latent_examples=texts, examples=examples)
+    spans = pd.DataFrame({"example_id": ["x"], "token_index": [50], "start": [0], "end": [1]})
+    return everything(latents=latents, latent_examples=texts, examples=examples, tokens=spans)
 
 
 def without(name):

@@ -155,7 +155,8 @@ def figure(name, tables, about, **options):
 @pytest.mark.parametrize("by_group", [False, True])
 def test_the_page_has_the_sections_of_its_study_alone(inner, seeds, by_group, tmp_path):
     html = page_of(tmp_path / "run", *study(inner, seeds, by_group))
-    assert re.findall(r'<section id="(\w+)">', html) == ["answer", "few_shot", "made"]
+    assert re.findall(r'<section id="(\w+)">', html) == ["answer", "few_shot", "energy", "made"]
+    assert "the study has no section [energy]" in html
     drawn = json.loads(re.search(r'id="figures">(.*?)</script>', html, flags=re.S).group(1))
     expected = {"few_shot_accuracy", "few_shot_layers", "few_shot_validation"}
     assert set(drawn) == expected | ({"few_shot_differences"} if len(inner) > 1 else set())

@@ -37,7 +37,12 @@ def whole():
     tables |= {"geometry": geometry(layers), "similarity_grid": grid(layers)}
     tables |= {name: table for name, table in bases()[0].items() if name != "similarity"}
     tables["label_variance"] = labels()[0]["label_variance"]
-    tables["transitions"] = pd.concat([transitions(), transitions(seed=1)])
+    moved = pd.concat([transitions(), transitions(seed=1)], ignore_index=True)
+    # What a picker chooses between differs.
+    tables["transitions"] = moved.assign(excess=moved.excess + 0.02 * (moved.matches == "close") + 0.01 * moved.seed)
+    matched = tables["matching"]
+    more = 0.05 * (matched.on == "correlation") + 0.02 * (matched.start == "different starts")
+    tables["matching"] = matched.assign(mean=matched["mean"] + more)
     tables |= {"exclusive": exclusive(), "stability": stability(), "subspace_overlap": subspaces()}
     tables |= {"transfer_steps": steps(), "sae_densities": densities()}
     return complete({name: table.drop(columns=ADDED, errors="ignore") for name, table in tables.items()}, about)
@@ -65,11 +70,11 @@ def geometry(layers):
 def grid(layers):
     """Two measures of every pair of layers under one of the methods."""
     rows = [
-        {"side_a": a, "side_b": b, "layer_a": i, "layer_b": j, "measure": measure, "value": 1 - abs(i - j) / layers}
+        {"side_a": a, "side_b": b, "layer_a": i, "layer_b": j, "measure": measure, "value": (1 - abs(i - j) / layers) ** power}
         for a, b in (("base", "base"), ("base", "adapted"), ("adapted", "adapted"))
         for i in range(layers)
         for j in range(layers)
-        for measure in ("cka", "rsa")
+        for measure, power in (("cka", 1), ("rsa", 2))
     ]
     return pd.DataFrame(rows).assign(method="full", seed=0, unit="token")
 

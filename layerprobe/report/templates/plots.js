@@ -33,11 +33,15 @@ const place = (node, figure) => {
 };
 // A figure has one variant per combination of what its controls choose.
 const controlsOf = node => [...document.querySelectorAll(`[data-chooses="${node.dataset.figure}"]`)];
+const nothing = {data: [], layout: {height: 120, xaxis: {visible: false}, yaxis: {visible: false}, annotations: [
+  {text: "Not measured for this choice.", xref: "paper", yref: "paper", x: 0, y: 1, showarrow: false},
+]}};
 const draw = node => {
-  const variants = figures[node.dataset.figure];
-  place(node, variants[controlsOf(node).map(control => control.value).join("|")] || Object.values(variants)[0]);
+  const variants = figures[node.dataset.figure], controls = controlsOf(node);
+  place(node, variants[controls.map(control => control.value).join("|")] || (controls.length ? nothing : Object.values(variants)[0]));
 };
-const shownNow = node => node.getClientRects().length > 0;
+// What is in a closed fold may have boxes.
+const shownNow = node => node.checkVisibility ? node.checkVisibility() : node.getClientRects().length > 0;
 document.querySelectorAll("[data-figure]").forEach(node => {
   // What is hidden has no size yet: it is drawn when it is shown.
   if (shownNow(node)) draw(node);

@@ -85,9 +85,8 @@ def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     deep = table[[queries.has_depth(name, record) for name in table.method]]
     if len(deep) < 2:
         return []
-    least, most = (
-        deep.loc[index] for index in (deep.trainable_parameters.idxmin(), deep.trainable_parameters.idxmax())
-    )
+    by_size: list[Any] = list(deep.sort_values("trainable_parameters", kind="stable").itertuples())
+    least, most = by_size[0], by_size[-1]
     costs = [joules(total(row, energy.recipients, energy)) for row in (least, most)]
     sizes = [bits(float(row.trainable_parameters) * energy.bits_per_parameter) for row in (least, most)]
     text = (
