@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from layerprobe.errors import LayerprobeError, StorageError
 from layerprobe.files import digest, write_json, write_text
-from layerprobe.record import RunRecord
+from layerprobe.record import INDEX_MARK, RunRecord
 from layerprobe.runs import PAGE, RECORD, Run
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ SCHEMA = 1
 LOCK = ".index.lock"
 FOLDER = "reports"
 """Name of folders whose index every run updates."""
+BEGINNING = 1000
+"""Bytes at the beginning of an index that its mark is among."""
 WAIT = 30.0
 """Seconds to wait for another process that writes the same index."""
 
@@ -85,20 +87,27 @@ def update_index(run: Path) -> None:
     """
     folder = Path(os.path.abspath(run)).parent
     try:
-        if folder.name == FOLDER or is_index(folder / PAGE):
+        if (folder.name == FOLDER or is_index(folder / PAGE)) and not _is_current(folder, run):
             write_index(folder, fresh=False)
     except Exception as error:
         reason = str(error) if isinstance(error, LayerprobeError) else f"{type(error).__name__}: {error}"
         print(f"layerprobe: the index of runs was not updated: {' '.join(reason.split())}", file=sys.stderr)
 
 
+def _is_current(folder: Path, run: Path) -> bool:
+    """Whether the index shows a run as its record is, as after a run that was repeated: nothing has to be loaded."""
+    try:
+        kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))["runs"][_names(folder, folder / run.name)[1]]
+        return is_index(folder / PAGE) and kept["key"] == _key(Run.load(run).record)
+    except (LayerprobeError, OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def is_index(page: Path) -> bool:
     """Whether a file is an index of runs."""
-    from layerprobe.report.overview import HEAD, MARK
-
     try:
         with page.open("rb") as file:
-            return MARK.encode() in file.read(HEAD)
+            return INDEX_MARK.encode() in file.read(BEGINNING)
     except OSError:
         return False
 

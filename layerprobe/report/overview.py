@@ -8,7 +8,7 @@ from functools import cache
 
 from pydantic import BaseModel, ConfigDict
 
-from layerprobe.record import RunRecord
+from layerprobe.record import INDEX_MARK, RunRecord
 from layerprobe.report import queries
 from layerprobe.report.decisions import Badge
 from layerprobe.report.labels import label_warning
@@ -18,10 +18,6 @@ from layerprobe.report.sections.answer.cards import cards
 from layerprobe.report.sections.answer.context import BADGES
 from layerprobe.report.sections.answer.figures import drifts_by_method
 from layerprobe.report.sections.answer.needed import advice
-
-MARK = '<meta name="generator" content="layerprobe index">'
-"""What a page that `render_index` wrote is recognised by; it is among its first `HEAD` bytes."""
-HEAD = 1000
 
 
 class _Model(BaseModel):
@@ -131,7 +127,7 @@ def render_index(
         problems=problems,
         badges=BADGES,
         colour=lambda value: _colour(round(value, 2)),
-        mark=MARK,
+        mark=INDEX_MARK,
     )
     # A name of a file need not be text.
     return text.encode("utf-8", "replace").decode("utf-8")
