@@ -11,7 +11,7 @@ from test_few_shot_stages import FEW, write_groups
 from layerprobe import Study
 from layerprobe.energy_study import cluster_sampler
 from layerprobe.errors import StudyError
-from layerprobe.few_shot import inner_config
+from layerprobe.few_shot import given_rate
 from layerprobe.metalearning import InnerConfig, Learner, State, adapt
 from layerprobe.resolve import resolve
 from layerprobe.stages._clusters import Body, ClusterTask
@@ -93,7 +93,7 @@ def test_rounds_are_those_of_a_slow_twin(inner, bench, rounds):
     (task,) = (task for task in EnergyRounds.tasks(bench.resolved.shape) if task.inner == inner)
     start, _ = read_parameters(learner, bench.get(task.trained), 3)
     episode = cluster_sampler(bench.context.few_shot, bench.context.few_shot.parts.test).draw(1)
-    config = InnerConfig(inner, 2, inner_config(bench.context.study, inner).rate)
+    config = InnerConfig(inner, 2, given_rate(bench.context.study, inner))
     query, asked = inputs.task(episode).query, inputs.task(episode).query_labels
     found = table[(table.topology == "mesh") & (table.devices == 2) & (table.meta_rounds == 3) & (table.task == 1)]
     model, accuracies = start, []
