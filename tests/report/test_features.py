@@ -388,7 +388,7 @@ def test_example_latents_are_the_strongest_of_different_labels_with_their_top_te
 def test_example_latents_link_to_what_can_be_looked_up_and_are_escaped(tmp_path):
     tables, about = looked_up()
     html = section(page(tmp_path / "one", tables, about))
-    assert "Three latents of the adapted model: full" in html
+    assert "Example latents of the adapted model: full" in html
     assert re.findall(r'href="#(latent-\d-\d)"', html) == ["latent-1-2", "latent-1-0", "latent-1-1"]
     assert 'style="--value: 1.00">w20</span>' in html and "more active for a (AUROC 0.95)" in html
     assert "less active for b" in html and "<script>alert" not in html and "&lt;script&gt;alert" in html
