@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 KEPT = ".index.json"
 """File next to the index with what was read from the tables of each run."""
+MARK = b'<meta name="generator" content="layerprobe index">'
+"""What an index is recognised by among the first `HEAD` bytes of its page; the template `index.html.j2` has it."""
+HEAD = 1000
 SCHEMA = 1
 """Version of that file."""
 LOCK = ".index.lock"
@@ -94,11 +97,9 @@ def update_index(run: Path) -> None:
 
 def is_index(page: Path) -> bool:
     """Whether a file is an index of runs."""
-    from layerprobe.report.overview import HEAD, MARK
-
     try:
         with page.open("rb") as file:
-            return MARK.encode() in file.read(HEAD)
+            return MARK in file.read(HEAD)
     except OSError:
         return False
 

@@ -19,10 +19,6 @@ from layerprobe.report.sections.answer.context import BADGES
 from layerprobe.report.sections.answer.figures import drifts_by_method
 from layerprobe.report.sections.answer.needed import advice
 
-MARK = '<meta name="generator" content="layerprobe index">'
-"""What a page that `render_index` wrote is recognised by; it is among its first `HEAD` bytes."""
-HEAD = 1000
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -131,7 +127,6 @@ def render_index(
         problems=problems,
         badges=BADGES,
         colour=lambda value: _colour(round(value, 2)),
-        mark=MARK,
     )
     # A name of a file need not be text.
     return text.encode("utf-8", "replace").decode("utf-8")
