@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from layerprobe.errors import LayerprobeError, StorageError
 from layerprobe.files import digest, write_json, write_text
-from layerprobe.record import INDEX_MARK, RunRecord
+from layerprobe.record import RunRecord
 from layerprobe.runs import PAGE, RECORD, Run
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 KEPT = ".index.json"
 """File next to the index with what was read from the tables of each run."""
+MARK = b'<meta name="generator" content="layerprobe index">'
+"""What an index is recognised by among the first `HEAD` bytes of its page; the template `index.html.j2` has it."""
+HEAD = 1000
 SCHEMA = 1
 """Version of that file."""
 LOCK = ".index.lock"
 FOLDER = "reports"
 """Name of folders whose index every run updates."""
-BEGINNING = 1000
-"""Bytes at the beginning of an index that its mark is among."""
 WAIT = 30.0
 """Seconds to wait for another process that writes the same index."""
 
@@ -107,7 +108,7 @@ def is_index(page: Path) -> bool:
     """Whether a file is an index of runs."""
     try:
         with page.open("rb") as file:
-            return INDEX_MARK.encode() in file.read(BEGINNING)
+            return MARK in file.read(HEAD)
     except OSError:
         return False
 

@@ -13,8 +13,6 @@ from layerprobe.files import digest, os_problem, write_json
 
 CHECKSUM = "checksum"
 """Key of `run.json` with the sha256 of the rest of it, as `files.digest` computes it."""
-INDEX_MARK = '<meta name="generator" content="layerprobe index">'
-"""What an index of runs is recognised by."""
 SCHEMA: Literal[2] = 2
 """Version of `run.json`; raised whenever a field is added, removed or changes its meaning."""
 

@@ -286,7 +286,9 @@ def _descend(
             loss = nn.functional.cross_entropy(learner.logits({**current, **leaves}, lower), labels)
             if config.l2 and config.adapts_head:
                 loss = loss + config.l2 / 2 * sum((leaves[name] ** 2).sum() for name in HEAD)
-            gradients = torch.autograd.grad(loss, list(leaves.values()), create_graph=second_order, materialize_grads=True)
+            gradients = torch.autograd.grad(
+                loss, list(leaves.values()), create_graph=second_order, materialize_grads=True
+            )
         if counts is not None:
             gradients = counts.inner(gradients, second_order)
         losses.append(float(loss.detach()))

@@ -8,7 +8,7 @@ from functools import cache
 
 from pydantic import BaseModel, ConfigDict
 
-from layerprobe.record import INDEX_MARK, RunRecord
+from layerprobe.record import RunRecord
 from layerprobe.report import queries
 from layerprobe.report.decisions import Badge
 from layerprobe.report.labels import label_warning
@@ -127,7 +127,6 @@ def render_index(
         problems=problems,
         badges=BADGES,
         colour=lambda value: _colour(round(value, 2)),
-        mark=INDEX_MARK,
     )
     # A name of a file need not be text.
     return text.encode("utf-8", "replace").decode("utf-8")

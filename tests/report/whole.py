@@ -70,7 +70,14 @@ def geometry(layers):
 def grid(layers):
     """Two measures of every pair of layers under one of the methods."""
     rows = [
-        {"side_a": a, "side_b": b, "layer_a": i, "layer_b": j, "measure": measure, "value": (1 - abs(i - j) / layers) ** power}
+        {
+            "side_a": a,
+            "side_b": b,
+            "layer_a": i,
+            "layer_b": j,
+            "measure": measure,
+            "value": (1 - abs(i - j) / layers) ** power,
+        }
         for a, b in (("base", "base"), ("base", "adapted"), ("adapted", "adapted"))
         for i in range(layers)
         for j in range(layers)

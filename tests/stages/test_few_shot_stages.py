@@ -344,7 +344,10 @@ def test_other_stages_of_a_few_shot_study(bench):
         (["few_shot.keep_steps=[2, 9]"], ["few_shot.keep_steps", "few_shot.outer_steps"]),
         (["few_shot.inner_steps=0"], ["few_shot.inner_steps"]),
         (["few_shot.inner_rate=1e9"], ["few_shot.inner_rate", "diverges"]),
-        (["few_shot.inner=top:1", "few_shot.rate_grid=1e9", "few_shot.shots=1", "few_shot.queries=1", None], ["few_shot.rate_grid", "diverges"]),
+        (
+            ["few_shot.inner=top:1", "few_shot.rate_grid=1e9", "few_shot.shots=1", "few_shot.queries=1", None],
+            ["few_shot.rate_grid", "diverges"],
+        ),
         (["few_shot.within_group=true", None], ["few_shot.within_group", "data.group"]),
         (["few_shot.within_group=true", "data.group=''"], ["data.group"]),
         (["data.source={two}"], ["data.group", "leaves a part without a group"]),
