@@ -88,20 +88,11 @@ def update_index(run: Path) -> None:
     """
     folder = Path(os.path.abspath(run)).parent
     try:
-        if (folder.name == FOLDER or is_index(folder / PAGE)) and not _is_current(folder, run):
+        if folder.name == FOLDER or is_index(folder / PAGE):
             write_index(folder, fresh=False)
     except Exception as error:
         reason = str(error) if isinstance(error, LayerprobeError) else f"{type(error).__name__}: {error}"
         print(f"layerprobe: the index of runs was not updated: {' '.join(reason.split())}", file=sys.stderr)
-
-
-def _is_current(folder: Path, run: Path) -> bool:
-    """Whether the index shows a run as its record is, as after a run that was repeated: nothing has to be loaded."""
-    try:
-        kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))["runs"][_names(folder, folder / run.name)[1]]
-        return is_index(folder / PAGE) and kept["key"] == _key(Run.load(run).record)
-    except (LayerprobeError, OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def is_index(page: Path) -> bool:

@@ -382,4 +382,4 @@ def test_a_notebook_says_why_there_is_no_answer(tmp_path):
     page(tmp_path / "run", {"similarity": similarity(LAYERS)})
     (tmp_path / "run" / "tables" / "similarity.parquet").unlink()
     run = Run.load(tmp_path / "run")
-    assert "similarity.parquet is missing" in run._repr_html_()
+    assert "similarity.parquet cannot be used (it is missing)" in run._repr_html_()
