@@ -119,8 +119,10 @@ class Recording:
         found = []
         for task, artifact in self.finished.items():
             if not artifact.folder.is_dir():
-                where = f"{artifact.folder.parent.name}/{artifact.folder.name}"
-                self.store.damaged.append(f"{where}: it was removed while the run used it; computed again")
+                where = f"{artifact.folder.parent.name}/{artifact.folder.name}:"
+                # A worker that found damage has removed it, and said so.
+                if not any(one.startswith(where) for one in (*self.record.recomputed, *self.store.damaged)):
+                    self.store.damaged.append(f"{where} it was removed while the run used it; computed again")
                 found.append(task)
             elif artifact.reused and not self.store.check(artifact):
                 found.append(task)

@@ -122,7 +122,7 @@ def test_every_table_of_the_contract_is_there(first):
     assert record.study.resolved["sae"]["k"] == 4
     assert all(task.key and task.seconds >= 0 for task in record.tasks)
     assert record.provenance.packages and record.provenance.device == "cpu"
-    assert 2 <= len(record.findings) <= 10
+    assert 2 <= len(record.findings) <= 11
     assert (first.folder / "index.html").stat().st_size > 1_000_000
     with pytest.raises(KeyError, match="no table 'nothing'"):
         first.table("nothing")
