@@ -40,7 +40,7 @@ def top_tokens(codes: csc_array, words: Sequence[str]) -> pd.DataFrame:
     kind, names = pd.factorize(np.asarray(words, dtype=object))
     pick = csr_array((np.ones(len(kind)), (kind, np.arange(len(kind)))), shape=(len(names), len(kind)))
     sums, counts = ((pick @ values).tocoo() for values in (codes.astype(np.float64), codes > 0))
-    active = counts.tocsr()
+    active = counts.tocsr().astype(np.int64)
     totals = np.asarray(codes.sum(axis=0, dtype=np.float64)).ravel()
     positive = sums.data > 0
     latent, word, data = sums.col[positive], sums.row[positive], sums.data[positive]
@@ -56,14 +56,14 @@ def top_tokens(codes: csc_array, words: Sequence[str]) -> pd.DataFrame:
             "rank": rank[kept],
             "token": np.asarray(names, dtype=object)[word],
             "share": data / totals[latent],
-            "active": np.asarray(active[word, latent]).ravel().astype(np.int64),
+            "active": np.asarray(active[word, latent]) if len(word) else np.zeros(0, dtype=np.int64),
             "occurrences": np.bincount(kind, minlength=len(names))[word],
         }
     )
 
 
 def top_peaks(
-    codes: csc_array, example: Int[np.ndarray, " rows"], token_index: Int[np.ndarray, " rows"]
+    codes: csc_array, example: Int[np.ndarray, " rows"], token_index: Int[np.ndarray, " positions"]
 ) -> pd.DataFrame:
     """The examples with the highest activations of each latent, at most 3 per latent.
 

@@ -110,6 +110,7 @@ def dictionary(keys, tokens, seed):
     examples = examples.assign(
         example_id=np.repeat(rng.choice(tokens.example_id.unique()[:300], size // 20), 20),
         token_index=np.tile(range(20), size // 20),
+        token="word",
         choice="top",
         level=0.5,
     )

@@ -34,7 +34,7 @@ const place = (node, figure) => {
 // A figure has one variant per combination of what its controls choose.
 const controlsOf = node => [...document.querySelectorAll(`[data-chooses="${node.dataset.figure}"]`)];
 const nothing = {data: [], layout: {height: 120, xaxis: {visible: false}, yaxis: {visible: false}, annotations: [
-  {text: "Not measured for this choice.", xref: "paper", yref: "paper", x: 0, y: 1, showarrow: false},
+  {text: "No values for this choice.", xref: "paper", yref: "paper", x: 0, y: 1, showarrow: false},
 ]}};
 const draw = node => {
   const variants = figures[node.dataset.figure], controls = controlsOf(node);
