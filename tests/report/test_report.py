@@ -136,6 +136,9 @@ def test_data_cannot_escape_into_the_page(tmp_path):
                 "seed": 0,
             }
         ),
+        "tokens": pd.DataFrame(
+            {"example_id": ["i"], "token_index": 0, "token": EVIL, "special": False, "start": 0, "end": len(EVIL)}
+        ),
     }
     about = record(name=EVIL, question=EVIL, command=EVIL)
     about.data.notes, about.data.label_names, about.data.name = [EVIL], [EVIL, "b"], EVIL
@@ -187,4 +190,4 @@ def test_reports_need_no_torch(tmp_path):
 def test_captions_count_the_texts_of_the_unit_that_they_are_about(tmp_path):
     few = similarity([1, 0.5]).assign(n=30)
     html = page(tmp_path, {"similarity": pd.concat([few, similarity([1, 0.6], unit="mean")])})
-    assert "over each token of 30 test examples" in html and "same 30 test examples" in html
+    assert "on the same 30 test examples (each token; seed 0)" in html
