@@ -92,6 +92,8 @@ def test_adapted_models_are_captured_in_the_batches_of_base(tmp_path, tiny_bert,
     assert len(of_test) == 1 and len(seen) >= 3
     monkeypatch.undo()
     usual = run_study(study, tmp_path / "usual", tmp_path / "other", *LIGHT)
-    # Batches change float32 activations by rounding alone.
-    one, two = (run.table("similarity").set_index(["method", "layer"]).value for run in (result, usual))
-    assert (one - two).abs().max() < 1e-5
+    # Batches change float32 activations by rounding alone, which decides a little which rows and directions are left out.
+    keys = ["method", "layer", "measure", "rows", "unit"]
+    one, two = (run.table("similarity").set_index(keys).value for run in (result, usual))
+    differences = (one - two).abs().groupby(level="rows").max()
+    assert differences["all"] < 1e-5 and differences.max() < 1e-4, differences
