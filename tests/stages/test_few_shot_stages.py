@@ -18,6 +18,7 @@ from layerprobe.stages.meta_convergence import STEPS, ConvergencePrefix, Converg
 from layerprobe.stages.meta_counts import MetaCounts, counts_in_theory
 from layerprobe.stages.meta_dictionaries import MetaDictionaries
 from layerprobe.stages.meta_evaluate import MetaCompare, MetaEvaluate
+from layerprobe.stages.meta_model import MetaModel
 from layerprobe.stages.meta_prefix import MetaPrefix
 from layerprobe.stages.meta_rates import MetaRates
 from layerprobe.stages.meta_similarity import FEW_SHOT_LAYERS, IDENTICAL, MetaBetween, MetaSimilarity
@@ -263,8 +264,9 @@ def test_dictionaries_of_both_sides_come_from_the_bodies(content, tmp_path):
     assert below.note == IDENTICAL and below.ev_pretrained == below.ev_transferred == below.ev_own
     assert below["mean"] == pytest.approx(1, abs=1e-6) and below.lost_share == 0
     assert above.note == "" and above.ev_pretrained != above.ev_transferred and 0 <= above.lost_share <= 1
-    # What was captured is the meta-trained body: the mean over tokens of its last layer, from the learner.
     body = tasks[2].method
+    assert Capture(body, 0).parents()["adapt"] == MetaModel(body, 0)
+    # What was captured is the meta-trained body: the mean over tokens of its last layer, from the learner.
     store = ActivationStore.open(bench.get(Capture(body, 0)).folder / "rows")
     learner = make_learner(bench.context, 0)
     parameters, _ = read_parameters(learner, bench.get(MetaTrain("meta-trained", "top:1", 0, True)))
