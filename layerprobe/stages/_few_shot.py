@@ -121,6 +121,16 @@ def validation_sampler(context: Context) -> EpisodeSampler:
     return context.few_shot.sampler(context.few_shot.parts.validation, context.study.data.seed)
 
 
+def outer_loop_episodes(context: Context) -> list[Episode]:
+    """The episodes that the outer loops of all seeds train on, and those that they are validated on."""
+    few, drawn = section_of(context.study), []
+    for seed in context.study.seeds:
+        sampler = train_sampler(context, seed)
+        drawn += [sampler.draw(number) for number in range(few.outer_steps * few.tasks_per_step)]
+    sampler = validation_sampler(context)
+    return drawn + [sampler.draw(number) for number in range(few.validation_tasks)]
+
+
 def test_episodes(context: Context, count: int) -> list[Episode]:
     """The first episodes of meta-test classes; the same for every body and reader."""
     sampler = context.few_shot.sampler(context.few_shot.parts.test, context.study.data.seed)

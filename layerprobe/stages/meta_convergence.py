@@ -15,6 +15,7 @@ from layerprobe.stages._artifacts import save
 from layerprobe.stages._few_shot import (
     data_identity,
     make_learner,
+    outer_loop_episodes,
     rows_of_episodes,
     train_sampler,
     validation_sampler,
@@ -83,17 +84,9 @@ class ConvergencePrefix(Stage):
         }
 
     def build(self, context: Context, parents: Mapping[str, Artifact], folder: Path) -> None:
-        import numpy as np
-
-        few, learner = section_of(context.study), make_learner(context, 0)
-        drawn = []
-        for seed in context.study.seeds:
-            sampler = train_sampler(context, seed)
-            drawn += [sampler.draw(number) for number in range(few.outer_steps * few.tasks_per_step)]
-        sampler = validation_sampler(context)
-        drawn += [sampler.draw(number) for number in range(few.validation_tasks)]
         inputs = text_inputs(context)
-        inputs.cache(learner, depth=OUTER_DEPTH, rows=np.unique(rows_of_episodes(drawn)))
+        rows = rows_of_episodes(outer_loop_episodes(context))
+        inputs.cache(make_learner(context, 0), depth=OUTER_DEPTH, rows=rows)
         inputs.save_cache(folder)
 
     def size(self, study: ResolvedStudy) -> int:

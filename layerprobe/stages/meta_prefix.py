@@ -14,10 +14,9 @@ from layerprobe.stages._few_shot import (
     data_identity,
     make_inputs,
     make_learner,
+    outer_loop_episodes,
     rows_of_episodes,
     test_episodes,
-    train_sampler,
-    validation_sampler,
 )
 from layerprobe.store import Artifact, ArtifactMeta
 
@@ -60,18 +59,10 @@ class MetaPrefix(Stage):
         """Every example that a stage of the study reads."""
         import numpy as np
 
-        few, study = section_of(context.study), context.study
-        drawn = [
-            context.few_shot.probes,
-            rows_of_episodes(test_episodes(context, max(few.test_tasks, few.layer_tasks))),
-        ]
-        for seed in study.seeds:
-            sampler = train_sampler(context, seed)
-            count = few.outer_steps * few.tasks_per_step
-            drawn.append(rows_of_episodes([sampler.draw(number) for number in range(count)]))
-        sampler = validation_sampler(context)
-        drawn.append(rows_of_episodes([sampler.draw(number) for number in range(few.validation_tasks)]))
-        return np.unique(np.concatenate(drawn))
+        few = section_of(context.study)
+        tested = test_episodes(context, max(few.test_tasks, few.layer_tasks))
+        drawn = rows_of_episodes([*outer_loop_episodes(context), *tested])
+        return np.unique(np.concatenate([context.few_shot.probes, drawn]))
 
     def size(self, study: ResolvedStudy) -> int:
         few = section_of(study.study)
