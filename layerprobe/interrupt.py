@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -39,9 +40,13 @@ def listening() -> Iterator[None]:
 
 
 def end_quietly() -> None:
-    """Let Ctrl-C end this process at once with one line, as long as it is not in `listening`."""
+    """Let Ctrl-C end this process at once with one line, as long as it is not in `listening`.
+
+    After the exit functions, when Python takes its handlers back, Ctrl-C is ignored: all is done, and the exit code stands.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the first one registered runs last
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -196,8 +196,7 @@ def killed_fresh(site: Site, folder: Path, rng: random.Random) -> list[str]:
     time.sleep(rng.random() ** 2 * (site.seconds + 12))
     process.send_signal(number)
     _, err = process.communicate(timeout=300)
-    # Python ends itself by SIGINT if it comes after the last line of the program; a shell shows 130 for both.
-    ended = Ended(130 if process.returncode == -signal.SIGINT else process.returncode, "", err)
+    ended = Ended(process.returncode, "", err)
     if problems := ended.problems(*CODES[number]):
         return [f"fresh process, {number.name}: {one}" for one in problems]
     return site.complete(folder, f"fresh process, {number.name}")

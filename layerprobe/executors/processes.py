@@ -203,6 +203,9 @@ def _work(
 
 
 def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(
+        number, signal.SIG_IGN
+    )  # a scheduler and then the parent send it: the second would break the end of Python
     raise KeyboardInterrupt
 
 

@@ -43,6 +43,26 @@ def largest_of_rows(values: Float[torch.Tensor, "n m"], k: int) -> Int[torch.Ten
     return torch.from_numpy(found[kept])
 
 
+def kth_largest_of_columns(values: Float[np.ndarray, "m n"], k: int) -> Float[np.ndarray, " n"]:
+    """The k-th largest value of each column: that of `np.partition`, several times faster if k is a small share of m."""
+    m, n = values.shape
+    size = m // (GROUPS_PER_CHOSEN * k)
+    if size < 2:
+        return np.partition(values, m - k, axis=0)[m - k]
+    # The k-th largest among maxima of disjoint groups is a bound that about k values of a column reach.
+    maxima = values[: size * GROUPS_PER_CHOSEN * k].reshape(size, -1, n).max(0)
+    bounds = np.partition(np.ascontiguousarray(maxima.T), -k, axis=1)[:, -k]
+    found = _where(values >= bounds)
+    columns = (found % n).astype(np.min_scalar_type(n))
+    order = np.argsort(columns, kind="stable")
+    columns, counts = columns[order], np.bincount(columns, minlength=n)
+    padded = np.full((n, counts.max()), -np.inf, values.dtype)
+    padded[columns, np.arange(len(columns)) - np.repeat(np.cumsum(counts) - counts, counts)] = values.reshape(-1)[
+        found[order]
+    ]
+    return np.partition(padded, -k, axis=1)[:, -k]
+
+
 def largest_of_batch(values: Float[torch.Tensor, "n m"], count: int) -> Int[torch.Tensor, " chosen"]:
     """Flat positions, in order, of the `count` largest values of all that are above zero.
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from layerprobe.errors import ArgumentError
+from layerprobe.sae._selection import kth_largest_of_columns
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
@@ -85,8 +86,7 @@ class Scores:
         """What thresholds are set on: the products, for a TopK dictionary less the row's k-th largest."""
         if self.basis.k is None:
             return self.products
-        border = len(self.products) - self.basis.k
-        return self.products - np.partition(self.products, border, axis=0)[border]
+        return self.products - kth_largest_of_columns(self.products, self.basis.k)
 
 
 def random_directions(d: int, latents: int, seed: int) -> Basis:

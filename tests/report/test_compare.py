@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricated import complete, depth_study, method_record, record
+from test_captions import MOST_WORDS, captions
 from test_report import EVIL
 from typer.testing import CliRunner
 
@@ -139,6 +140,11 @@ def test_the_page_holds_each_run_s_numbers(runs, html):
         json.loads(data)
     own = re.sub(r"<script>.*?</script>", "", html, flags=re.S)
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", own)
+
+
+def test_no_caption_has_more_than_forty_words(html):
+    found = captions(html)
+    assert len(found) == 4 and all(5 < len(words) <= MOST_WORDS for words in found)
 
 
 def test_what_differs_and_bears_on_reading_is_listed(runs, tmp_path):

@@ -15,7 +15,7 @@ from sparse_rows import planted
 from layerprobe.sae import SaeConfig
 from layerprobe.sae._config import plan
 from layerprobe.sae._rows import measure, order
-from layerprobe.sae._selection import largest_of_batch, largest_of_rows, nth_largest
+from layerprobe.sae._selection import kth_largest_of_columns, largest_of_batch, largest_of_rows, nth_largest
 from layerprobe.sae._trainer import Trainer, initialise, trainer_settings
 from layerprobe.sae.architectures import ARCHITECTURES
 
@@ -45,6 +45,15 @@ def test_the_same_set_as_torch_by_row(k):
     x = torch.randn(300, 256, generator=torch.Generator().manual_seed(k))
     expected = torch.zeros_like(x, dtype=torch.bool).scatter(1, x.topk(k).indices, True) & (x > 0)
     np.testing.assert_array_equal(largest_of_rows(x, k), expected.flatten().nonzero()[:, 0])
+
+
+@pytest.mark.parametrize("k", [1, 7, 32, 64, 256])
+@pytest.mark.parametrize("values", [None, (0, 1), (3,)], ids=["distinct", "tied", "equal"])
+def test_the_same_border_as_a_partition_by_column(k, values):
+    rng = np.random.default_rng(k)
+    x = rng.standard_normal((256, 301)) if values is None else rng.choice(values, (256, 301))
+    x = x.astype(np.float32)
+    np.testing.assert_array_equal(kth_largest_of_columns(x, k), np.sort(x, axis=0)[-k])
 
 
 def test_a_misleading_sample_changes_nothing():
