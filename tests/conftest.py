@@ -1,4 +1,4 @@
-"""What all tests share: no network, small encoders and texts, and shapes checked while tests run."""
+"""What all tests share: no network, small encoders and texts, and shapes that are checked."""
 
 import os
 
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -23,6 +24,13 @@ install_import_hook(
     ],
     typechecker="checking.typechecked",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shapes(request):
+    """Shapes are checked by the tests of parts, which are in folders; at every call of a whole run it takes a third of the time."""
+    whole_runs = request.path.parent in (Path(__file__).parent, Path(__file__).parent / "report")
+    jaxtyping.config.update("jaxtyping_disable", whole_runs)
 
 
 # No test depends on how fast the machine is.

@@ -1,5 +1,6 @@
 """Trials of whole runs: killed, interrupted, damaged, short of disk, and several at once. A trial returns what went wrong."""
 
+import contextlib
 import json
 import os
 import random
@@ -251,7 +252,8 @@ def damaged_resume(site: Site, folder: Path, rng: random.Random) -> list[str]:
         child = Child(site.words(folder / "out"), folder / "log", folder / "home", checkpoints=0)
         child.wait_for_start()
         while not states and child.process.is_alive():
-            states = list((folder / "home").glob("*/.*.partial/**/*training.safetensors*"))
+            with contextlib.suppress(FileNotFoundError):  # folders come and go
+                states = list((folder / "home").glob("*/.*.partial/**/*training.safetensors*"))
             time.sleep(0.005)
         child.send(signal.SIGKILL)
         child.end()

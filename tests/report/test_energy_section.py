@@ -14,7 +14,7 @@ from fabricated import complete, depth_study, record
 from test_few_shot_section import study as few_shot_study
 
 from layerprobe.energy_section import EnergySection
-from layerprobe.report import findings
+from layerprobe.report import cards, findings
 from layerprobe.report.page import figure_function, render_page
 from layerprobe.report.sections.energy.queries import (
     Settings,
@@ -22,6 +22,7 @@ from layerprobe.report.sections.energy.queries import (
     bits,
     curve_of,
     data_of,
+    first_cluster,
     joules,
     rows_of,
     settings_of,
@@ -159,6 +160,34 @@ def test_the_page_states_what_was_published_both_regimes_and_assumptions():
     assert "poor links (50 kbit/J)" in html and "good links (1 Gbit/J)" in html
     assert "usual range 2e-11 to 2e-10" in html
     assert "No energy was computed" in render_page(*few_shot_study())
+
+
+def test_the_first_card_is_the_depth_of_least_energy():
+    tables, about = study()
+    card, *others = cards(tables, about)
+    assert [one.title for one in others] == [
+        "Is the head enough?",
+        "Did meta-training help?",
+        "What the inner loop changed",
+    ]
+    topology, devices = first_cluster(tables)
+    least = {}
+    for inner in ("head", "top:2"):
+        curve = curve_of(rows_of(tables, inner, topology, devices), settings_of(about))
+        least[inner] = (curve.optimum().energy.total, curve.optimum().meta_rounds)
+    (best, (energy, t0)), (other, (more, _)) = sorted(least.items(), key=lambda item: item[1])
+    assert card.number == f"{joules(energy)} ({best})"
+    assert card.claim.startswith(
+        f"`{best}`, {f'after {t0} rounds of' if t0 else 'without'} meta-training; next `{other}`"
+    )
+    assert joules(more) in card.claim and card.badge == "shown"
+    assert f"<code>{best}</code>" in render_page(tables, about)
+    single, about = study(seeds=1)
+    assert cards(single, about)[0].badge == "one seed only"
+    # Where no cluster reached the target, nothing is claimed.
+    tables["energy"]["censored"] = True
+    nothing = cards(tables, about)[0]
+    assert nothing.number == "–" and nothing.badge == "undecided"
 
 
 def test_units():

@@ -10,6 +10,7 @@ from layerprobe.report.decisions import badge
 from layerprobe.report.queries import having
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.answer.card import Card
+from layerprobe.report.sections.answer.energy import energy_card
 from layerprobe.report.sections.few_shot.queries import change_of, depths, gains
 from layerprobe.report.sections.few_shot.sentences import (
     depth_sentences,
@@ -29,8 +30,9 @@ CLAIMS = {
 
 
 def few_shot_cards(tables: Tables, record: RunRecord) -> list[Card]:
-    """Is the head enough, did meta-training help, what did the inner loop change."""
-    return [enough(tables, record), helped(tables, record), changed(tables, record)]
+    """Is the head enough, did meta-training help, what did the inner loop change; first what costs least, if that was asked."""
+    energy = [] if having(tables, "energy") is None else [energy_card(tables, record)]
+    return [*energy, enough(tables, record), helped(tables, record), changed(tables, record)]
 
 
 def enough(tables: Tables, record: RunRecord) -> Card:

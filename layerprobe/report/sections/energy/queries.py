@@ -69,9 +69,9 @@ def depths(tables: Tables) -> list[str]:
 
 
 def clusters(tables: Tables) -> dict[str, tuple[str, int]]:
-    """Topologies with numbers of devices, by their words."""
+    """Topologies with numbers of devices, by their words; the one that is shown first leads."""
     table = tables["energy"]
-    pairs = dict.fromkeys(zip(table.topology, table.devices.astype(int), strict=True))
+    pairs = dict.fromkeys([first_cluster(tables), *zip(table.topology, table.devices.astype(int), strict=True)])
     return {
         f"{devices} devices, {EXCHANGED.get(topology, topology)}": (topology, devices) for topology, devices in pairs
     }

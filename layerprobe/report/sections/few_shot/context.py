@@ -9,7 +9,7 @@ from layerprobe.report.queries import having, records_of
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.few_shot.figures import MEASURES, READERS, THEORY, body_name
 from layerprobe.report.sections.few_shot.queries import BODIES, TRAINED, chosen_rates, depths, is_by_group, test_labels
-from layerprobe.report.sections.few_shot.sentences import sentences
+from layerprobe.report.sections.few_shot.sentences import by_part
 
 COUNTED = ("inner_gradients", "outer_gradients", "second_order_products", "body_forward_passes", "body_backward_passes")
 COMPARISONS = {
@@ -26,7 +26,7 @@ def context(tables: Tables, record: RunRecord) -> dict[str, Any]:
     accuracy = tables["few_shot_accuracy"]
     by_group = is_by_group(tables)
     return {
-        "texts": [finding.text for finding in sentences(tables, record)],
+        "texts": by_part(tables, record),
         "few": record.study.resolved.get("few_shot") or {},
         "by_group": by_group,
         "covered": test_labels(record),

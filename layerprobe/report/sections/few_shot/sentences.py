@@ -33,10 +33,19 @@ ALGORITHMS = {"head": " (ANIL)", "full": " (MAML)", "body": " (BOIL)"}
 
 def sentences(tables: Tables, record: RunRecord) -> list[Finding]:
     """The head against the deepest inner loop, meta-training against none, and layers before and after the inner loop."""
-    texts = [*depth_sentences(tables, record), *gain_sentences(tables, record), *layer_sentences(tables, record)]
-    texts += dictionary_sentences(tables, record)
-    texts += [*rate_sentences(tables, record), *convergence_sentences(tables)]
-    return [Finding(text=text, figure="few_shot") for text in texts]
+    return [Finding(text=text, figure="few_shot") for texts in by_part(tables, record).values() for text in texts]
+
+
+def by_part(tables: Tables, record: RunRecord) -> dict[str, list[str]]:
+    """The sentences of each part of the section."""
+    return {
+        "depths": depth_sentences(tables, record),
+        "gains": gain_sentences(tables, record),
+        "layers": layer_sentences(tables, record),
+        "dictionaries": dictionary_sentences(tables, record),
+        "rates": rate_sentences(tables, record),
+        "convergence": convergence_sentences(tables),
+    }
 
 
 def covers(record: RunRecord, groups: int | None, seeds: int) -> str:
