@@ -1,7 +1,8 @@
 """A campaign of faults: kills, damage, fuzzed and hostile inputs, without end or until its targets are reached.
 
-`python tests/campaign.py --budget-minutes 60` resumes where an earlier call stopped, as long as the source is the same; the
-numbers of trials, the failures and the seed are kept in `.campaign/state.json` and written to `docs/reliability.md`.
+`python tests/campaign.py --budget-minutes 60` resumes where an earlier call stopped, as long as the source is the same. Each of
+`--parts` processes, one per core by default, has its share of the trials; the numbers of trials, the failures and the seed are
+kept in `.campaign/<part>of<parts>/state.json`, and their sum is written to `docs/reliability.md`.
 """
 
 import argparse
@@ -105,6 +106,11 @@ def kinds(folder: Path) -> list[Kind]:
         with chromium() as browser:
             return problems + ([] if browser is None else trials_of_inputs.in_browser(browser, place / "page.html"))
 
+    def hostile_run(place, rng, number):
+        path, problems = trials_of_inputs.hostile_run(place / "run", rng)
+        with chromium() as browser:
+            return problems + ([] if None in (browser, path) else trials_of_inputs.in_browser(browser, path))
+
     fuzzed = [Kind(f"fuzzed {name}", "fuzzed inputs", 225, fuzz(name), EXAMPLES) for name in trials_of_inputs.FUZZED]
     return [
         Kind("killed or interrupted", "kills and interrupts", 440, on("small", trials.killed)),
@@ -120,6 +126,7 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("two, four or eight runs at once", "runs at once", 12, on("small", trials.at_once)),
         *fuzzed,
         Kind("page with hostile strings", "hostile strings", 100, hostile, STRINGS),
+        Kind("run folder with hostile tables", "hostile strings", 60, hostile_run),
     ]
 
 
@@ -159,8 +166,11 @@ def try_once(kind: Kind, folder: Path, number: int) -> list[str]:
     return [f"{kind.name}, number {number}: {one}" for one in problems]
 
 
-def campaign(folder: Path, minutes: float, only: str = "", log=print) -> State:
-    """Try what is left to the targets, the kind that is furthest behind first, until the time is spent."""
+def campaign(folder: Path, minutes: float, only: str = "", part: int = 0, parts: int = 1) -> State:
+    """Try what is left to the targets, the kind that is furthest behind first, until the time is spent.
+
+    One of several parts makes every `parts`-th trial of each kind.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path, start = folder / "state.json", time.monotonic()
     state = State.load(path, source())
@@ -171,20 +181,44 @@ def campaign(folder: Path, minutes: float, only: str = "", log=print) -> State:
     before = state.seconds
 
     def share(kind: Kind) -> float:
-        return state.tried.get(kind.name, 0) / kind.target
+        return state.tried.get(kind.name, 0) / (kind.target / parts)
 
     while time.monotonic() - start < 60 * minutes and share(kind := min(every, key=share)) < 1:
-        number = state.tried.get(kind.name, 0)
-        problems = try_once(kind, folder, number)
-        state.tried[kind.name] = number + kind.each
+        tried = state.tried.get(kind.name, 0)
+        problems = try_once(kind, folder, tried * parts + part * kind.each)
+        state.tried[kind.name] = tried + kind.each
         if problems:
             state.failed[kind.name] = state.failed.get(kind.name, 0) + 1
             state.failures += problems
-            for one in problems:
-                log(one)
+            print("\n".join(problems), flush=True)
         state.seconds = before + time.monotonic() - start
         state.save(path)
     return state
+
+
+def in_parts(folder: Path, minutes: float, only: str, parts: int) -> State:
+    """Run all parts side by side, and add up what they have tried."""
+    folders = [folder / f"{part + 1}of{parts}" for part in range(parts)]
+    command = [sys.executable, __file__, "--budget-minutes", str(minutes), "--only", only, "--parts", str(parts)]
+    running = [
+        subprocess.Popen([*command, "--part", str(part), "--folder", str(one)]) for part, one in enumerate(folders)
+    ]
+    try:
+        for process in running:
+            process.wait()
+    finally:
+        for process in running:
+            process.terminate()
+    total = State(source())
+    for one in folders:
+        state = State.load(one / "state.json", total.source)
+        for name, count in state.tried.items():
+            total.tried[name] = total.tried.get(name, 0) + count
+        for name, count in state.failed.items():
+            total.failed[name] = total.failed.get(name, 0) + count
+        total.failures += state.failures
+        total.seconds = max(total.seconds, state.seconds)
+    return total
 
 
 def table(state: State, every: list[Kind]) -> str:
@@ -217,14 +251,19 @@ def main() -> None:
     parser.add_argument("--budget-minutes", type=float, default=60.0)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where state, studies and failed trials are kept")
     parser.add_argument("--only", default="", help="kinds whose name contains this")
-    parser.add_argument("--no-page", action="store_true", help="leave docs/reliability.md as it is")
+    parser.add_argument(
+        "--parts", type=int, default=os.cpu_count() or 1, help="processes, each with its share of the trials"
+    )
+    parser.add_argument("--part", type=int, help="run this part alone, from 0, and leave docs/reliability.md as it is")
     words = parser.parse_args()
     folder = words.folder.resolve()
-    state = campaign(folder, words.budget_minutes, words.only)
+    if words.part is not None:
+        campaign(folder, words.budget_minutes, words.only, words.part, words.parts)
+        return
+    state = in_parts(folder, words.budget_minutes, words.only, words.parts)
     every = kinds(folder)
     print(table(state, every))
-    if not words.no_page:
-        write_page(state, every)
+    write_page(state, every)
     sys.exit(bool(state.failures))
 
 

@@ -57,6 +57,15 @@ def test_hostile_strings_make_no_elements():
     assert trials_of_inputs.in_source(page.replace("<main", "<img src=x onerror=alert(1)><main", 1))
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_hostile_tables_of_a_run_folder_do_nothing_in_a_browser(tmp_path, number):
+    path, problems = trials_of_inputs.hostile_run(tmp_path / "run", random.Random(number))
+    assert problems == []
+    if path is not None:
+        with campaign.chromium() as browser:
+            assert browser is None or trials_of_inputs.in_browser(browser, path) == []
+
+
 def test_hostile_strings_do_nothing_in_a_browser(tmp_path):
     page, _ = trials_of_inputs.hostile_page(random.Random(1), 12)
     path = tmp_path / "page.html"
@@ -94,5 +103,5 @@ def test_the_table_counts_by_group(tmp_path):
 @pytest.mark.timeout(0)
 def test_the_campaign():
     """As long as `CAMPAIGN_MINUTES` says."""
-    state = campaign.campaign(campaign.FOLDER, float(os.environ.get("CAMPAIGN_MINUTES", "60")))
+    state = campaign.in_parts(campaign.FOLDER, float(os.environ.get("CAMPAIGN_MINUTES", "60")), "", os.cpu_count() or 1)
     assert state.failures == []

@@ -366,6 +366,42 @@ def hostile_page(rng: random.Random, count: int) -> tuple[str, list[str]]:
     return render_page(tables, about), texts
 
 
+def hostile_run(folder: Path, rng: random.Random, columns: int = 3) -> tuple[Path | None, list[str]]:
+    """The page of a run folder from elsewhere, some of whose text columns are hostile; None if it is refused, and problems."""
+    from whole import whole
+
+    from layerprobe.cli import _readable
+    from layerprobe.report import write_report
+    from layerprobe.runs import Run
+
+    tables, about = whole()
+    texts = [
+        (name, column)
+        for name, table in tables.items()
+        for column in table
+        if table[column].map(lambda value: isinstance(value, str)).any()
+    ]
+    for name, column in rng.sample(texts, columns):
+        values = dict(
+            zip(tables[name][column].unique(), hostile_texts(rng, tables[name][column].nunique()), strict=False)
+        )
+        tables[name] = tables[name].assign(**{column: tables[name][column].map(values).astype(object)})
+    about.question, about.name, about.command = hostile_texts(rng, 3)
+    run = Run.create(folder, about)
+    run.save_tables(tables)
+    run.save()
+
+    def read():
+        with _readable(folder):
+            write_report(Run.load(folder), folder / "index.html")
+
+    problems = one_line(read)
+    page = folder / "index.html"
+    if not page.exists():
+        return None, problems
+    return page, [*problems, *in_source(page.read_text(encoding="utf-8"))]
+
+
 def in_source(page: str) -> list[str]:
     """Elements of a page's source that a payload has made."""
     before, _, rest = page.partition('<script type="application/json"')

@@ -315,7 +315,10 @@ def test_a_layer_changed_most_only_where_its_interval_is_apart():
 
 def test_undefined_values_say_why(tmp_path):
     html = page_of(tmp_path / "run", *study())
-    assert "SVCCA (99% of the variance) is undefined in 10 rows of the comparison <code>inner loop</code>: few rows" in html
+    assert (
+        "SVCCA (99% of the variance) is undefined in 10 rows of the comparison <code>inner loop</code>: few rows"
+        in html
+    )
 
 
 def test_accuracy_has_one_row_per_body_and_one_marker_per_reader():
