@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from layerprobe.errors import ArgumentError, StudyError
+from layerprobe.errors import ArgumentError, Mistakes, StudyError
 from layerprobe.few_shot import section_of
 
 if TYPE_CHECKING:
@@ -29,27 +29,33 @@ def check_energy(study: Study, data: FewShotData | None) -> None:
     """Whether the keys of `[energy]` fit those of `[few_shot]` and the data, where they are at hand.
 
     Raises:
-        StudyError: naming study keys.
+        LayerprobeError: naming study keys, with all mistakes.
     """
     if study.energy is None:
         return
-    few, energy = section_of(study), study.energy
+    few, energy, mistakes = section_of(study), study.energy, Mistakes()
     if not few.keep_steps:
-        raise StudyError(
-            "[energy] compares numbers of meta-training rounds, and few_shot.keep_steps lists none; for example "
-            f"keep_steps = [{max(1, few.outer_steps // 4)}, {few.outer_steps}] (0 is always compared)."
+        mistakes.found.append(
+            StudyError(
+                "[energy] compares numbers of meta-training rounds, and few_shot.keep_steps lists none; for example "
+                f"keep_steps = [{max(1, few.outer_steps // 4)}, {few.outer_steps}] (0 is always compared)."
+            )
         )
     if energy.tasks < few.tasks_per_step:
-        raise StudyError(
-            f"energy.tasks is {energy.tasks}, but the clusters that send texts for a round of meta-training are among them, "
-            f"few_shot.tasks_per_step = {few.tasks_per_step}; raise energy.tasks to that."
+        mistakes.found.append(
+            StudyError(
+                f"energy.tasks is {energy.tasks}, but the clusters that send texts for a round of meta-training are among "
+                f"them, few_shot.tasks_per_step = {few.tasks_per_step}; raise energy.tasks to that."
+            )
         )
     for key in ("devices", "topologies"):
         if len(set(values := getattr(energy, key))) < len(values):
-            raise StudyError(f"energy.{key} = {list(values)} lists a value twice; list each once.")
+            mistakes.found.append(StudyError(f"energy.{key} = {list(values)} lists a value twice; list each once."))
     if data is not None:
         for part in (data.parts.validation, data.parts.test):
-            cluster_sampler(data, part)
+            with mistakes.collected():
+                cluster_sampler(data, part)
+    mistakes.report()
 
 
 def cluster_sampler(data: FewShotData, part: Part) -> EpisodeSampler:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerprobe.errors import ArgumentError, StudyError
+from layerprobe.errors import ArgumentError, Mistakes, StudyError
 from layerprobe.files import digest
 
 if TYPE_CHECKING:
@@ -214,27 +214,36 @@ def check_few_shot(study: Study, n_layers: int | None) -> None:
     """Whether depths and rates of a few-shot study fit each other and the model.
 
     Raises:
-        StudyError: naming study keys.
+        LayerprobeError: naming study keys, with all mistakes.
     """
     from layerprobe.metalearning import check_depths
 
-    few = section_of(study)
-    configs = {depth: inner_config(study, depth, rate=1.0) for depth in few.inner}
+    few, mistakes = section_of(study), Mistakes()
+    configs, outer = {}, None
+    for depth in few.inner:
+        with mistakes.collected():
+            configs[depth] = inner_config(study, depth, rate=1.0)
+    with mistakes.collected():
+        outer = outer_config(study)
     if len({config.depth for config in configs.values()}) < len(configs):
-        raise StudyError(f"few_shot.inner = {list(few.inner)} lists a depth twice; list each once.")
+        mistakes.found.append(StudyError(f"few_shot.inner = {list(few.inner)} lists a depth twice; list each once."))
     for depth in few.inner_rates:
-        if depth not in configs:
-            raise StudyError(f"few_shot.inner_rates has {depth!r}, which few_shot.inner does not list.")
-    outer = outer_config(study)
+        if depth not in few.inner:
+            mistakes.found.append(
+                StudyError(f"few_shot.inner_rates has {depth!r}, which few_shot.inner does not list.")
+            )
     if sorted(set(few.keep_steps)) != list(few.keep_steps) or max(few.keep_steps, default=0) > few.outer_steps:
-        raise StudyError(
-            f"few_shot.keep_steps = {list(few.keep_steps)}: its steps must ascend, up to few_shot.outer_steps "
-            f"({few.outer_steps})."
+        mistakes.found.append(
+            StudyError(
+                f"few_shot.keep_steps = {list(few.keep_steps)}: its steps must ascend, up to few_shot.outer_steps "
+                f"({few.outer_steps})."
+            )
         )
-    if n_layers is not None:
-        with naming_few_shot_keys():
-            for config in configs.values():
+    if n_layers is not None and outer is not None:
+        for config in configs.values():
+            with mistakes.collected(), naming_few_shot_keys():
                 check_depths(config, outer, n_layers)
+    mistakes.report()
 
 
 @contextmanager

@@ -39,8 +39,7 @@ def resolve(study: Study, device: str = "auto", precision: str = "auto") -> Cont
         StudyError, DataError, EncoderError: in one sentence.
     """
     if study.few_shot is not None:
-        with naming_study_keys():
-            return _resolve_few_shot(study, device)
+        return _resolve_few_shot(study, device)
     return _resolve(study, device, precision)
 
 
@@ -164,13 +163,7 @@ def _check_model(study: Study, encoder: Encoder, corpus: Corpus | None, mistakes
     from layerprobe import adaptation
     from layerprobe.stages.frozen_blocks import checkpoint_config
 
-    if study.data.max_length > encoder.max_positions:
-        mistakes.found.append(
-            StudyError(
-                f"data.max_length is {study.data.max_length}, but {encoder.name} reads at most {encoder.max_positions} "
-                "tokens; lower it to that."
-            )
-        )
+    _check_length(study, encoder, mistakes)
     methods: tuple[Method, ...] = ()
     with mistakes.collected(), naming_study_keys():
         methods = StudyShape(study, encoder.n_layers).methods
@@ -190,6 +183,17 @@ def _check_model(study: Study, encoder: Encoder, corpus: Corpus | None, mistakes
                     f"sae.layers contains layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
                 )
             )
+
+
+def _check_length(study: Study, encoder: Encoder, mistakes: Mistakes) -> None:
+    """Check that the model reads texts of the study's length."""
+    if study.data.max_length > encoder.max_positions:
+        mistakes.found.append(
+            StudyError(
+                f"data.max_length is {study.data.max_length}, but {encoder.name} reads at most {encoder.max_positions} "
+                "tokens; lower it to that."
+            )
+        )
 
 
 def _check_sizes(study: Study, encoder: Encoder, counts: Sequence[int]) -> None:
@@ -223,19 +227,25 @@ def _resolve_few_shot(study: Study, device: str) -> Context:
     from layerprobe.energy_study import check_energy
     from layerprobe.few_shot import check_few_shot, load_few_shot
 
-    check_few_shot(study, None)
-    check_energy(study, None)
-    device = resolve_device(device)
-    rows = read_study(study)[None]
-    data = load_few_shot(study, rows)
-    check_energy(study, data)
-    encoder = load_study_encoder(study)
-    if study.data.max_length > encoder.max_positions:
-        raise StudyError(
-            f"data.max_length is {study.data.max_length}, but {encoder.name} reads at most {encoder.max_positions} tokens; "
-            "lower it to that."
-        )
-    check_few_shot(study, encoder.n_layers)
+    mistakes, data, encoder = Mistakes(), None, None
+    for check in (check_few_shot, check_energy):
+        with mistakes.collected(), naming_study_keys():
+            check(study, None)
+    with mistakes.collected():
+        device = resolve_device(device)
+    with mistakes.collected(), naming_study_keys():
+        data = load_few_shot(study, read_study(study)[None])
+        check_energy(study, data)
+    if hub.is_hub_id(study.model.name):  # a model is not downloaded in vain
+        mistakes.report()
+    with mistakes.collected(), naming_study_keys():
+        encoder = load_study_encoder(study)
+    if encoder is not None:
+        _check_length(study, encoder, mistakes)
+        with mistakes.collected(), naming_study_keys():
+            check_few_shot(study, encoder.n_layers)
+    mistakes.report()
+    assert data is not None and encoder is not None
     resolved = ResolvedStudy(
         study=study,
         n_layers=encoder.n_layers,

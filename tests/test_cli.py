@@ -230,6 +230,22 @@ def test_an_interruption_that_surfaces_as_another_error_is_reported_as_one(capsy
         raise RuntimeError("a bug")
 
 
+def test_ctrl_c_after_the_last_line_of_the_program_changes_no_exit_code():
+    code = (
+        "import os, signal\n"
+        "from layerprobe import interrupt\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "interrupt.end_quietly()\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGINT):\n"
+        "        print('late', flush=True)\n"
+        "        kill(me, number)\n"
+        "late = Late()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "late\n", "")
+
+
 def test_a_second_sigterm_does_not_disturb_the_clean_up_of_the_first_nor_another_handler(monkeypatch):
     import os
     import signal

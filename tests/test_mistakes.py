@@ -8,6 +8,7 @@ import pytest
 from running import write_study
 from safetensors.torch import load_file, save_file
 from tiny import make_encoder
+from trials_of_runs import few_shot
 from typer.testing import CliRunner
 
 from layerprobe.cli import app
@@ -63,6 +64,31 @@ def test_several_mistakes_are_reported_at_once_one_line_each(study, tmp_path):
     words = ("topq", "ckka", "headline", "100, but", "/nowhere", "/nothing", "layer 7")
     for word in words[:4] + words[6:]:
         assert sum(word in line for line in found) == 1, (word, found)
+
+
+def test_mistakes_of_a_few_shot_study_are_reported_at_once(tiny_bert, tmp_path):
+    path = few_shot(tmp_path)
+    path.write_text(path.read_text() + "[energy]\ndevices = [2, 2]\ntasks = 2\n")
+    found = lines(
+        path,
+        tmp_path,
+        f"model.name={str(tiny_bert)!r}",
+        "few_shot.inner=['head', 'top:1', 'top:9', 'anil']",
+        "few_shot.inner_rates={full=0.1}",
+        "few_shot.ways=40",
+        "few_shot.tasks_per_step=3",
+        "data.max_length=100",
+    )
+    words = (
+        "lists a depth twice",
+        "inner_rates has 'full'",
+        "keep_steps lists none",
+        "energy.tasks is 2",
+        "devices = [2, 2]",
+    )
+    for word in (*words, "few_shot.ways", "but the model has", "data.max_length is 100"):
+        assert sum(word in line for line in found) == 1, (word, found)
+    assert len(found) == 8, found
 
 
 def test_values_that_no_study_has_are_all_named(study, tmp_path):
