@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -13,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 for name in ("report", "stages"):  # whose helpers trials use
     sys.path.append(str(ROOT / "tests" / name))
-LONGEST = 300.0
-"""Seconds after which a child counts as stuck."""
+LONGEST = 150.0
+"""Seconds after which a child counts as stuck; shortly before, it writes to stderr where it is."""
 STARTED = "started"
 
 
@@ -111,7 +112,9 @@ def _main(words, folder, home, options):
     os.setsid()
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    faulthandler.dump_traceback_later(LONGEST - 20, file=sys.stderr)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ |= {"LAYERPROBE_HOME": str(home), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
