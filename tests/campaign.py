@@ -113,7 +113,8 @@ def kinds(folder: Path) -> list[Kind]:
 
     fuzzed = [Kind(f"fuzzed {name}", "fuzzed inputs", 225, fuzz(name), EXAMPLES) for name in trials_of_inputs.FUZZED]
     return [
-        Kind("killed or interrupted", "kills and interrupts", 440, on("small", trials.killed)),
+        Kind("killed or interrupted", "kills and interrupts", 340, on("least", trials.killed)),
+        Kind("killed or interrupted, with a dictionary", "kills and interrupts", 100, on("small", trials.killed)),
         Kind("few-shot run killed or interrupted", "kills and interrupts", 40, on("few", trials.killed)),
         Kind("fresh process killed or interrupted", "kills and interrupts", 24, on("small", trials.killed_fresh)),
         Kind("damage below home", "faults", 480, on("whole", trials.damaged)),
@@ -121,12 +122,12 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("damage to the state of a dictionary's training", "faults", 80, on("small", trials.damaged_resume)),
         Kind("damage to the state of meta-training", "faults", 40, on("few", trials.damaged_resume)),
         Kind("damage to a run folder", "faults", 200, on("whole", trials.damaged_run)),
-        Kind("every write fails from some moment on", "faults", 80, on("small", trials.failing_disk)),
-        Kind("home removed under a run", "faults", 20, on("small", trials.removed_home)),
+        Kind("every write fails from some moment on", "faults", 80, on("least", trials.failing_disk)),
+        Kind("home removed under a run", "faults", 20, on("least", trials.removed_home)),
         Kind("two, four or eight runs at once", "runs at once", 12, on("small", trials.at_once)),
         *fuzzed,
         Kind("page with hostile strings", "hostile strings", 100, hostile, STRINGS),
-        Kind("run folder with hostile tables", "hostile strings", 60, hostile_run),
+        Kind("run folder with hostile tables", "hostile strings", 30, hostile_run),
     ]
 
 

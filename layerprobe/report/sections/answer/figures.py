@@ -70,7 +70,7 @@ def layer_strip(tables: Tables, record: RunRecord) -> go.Figure | None:
             ygap=3,
             text=hover,
             hoverinfo="text",
-            colorbar={"title": f"1 - {measure}", "thickness": 12},
+            colorbar={"title": f"1 − {measure.upper() if measure == 'cka' else measure}", "thickness": 12},
         )
     )
     for y, drift in enumerate(drifts.values()):

@@ -170,7 +170,7 @@ def transfer(
         return None
     titles = [f"{side} rows" for side in sides]
     figure = make_subplots(rows=1, cols=len(sides), subplot_titles=titles, shared_yaxes=True)
-    ends = [0.0, 1.0]
+    ends, listed = [0.0, 1.0], set()
     for col, side in enumerate(sides, start=1):
         on = rows[rows.evaluated_on == side].sort_values("layer")
         ends += _add_control_band(figure, on[on.kind.isin(CONTROLS)], quantity, col=col)
@@ -186,12 +186,13 @@ def transfer(
                 "text": value.map("{:.1f}".format).where(~inside, ""),
                 "customdata": part[columns],
             }
-            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": col == 1}
+            shown_first = name not in listed and len(part) > 0
+            listed |= {name} if shown_first else set()
+            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": shown_first}
             _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, row=1, col=col, **written)
     shown = [max(SHOWN[0], min(ends)) - 0.1, min(SHOWN[1], max(ends)) + 0.06]
     figure.update_yaxes(range=shown, zeroline=True).update_yaxes(title=title, col=1)
-    # Bars that are not grouped with the points are centred on their layer.
-    return styled(figure, height=420).update_layout(barmode="overlay")
+    return styled(figure, height=420)
 
 
 def _add_control_band(figure: go.Figure, controls: pd.DataFrame, quantity: str, *, col: int) -> list[float]:
@@ -203,7 +204,8 @@ def _add_control_band(figure: go.Figure, controls: pd.DataFrame, quantity: str, 
     each = controls.apply(lambda row: f"{row.kind}, {row.trained_on}: {row[quantity]:.3f}", axis=1)
     listed = each.groupby(controls.layer).agg("<br>".join)
     # The outline keeps a band of no height, of one control, visible.
-    style = {"marker": {"color": "rgba(128,128,128,.3)", "line": {"color": PLAIN, "width": 1}}, "width": 0.8}
+    style: dict[str, Any] = {"marker": {"color": "rgba(128,128,128,.3)", "line": {"color": PLAIN, "width": 1}}}
+    style |= {"width": 0.8, "offset": -0.4}  # centred on the layer, whatever the points are grouped by
     legend = {"legendgroup": "controls", "showlegend": col == 1, "name": "controls: directions not learned"}
     hover = {"customdata": listed, "hovertemplate": "controls<br>%{customdata}<extra></extra>"}
     figure.add_bar(x=_layer_names(low.index), base=low, y=high - low, row=1, col=col, **style, **legend, **hover)
@@ -260,7 +262,9 @@ def difference_pca(tables: Tables, record: RunRecord, *, method: str | None = No
         bars = error_bars(equal.joint, equal.joint_low, equal.joint_high, colour)
         marker, name = {"symbol": "diamond-open", "size": 11, "color": colour}, f"layer {layer}: joint dictionary"
         figure.add_scatter(x=equal.l0, y=equal.joint, name=name, mode="markers", marker=marker, error_y=bars)
-    figure.update_xaxes(title="coefficients per token", type="log", tickvals=sorted(rows.components.unique().tolist()))
+    numbers = sorted(rows.components.unique().tolist())
+    ticks = [number for number in numbers if number & (number - 1) == 0 or number == numbers[-1]]
+    figure.update_xaxes(title="coefficients per token", type="log", tickvals=ticks)
     figure.update_yaxes(title="explained variance<br>of adapted minus base")
     return styled(figure, height=340)
 

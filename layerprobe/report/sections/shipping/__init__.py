@@ -72,8 +72,8 @@ def shipping(tables: Tables, record: RunRecord) -> go.Figure | None:
         hover = f"{row.method}, %{{x:,.0f}} devices: %{{customdata}}"
         add_trace(figure, RECIPIENTS, y, row.method, colours[row.method], hover, **options)
     figure.add_vline(x=energy.recipients, line={"color": "#888", "dash": "dot", "width": 1})
-    figure.update_xaxes(title="devices that receive the model", type="log", dtick=1, exponentformat="SI")
-    figure.update_yaxes(title="energy, joule", type="log", exponentformat="SI")
+    figure.update_xaxes(title="devices that receive the model", type="log", dtick=1, exponentformat="power")
+    figure.update_yaxes(title="energy, joule", type="log", exponentformat="power")
     return styled(figure, height=400)
 
 
