@@ -92,8 +92,11 @@ def test_adapted_models_are_captured_in_the_batches_of_base(tmp_path, tiny_bert,
     assert len(of_test) == 1 and len(seen) >= 3
     monkeypatch.undo()
     usual = run_study(study, tmp_path / "usual", tmp_path / "other", *LIGHT)
-    # Batches change float32 activations by rounding alone, which decides a little which rows and directions are left out.
+    # Batches change float32 activations by rounding alone. Where norms are nearly tied, that decides which row is an outlier:
+    # one row of several hundred may be another one.
     keys = ["method", "layer", "measure", "rows", "unit"]
-    one, two = (run.table("similarity").set_index(keys).value for run in (result, usual))
-    differences = (one - two).abs().groupby(level="rows").max()
-    assert differences["all"] < 1e-5 and differences.max() < 1e-4, differences
+    one, two = (run.table("similarity").set_index(keys) for run in (result, usual))
+    assert (one.n_rows == two.n_rows).all()
+    differences = (one.value - two.value).abs().groupby(level="rows").max()
+    assert differences.drop("no-outliers").max() < 1e-6, differences
+    assert differences["no-outliers"] < 1 / one.n_rows.min(), differences
