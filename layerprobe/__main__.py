@@ -8,7 +8,12 @@ def main() -> None:
     interrupt.end_quietly()
     from layerprobe.cli import app
 
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if interrupt.heard():
+            interrupt.end_at_once(ended.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any, NoReturn
 
 _heard: list[int] = []
 
@@ -52,6 +53,18 @@ def end_quietly() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     os.write(2, b"\nInterrupted.\n")
     os._exit(130)
+
+
+def end_at_once(code: Any) -> NoReturn:
+    """End an interrupted process without waiting for its threads.
+
+    Ctrl-C may have found a library that was just starting a thread, of which its pool then does not know: nobody would end it.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 130)
 
 
 def resume_listening() -> None:

@@ -230,6 +230,24 @@ def test_an_interruption_that_surfaces_as_another_error_is_reported_as_one(capsy
         raise RuntimeError("a bug")
 
 
+def test_an_interrupted_command_does_not_wait_for_a_thread_that_nobody_ends(tmp_path):
+    """As `ThreadPoolExecutor` leaves one behind if Ctrl-C comes while it starts it."""
+    code = (
+        "import os, signal, sys, threading, time\n"
+        "from layerprobe import __main__, cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def load(*_):\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(10)\n"
+        "cli._load = load\n"
+        f"sys.argv = ['layerprobe', 'plan', {str(ROOT / 'analyses' / 'quickstart.toml')!r}]\n"
+        "__main__.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 130 and ended.stderr.count("Interrupted.") == 1 and "Traceback" not in ended.stderr
+
+
 def test_ctrl_c_after_the_last_line_of_the_program_changes_no_exit_code():
     code = (
         "import os, signal\n"

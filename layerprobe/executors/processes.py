@@ -193,8 +193,10 @@ def _work(
         while True:
             study, task = connection.recv()
             send(workers.run(StudyTask(study, task)))
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
+    except (EOFError, BrokenPipeError):
         return
+    except KeyboardInterrupt:
+        os._exit(0)  # at once, as `interrupt.end_at_once`
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends anyway, and without a traceback
         trace = "" if isinstance(error, LayerprobeError) else traceback.format_exc()
