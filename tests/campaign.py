@@ -224,14 +224,16 @@ def in_parts(folder: Path, minutes: float, only: str, parts: int) -> State:
 
 def table(state: State, every: list[Kind]) -> str:
     """The numbers of trials as a Markdown table."""
-    lines = ["| kind of trial | tried | survived |", "|---|---|---|"]
+    lines = ["| kind of trial | planned | tried | survived |", "|---|---|---|---|"]
     for group in dict.fromkeys(kind.group for kind in every):
         inner = [kind for kind in every if kind.group == group]
         tried, failed = (sum(counts.get(kind.name, 0) for kind in inner) for counts in (state.tried, state.failed))
-        lines.append(f"| **{group}** | {tried:,} | {tried - failed:,} |")
+        planned = sum(kind.target for kind in inner)
+        lines.append(f"| **{group}** | {planned:,} | {tried:,} | {tried - failed:,} |")
         for kind in inner:
             count = state.tried.get(kind.name, 0)
-            lines.append(f"| {kind.name} | {count:,} | {count - state.failed.get(kind.name, 0):,} |")
+            survived = count - state.failed.get(kind.name, 0)
+            lines.append(f"| {kind.name} | {kind.target:,} | {count:,} | {survived:,} |")
     about = f"Seed {state.seed}, commit {state.source}, {state.seconds / 60:.0f} minutes."
     return "\n".join([*lines, "", about])
 

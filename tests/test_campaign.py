@@ -91,7 +91,7 @@ def test_counts_are_kept_for_the_same_source_only(tmp_path):
 def test_the_table_counts_by_group(tmp_path):
     every = [campaign.Kind(name, "faults", 10, lambda *_: []) for name in ("a", "b")]
     state = campaign.State("abc", tried={"a": 3, "b": 4}, failed={"b": 1})
-    assert "| **faults** | 7 | 6 |" in campaign.table(state, every)
+    assert "| **faults** | 20 | 7 | 6 |" in campaign.table(state, every)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{campaign.START}\nold\n{campaign.END}\nafter\n")
     campaign.write_page(state, every, page)
