@@ -186,8 +186,12 @@ def blocks_of_tasks(bench: Bench, cached: TextInputs, rounds: int, tasks: int = 
         return total
 
     one, other = together(), loop()
-    for name in names:
-        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-2)
+    # Compared as one vector: the gradient of a bias of keys is 0 but for rounding.
+    error, size = (
+        sum(float(values[name].norm()) ** 2 for name in names) ** 0.5
+        for values in ({name: one[name] - other[name] for name in names}, other)
+    )
+    assert error < 1e-2 * size, (error, size)
     return ratio(together, loop, rounds)
 
 
