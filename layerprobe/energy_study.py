@@ -52,8 +52,8 @@ def check_energy(study: Study, data: FewShotData | None) -> None:
         if len(set(values := getattr(energy, key))) < len(values):
             mistakes.found.append(StudyError(f"energy.{key} = {list(values)} lists a value twice; list each once."))
     if data is not None:
-        for part in (data.parts.validation, data.parts.test):
-            with mistakes.collected():
+        with mistakes.collected():  # of the first part: the same keys put the other one right
+            for part in (data.parts.validation, data.parts.test):
                 cluster_sampler(data, part)
     mistakes.report()
 
