@@ -230,7 +230,7 @@ def test_an_interruption_that_surfaces_as_another_error_is_reported_as_one(capsy
         raise RuntimeError("a bug")
 
 
-def test_an_interrupted_command_does_not_wait_for_a_thread_that_nobody_ends(tmp_path):
+def test_an_interrupted_command_does_not_wait_for_a_thread_that_nobody_ends():
     """As `ThreadPoolExecutor` leaves one behind if Ctrl-C comes while it starts it."""
     code = (
         "import os, signal, sys, threading, time\n"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from layerprobe import interrupt
 from layerprobe.errors import LayerprobeError, StudyError
 from layerprobe.executors._events import Event, Failed, Finished, Settings, Workload
 from layerprobe.executors._schedule import Schedule, StudyTask
@@ -196,7 +197,7 @@ def _work(
     except (EOFError, BrokenPipeError):
         return
     except KeyboardInterrupt:
-        os._exit(0)  # at once, as `interrupt.end_at_once`
+        interrupt.end_at_once(0)
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends anyway, and without a traceback
         trace = "" if isinstance(error, LayerprobeError) else traceback.format_exc()
@@ -205,9 +206,8 @@ def _work(
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    signal.signal(
-        number, signal.SIG_IGN
-    )  # a scheduler and then the parent send it: the second would break the end of Python
+    # A scheduler sends it to all processes, and then the parent to its workers: the second disturbs no clean-up.
+    signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 SAMPLED = 16_384
 MARGIN = 1.2
@@ -30,8 +30,7 @@ def largest_of_rows(values: Float[torch.Tensor, "n m"], k: int) -> Int[torch.Ten
         return torch.from_numpy(found)
     starts = np.cumsum(counts) - counts
     candidates = array.reshape(-1)[found]
-    padded = np.full((n, counts.max()), -np.inf, array.dtype)
-    padded[rows, np.arange(len(rows)) - starts[rows]] = candidates
+    padded = _padded(candidates, rows, starts)
     last = padded.shape[1] - k
     border = np.partition(padded, last, axis=1)[rows, last]
     kept = candidates >= border
@@ -56,10 +55,7 @@ def kth_largest_of_columns(values: Float[np.ndarray, "m n"], k: int) -> Float[np
     columns = (found % n).astype(np.min_scalar_type(n))
     order = np.argsort(columns, kind="stable")
     columns, counts = columns[order], np.bincount(columns, minlength=n)
-    padded = np.full((n, counts.max()), -np.inf, values.dtype)
-    padded[columns, np.arange(len(columns)) - np.repeat(np.cumsum(counts) - counts, counts)] = values.reshape(-1)[
-        found[order]
-    ]
+    padded = _padded(values.reshape(-1)[found[order]], columns, np.cumsum(counts) - counts)
     return np.partition(padded, -k, axis=1)[:, -k]
 
 
@@ -110,6 +106,16 @@ def _row_bounds(values: Float[torch.Tensor, "n m"], k: int) -> Float[np.ndarray,
     # Columns at a distance of `groups` form a group, which vectorises; those that are left over only lower the bound.
     maxima = values[:, : size * groups].view(n, size, groups).amax(1).numpy()
     return np.partition(maxima, groups - k, axis=1)[:, groups - k, None]
+
+
+def _padded(
+    values: Float[np.ndarray, " m"], rows: Integer[np.ndarray, " m"], starts: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n width"]:
+    """Values that are in the order of their rows, of which each begins at its start, as a matrix filled up with -inf."""
+    place = np.arange(len(rows)) - starts[rows]
+    padded = np.full((len(starts), place.max() + 1), -np.inf, values.dtype)
+    padded[rows, place] = values
+    return padded
 
 
 def _lower_bound(flat: np.ndarray, n: int) -> float:

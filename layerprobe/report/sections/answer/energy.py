@@ -2,72 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-
 from layerprobe.record import RunRecord
 from layerprobe.report.decisions import badge
 from layerprobe.report.section import Tables
 from layerprobe.report.sections.answer.card import Card
-from layerprobe.report.sections.energy.queries import (
-    curve_of,
-    depths,
-    first_cluster,
-    joules,
-    rows_of,
-    settings_of,
-    totals,
-)
+from layerprobe.report.sections.energy import queries
+from layerprobe.report.sections.energy.queries import Least, joules
 from layerprobe.report.sections.energy.sentences import sentences
 
 TITLE = "Which depth takes the least energy?"
 
 
-@dataclass(frozen=True)
-class Least:
-    """The least energy of one depth, in joule, and the number of meta-training rounds that it takes."""
-
-    inner: str
-    meta_rounds: int
-    total: float
-    low: float
-    high: float
-
-    @property
-    def words(self) -> str:
-        """Its rounds of meta-training."""
-        return f"after {self.meta_rounds} rounds of meta-training" if self.meta_rounds else "without meta-training"
-
-
 def energy_card(tables: Tables, record: RunRecord) -> Card:
     """The depth of the least energy against the next one, in the cluster that the page shows first."""
-    found = sorted(least_of(tables, record), key=lambda least: least.total)
+    settings, cluster = queries.settings_of(record), queries.first_cluster(tables)
+    found: list[tuple[str, Least]] = []
+    unknown = []
+    for inner in queries.depths(tables):
+        rows = queries.rows_of(tables, inner, *cluster)
+        least = None if rows.empty else queries.least_of(rows, settings)
+        if least is None:
+            unknown.append(f"`{inner}`")
+        else:
+            found.append((inner, least))
     details = tuple(sentences(tables, record))
     if not found:
         claim = "Not known: no depth reached the target for every task within the largest number of rounds"
         return Card(TITLE, claim, "–", badge(False, 0), "energy", details)
-    best, *others = found
-    claim, decided = f"`{best.inner}`, {best.words}", False
+    (best, least), *others = sorted(found, key=lambda one: joule_of(one[1]))
+    claim, decided = f"`{best}`, {words_of(least)}", False
     if others:
-        claim += f"; next `{others[0].inner}`, {others[0].words}, with {joules(others[0].total)}"
-        decided = best.high < others[0].low
-    if unknown := [inner for inner in depths(tables) if inner not in {one.inner for one in found}]:
-        claim += f"; of {', '.join(f'`{inner}`' for inner in unknown)}, only lower bounds are known"
-        decided = False
+        other, more = others[0]
+        claim += f"; next `{other}`, {words_of(more)}, with {joules(joule_of(more))}"
+        decided = least.high < more.low and not unknown
+    if unknown:
+        claim += f"; of {', '.join(unknown)}, only lower bounds are known"
     seeds = int(tables["energy"].seeds.max())
-    return Card(TITLE, claim, f"{joules(best.total)} ({best.inner})", badge(decided, seeds), "energy", details)
+    return Card(TITLE, claim, f"{joules(joule_of(least))} ({best})", badge(decided, seeds), "energy", details)
 
 
-def least_of(tables: Tables, record: RunRecord) -> list[Least]:
-    """The least energy of each depth that reached the target after some number of meta-training rounds."""
-    found, settings = [], settings_of(record)
-    for inner in depths(tables):
-        rows = rows_of(tables, inner, *first_cluster(tables))
-        if rows.empty or (curve := curve_of(rows, settings)).censored.all():
-            continue
-        best, ends = curve.optimum(), totals(rows, settings)
-        at = int(np.flatnonzero(curve.meta_rounds == best.meta_rounds)[0])
-        total = float(best.energy.total)
-        found.append(Least(inner, int(best.meta_rounds), total, float(ends.low[at]), float(ends.high[at])))
-    return found
+def joule_of(least: Least) -> float:
+    return float(least.optimum.energy.total)
+
+
+def words_of(least: Least) -> str:
+    """Its rounds of meta-training."""
+    rounds = least.optimum.meta_rounds
+    return f"after {rounds} rounds of meta-training" if rounds else "without meta-training"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from layerprobe.energy import EnergyCurve, MeasuredRounds, TwoStage, energy_curve, server_bit_per_joule
+from layerprobe.energy import EnergyCurve, MeasuredRounds, Optimum, TwoStage, energy_curve, server_bit_per_joule
 from layerprobe.energy_section import EnergySection
 from layerprobe.record import RunRecord
 from layerprobe.report.section import Tables
@@ -137,6 +137,25 @@ def totals(rows: pd.DataFrame, settings: Settings) -> Interval:
         none = np.full(len(rows), np.nan)
         return Interval(none, none)
     return Interval(*(np.asarray(curve_of(rows, settings, f"rounds_{end}").energy.total) for end in ("low", "high")))
+
+
+@dataclass(frozen=True)
+class Least:
+    """The least energy of one depth and cluster over t0, with its interval in joule, missing without one."""
+
+    optimum: Optimum
+    low: float
+    high: float
+
+
+def least_of(rows: pd.DataFrame, settings: Settings) -> Least | None:
+    """The t0 of least energy; None if no t0 reached the target for every task."""
+    curve = curve_of(rows, settings)
+    if curve.censored.all():
+        return None
+    best, ends = curve.optimum(), totals(rows, settings)
+    at = int(np.flatnonzero(curve.meta_rounds == best.meta_rounds)[0])
+    return Least(best, float(ends.low[at]), float(ends.high[at]))
 
 
 def advantage(curve: EnergyCurve) -> np.ndarray:

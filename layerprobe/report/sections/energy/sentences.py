@@ -13,13 +13,12 @@ from layerprobe.report.sections.energy.queries import (
     EXCHANGED,
     assumptions,
     bits,
-    curve_of,
     depths,
     first_cluster,
     joules,
+    least_of,
     rows_of,
     settings_of,
-    totals,
 )
 
 
@@ -38,21 +37,20 @@ def optimum_sentence(tables: Tables, record: RunRecord, inner: str) -> str:
     if rows.empty:
         return ""
     settings = settings_of(record)
-    curve, ends = curve_of(rows, settings), totals(rows, settings)
+    least = least_of(rows, settings)
     where = f"Adapting `{inner}` on {devices} devices per task in {EXCHANGED[topology]}"
-    tried = ", ".join(map(str, curve.meta_rounds))
-    if curve.censored.all():
+    if least is None:
+        tried = ", ".join(map(str, rows.meta_rounds))
         return (
             f"{where}: after none of t0 = {tried} rounds of meta-training did every cluster reach the target within the cap, so "
             "only lower bounds of the energy are known."
         )
-    best = curve.optimum()
-    at = int(np.flatnonzero(curve.meta_rounds == best.meta_rounds)[0])
+    best = least.optimum
     seeds = int(rows.seeds.iloc[0])
     interval = "no interval"
-    if np.isfinite(ends.low[at]):
+    if np.isfinite(least.low):
         over = f"{int(rows.tasks.iloc[0])} tasks" + (f" and {seeds} seeds" if seeds > 1 else ", one seed")
-        interval = f"95% interval {joules(ends.low[at])} to {joules(ends.high[at])} over {over}"
+        interval = f"95% interval {joules(least.low)} to {joules(least.high)} over {over}"
     energy: Any = best.energy
     ratio = f"{'at least ' if best.ratio_is_lower_bound else ''}{best.ratio:.3g} times as much without meta-training"
     compared = "" if best.meta_rounds == 0 or not np.isfinite(best.ratio) else f"; {ratio}"

@@ -170,12 +170,14 @@ def transfer(
         return None
     titles = [f"{side} rows" for side in sides]
     figure = make_subplots(rows=1, cols=len(sides), subplot_titles=titles, shared_yaxes=True)
-    ends, listed = [0.0, 1.0], set()
+    ends = [0.0, 1.0]
     for col, side in enumerate(sides, start=1):
         on = rows[rows.evaluated_on == side].sort_values("layer")
         ends += _add_control_band(figure, on[on.kind.isin(CONTROLS)], quantity, col=col)
         for trained_on, kind, name, colour, symbol in TRANSFERS:
             part = on[(on.trained_on == trained_on) & (on.kind == kind)]
+            if part.empty:
+                continue
             value, low, high = (part[column] for column in columns)
             inside = value.between(*SHOWN)
             # The interval of a value beyond the edge is beyond it too.
@@ -186,9 +188,8 @@ def transfer(
                 "text": value.map("{:.1f}".format).where(~inside, ""),
                 "customdata": part[columns],
             }
-            shown_first = name not in listed and len(part) > 0
-            listed |= {name} if shown_first else set()
-            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": shown_first}
+            is_new = name not in {trace.name for trace in figure.data}
+            written |= {"hovertemplate": f"{hover}<extra></extra>", "legendgroup": name, "showlegend": is_new}
             _add_points(figure, drawn, ["y", "y_low", "y_high"], name, colour, symbol, row=1, col=col, **written)
     shown = [max(SHOWN[0], min(ends)) - 0.1, min(SHOWN[1], max(ends)) + 0.06]
     figure.update_yaxes(range=shown, zeroline=True).update_yaxes(title=title, col=1)
