@@ -35,22 +35,18 @@ def check_energy(study: Study, data: FewShotData | None) -> None:
         return
     few, energy, mistakes = section_of(study), study.energy, Mistakes()
     if not few.keep_steps:
-        mistakes.found.append(
-            StudyError(
-                "[energy] compares numbers of meta-training rounds, and few_shot.keep_steps lists none; for example "
-                f"keep_steps = [{max(1, few.outer_steps // 4)}, {few.outer_steps}] (0 is always compared)."
-            )
+        mistakes.add(
+            "[energy] compares numbers of meta-training rounds, and few_shot.keep_steps lists none; for example "
+            f"keep_steps = [{max(1, few.outer_steps // 4)}, {few.outer_steps}] (0 is always compared)."
         )
     if energy.tasks < few.tasks_per_step:
-        mistakes.found.append(
-            StudyError(
-                f"energy.tasks is {energy.tasks}, but the clusters that send texts for a round of meta-training are among "
-                f"them, few_shot.tasks_per_step = {few.tasks_per_step}; raise energy.tasks to that."
-            )
+        mistakes.add(
+            f"energy.tasks is {energy.tasks}, but the clusters that send texts for a round of meta-training are among "
+            f"them, few_shot.tasks_per_step = {few.tasks_per_step}; raise energy.tasks to that."
         )
     for key in ("devices", "topologies"):
         if len(set(values := getattr(energy, key))) < len(values):
-            mistakes.found.append(StudyError(f"energy.{key} = {list(values)} lists a value twice; list each once."))
+            mistakes.add(f"energy.{key} = {list(values)} lists a value twice; list each once.")
     if data is not None:
         with mistakes.collected():  # of the first part: the same keys put the other one right
             for part in (data.parts.validation, data.parts.test):

@@ -31,6 +31,10 @@ class Mistakes:
     def __init__(self) -> None:
         self.found: list[LayerprobeError] = []
 
+    def add(self, message: str) -> None:
+        """Note a mistake in the study or its options, in one sentence."""
+        self.found.append(StudyError(message))
+
     @contextmanager
     def collected(self) -> Iterator[None]:
         """Keep a user error that ends this context."""

@@ -226,18 +226,14 @@ def check_few_shot(study: Study, n_layers: int | None) -> None:
     with mistakes.collected():
         outer = outer_config(study)
     if len({config.depth for config in configs.values()}) < len(configs):
-        mistakes.found.append(StudyError(f"few_shot.inner = {list(few.inner)} lists a depth twice; list each once."))
+        mistakes.add(f"few_shot.inner = {list(few.inner)} lists a depth twice; list each once.")
     for depth in few.inner_rates:
         if depth not in few.inner:
-            mistakes.found.append(
-                StudyError(f"few_shot.inner_rates has {depth!r}, which few_shot.inner does not list.")
-            )
+            mistakes.add(f"few_shot.inner_rates has {depth!r}, which few_shot.inner does not list.")
     if sorted(set(few.keep_steps)) != list(few.keep_steps) or max(few.keep_steps, default=0) > few.outer_steps:
-        mistakes.found.append(
-            StudyError(
-                f"few_shot.keep_steps = {list(few.keep_steps)}: its steps must ascend, up to few_shot.outer_steps "
-                f"({few.outer_steps})."
-            )
+        mistakes.add(
+            f"few_shot.keep_steps = {list(few.keep_steps)}: its steps must ascend, up to few_shot.outer_steps "
+            f"({few.outer_steps})."
         )
     if n_layers is not None and outer is not None:
         for config in configs.values():

@@ -21,6 +21,9 @@ def listening() -> Iterator[None]:
 
     One that falls into the middle of an import can break a lock of Python's or be swallowed by a library, and then comes
     out as an error that says nothing of it. A second SIGTERM raises nothing: the first one's clean-up goes on.
+
+    Where `end_quietly` was called, the command is over after this context: Ctrl-C is ignored, since it would lose the exit code
+    and the last lines.
     """
     _heard.clear()
     handlers = {signal.SIGINT: (signal.default_int_handler, _end), signal.SIGTERM: (signal.SIG_DFL,)}
@@ -37,7 +40,7 @@ def listening() -> Iterator[None]:
     finally:
         sys.unraisablehook = unraisable
         for number, handler in usual.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if handler is _end else handler)
 
 
 def end_quietly() -> None:

@@ -323,7 +323,7 @@ class Computation:
             check_device(self.device)
         for name, number in (("jobs", self.jobs), ("threads", self.threads)):
             if number is not None and number < 1:
-                mistakes.found.append(StudyError(f"--{name} is {number}; it is a whole number of 1 or more."))
+                mistakes.add(f"--{name} is {number}; it is a whole number of 1 or more.")
         if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
             raise StudyError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this process is one of several that a launcher started, and each "
@@ -333,10 +333,8 @@ class Computation:
         with mistakes.collected():
             find_executor(self.executor, self.jobs)
         if self.address is not None and self.executor != "ray":
-            mistakes.found.append(
-                StudyError(
-                    f"--address {self.address} is for the executor ray; add --executor ray, or leave the address out."
-                )
+            mistakes.add(
+                f"--address {self.address} is for the executor ray; add --executor ray, or leave the address out."
             )
         mistakes.report()
 

@@ -129,32 +129,26 @@ def _check_names(study: Study, mistakes: Mistakes) -> None:
     known = [measure.name for measure in MEASURES]
     for name in study.similarity.measures:
         if name not in known:
-            mistakes.found.append(
-                StudyError(f"similarity.measures contains {name!r}; the measures are {', '.join(known)}.")
-            )
+            mistakes.add(f"similarity.measures contains {name!r}; the measures are {', '.join(known)}.")
 
 
 def _check_examples(study: Study, corpus: Corpus, mistakes: Mistakes) -> None:
     """Check that there are as many examples as the analyses need."""
     for key, number in (("data.test", len(corpus.test)), ("activations.examples", study.activations.examples)):
         if number < FEWEST_EXAMPLES:
-            mistakes.found.append(
-                StudyError(
-                    f"{key} is {number}, but an interval over examples needs at least {FEWEST_EXAMPLES}; raise {key} or give "
-                    "more data."
-                )
+            mistakes.add(
+                f"{key} is {number}, but an interval over examples needs at least {FEWEST_EXAMPLES}; raise {key} or give "
+                "more data."
             )
     if "probes" in study.internals.parts:
         labels = corpus.train.labels.tolist()
         single = [name for number, name in enumerate(corpus.label_names) if labels.count(number) == 1]
         if single:
             names = ", ".join(map(repr, single[:5])) + (f" and {len(single) - 5} more" if len(single) > 5 else "")
-            mistakes.found.append(
-                StudyError(
-                    f"{'The class' if len(single) == 1 else 'The classes'} {names} of {corpus.name} "
-                    f"{'has' if len(single) == 1 else 'have'} one training example, but the cross-validation of probes needs two; "
-                    'raise data.train, leave the class out, or leave "probes" out of internals.parts.'
-                )
+            mistakes.add(
+                f"{'The class' if len(single) == 1 else 'The classes'} {names} of {corpus.name} "
+                f"{'has' if len(single) == 1 else 'have'} one training example, but the cross-validation of probes needs two; "
+                'raise data.train, leave the class out, or leave "probes" out of internals.parts.'
             )
 
 
@@ -178,21 +172,17 @@ def _check_model(study: Study, encoder: Encoder, corpus: Corpus | None, mistakes
             adaptation.check_learning_rates(study.adaptation.learning_rates, methods)
     for layer in study.sae.layers or ():
         if not 0 <= layer <= encoder.n_layers:
-            mistakes.found.append(
-                StudyError(
-                    f"sae.layers contains layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
-                )
+            mistakes.add(
+                f"sae.layers contains layer {layer}, but {encoder.name} has layers 0 (embeddings) to {encoder.n_layers}."
             )
 
 
 def _check_length(study: Study, encoder: Encoder, mistakes: Mistakes) -> None:
     """Check that the model reads texts of the study's length."""
     if study.data.max_length > encoder.max_positions:
-        mistakes.found.append(
-            StudyError(
-                f"data.max_length is {study.data.max_length}, but {encoder.name} reads at most {encoder.max_positions} "
-                "tokens; lower it to that."
-            )
+        mistakes.add(
+            f"data.max_length is {study.data.max_length}, but {encoder.name} reads at most {encoder.max_positions} "
+            "tokens; lower it to that."
         )
 
 

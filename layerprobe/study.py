@@ -308,9 +308,7 @@ class Study(Section):
             ("data.ood.name", (*named, "test")),
         ):
             if len(set(values)) != len(values):
-                mistakes.found.append(
-                    StudyError(f"{origin}: {key} = {list(values)} lists a value twice; list each once.")
-                )
+                mistakes.add(f"{origin}: {key} = {list(values)} lists a value twice; list each once.")
         mistakes.report()
         if study.data.test_source is not None and study.data.split_column is not None:
             raise StudyError(

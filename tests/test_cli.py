@@ -264,6 +264,20 @@ def test_ctrl_c_after_the_last_line_of_the_program_changes_no_exit_code():
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "late\n", "")
 
 
+def test_ctrl_c_after_the_end_of_a_command_loses_neither_its_last_lines_nor_its_exit_code():
+    code = (
+        "import os, signal\n"
+        "from layerprobe import interrupt\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "interrupt.end_quietly()\n"
+        "with interrupt.listening():\n"
+        "    print('path of the page')\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "path of the page\n", "")
+
+
 def test_a_second_sigterm_does_not_disturb_the_clean_up_of_the_first_nor_another_handler(monkeypatch):
     import os
     import signal

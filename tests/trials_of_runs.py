@@ -173,7 +173,10 @@ def killed(site: Site, folder: Path, rng: random.Random) -> list[str]:
                 if (folder / "out" / "run.json").exists()
                 else None
             )
-            if status not in ("interrupted", None):
+            if status == "complete":  # interrupted after its end
+                if problems := site.differences(folder):
+                    return [f"killed by{what}, complete: {one}" for one in problems]
+            elif status not in ("interrupted", None):
                 return [f"killed by{what}: the record says {status}"]
     return site.complete(folder, f"killed by{what}")
 
