@@ -11,9 +11,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerprobe.errors import StorageError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESIDENT_BYTES = 256 * 2**20
 """Memory maps up to this size keep the pages that were read."""
@@ -136,6 +139,20 @@ def stamp(path: Path) -> Stamp:
 def is_settled(value: Stamp) -> bool:
     """Whether a change of the file from now on would show in its stamp."""
     return time.time_ns() - max(value[1:3]) > SETTLED
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A Parquet file.
+
+    Raises:
+        FileNotFoundError: with the file, which pyarrow leaves out.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
 
 
 def os_problem(error: OSError, path: Path) -> str:

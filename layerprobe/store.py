@@ -26,6 +26,7 @@ from layerprobe.files import (
     is_intact,
     is_settled,
     os_problem,
+    read_table,
     remove_checked,
     stamp,
     write_json,
@@ -74,9 +75,7 @@ class Artifact:
 
     def table(self, name: str) -> pd.DataFrame:
         """One of its tables."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / "tables" / f"{name}.parquet")
+        return read_table(self.folder / "tables" / f"{name}.parquet")
 
     @property
     def table_names(self) -> tuple[str, ...]:

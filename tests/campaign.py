@@ -113,12 +113,18 @@ def kinds(folder: Path) -> list[Kind]:
 
     fuzzed = [Kind(f"fuzzed {name}", "fuzzed inputs", 225, fuzz(name), EXAMPLES) for name in trials_of_inputs.FUZZED]
     return [
-        Kind("killed or interrupted", "kills and interrupts", 340, on("least", trials.killed)),
-        Kind("killed or interrupted, with a dictionary", "kills and interrupts", 100, on("small", trials.killed)),
-        Kind("few-shot run killed or interrupted", "kills and interrupts", 40, on("few", trials.killed)),
+        Kind("killed or interrupted", "kills and interrupts", 340, on("least", trials.killed), trials.KILLS),
+        Kind(
+            "killed or interrupted, with a dictionary",
+            "kills and interrupts",
+            100,
+            on("small", trials.killed),
+            trials.KILLS,
+        ),
+        Kind("few-shot run killed or interrupted", "kills and interrupts", 40, on("few", trials.killed), trials.KILLS),
         Kind("fresh process killed or interrupted", "kills and interrupts", 24, on("small", trials.killed_fresh)),
-        Kind("damage below home", "faults", 480, on("whole", trials.damaged)),
-        Kind("damage below home, few-shot", "faults", 120, on("few", trials.damaged)),
+        Kind("damage below home", "faults", 480, on("whole", trials.damaged), trials.DAMAGES),
+        Kind("damage below home, few-shot", "faults", 120, on("few", trials.damaged), trials.DAMAGES),
         Kind("damage to the state of a dictionary's training", "faults", 80, on("small", trials.damaged_resume)),
         Kind("damage to the state of meta-training", "faults", 40, on("few", trials.damaged_resume)),
         Kind("damage to a run folder", "faults", 200, on("whole", trials.damaged_run)),

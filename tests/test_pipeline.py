@@ -376,6 +376,23 @@ def test_a_full_disk_keeps_what_was_finished(study_path, tmp_path, monkeypatch):
     assert {"adapt", "capture"} <= set(stages(result, reused=True))
 
 
+def test_a_store_that_is_removed_before_its_tables_are_collected_is_named(study_path, tmp_path, monkeypatch):
+    from layerprobe import recording
+
+    study = (study_path, tmp_path / "out", tmp_path / "home", "adaptation.methods=['full']", *LIGHT)
+
+    def collect(*given, original=recording.collect):
+        shutil.rmtree(tmp_path / "home")
+        original(*given)
+
+    monkeypatch.setattr(recording, "collect", collect)
+    with pytest.raises(StorageError, match=r"cannot be used \(it is missing\), so the run in .* was not finished"):
+        run_study(*study)
+    assert Run.load(tmp_path / "out").record.status == "failed"
+    monkeypatch.undo()
+    assert run_study(*study).record.status == "complete"
+
+
 def test_the_lock_of_a_run_folder_stays_so_that_a_third_run_cannot_pass_a_second(first, study_path, home, tmp_path):
     """A lock whose file is removed when it is released is held by one run and free for the next."""
     from filelock import FileLock, Timeout

@@ -153,11 +153,17 @@ CODES = {signal.SIGKILL: (0, -9), signal.SIGINT: (0, 130), signal.SIGTERM: (0, 1
 """Exit codes of a run that gets a signal; SIGTERM ends a process as usual that has not begun to listen to it."""
 
 
+KILLS = 2
+"""Signals per trial of `killed`."""
+DAMAGES = 2
+"""Damaged files per trial of `damaged`."""
+
+
 def killed(site: Site, folder: Path, rng: random.Random) -> list[str]:
-    """A run is killed or interrupted up to three times at random moments, and then ends as if nothing had happened."""
+    """A run is killed or interrupted at random moments, again when it is resumed, and then ends as if nothing had happened."""
     shutil.rmtree(folder, ignore_errors=True)
     what = ""
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(KILLS):
         number = rng.choice((signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
         child = Child(site.words(folder / "out"), folder / "log", folder / "home", checkpoints=0)
         child.wait_for_start()
@@ -209,44 +215,69 @@ def killed_fresh(site: Site, folder: Path, rng: random.Random) -> list[str]:
 
 
 def damaged(site: Site, folder: Path, rng: random.Random) -> list[str]:
-    """A file or folder below home is damaged, and some artifacts are gone: the numbers are right, or the file is named."""
+    """Files or folders below home are damaged, and some artifacts are gone: the numbers are right, or the file is named."""
     site.copied(folder)
     home = folder / "home"
     found = artifacts(home)
-    stage = rng.choice(sorted(found))
-    artifact = rng.choice(found[stage])
-    place = rng.random()
-    if place < 0.75:
-        target = any_file(artifact, rng)
-    elif place < 0.85:
-        target = rng.choice([artifact, artifact.parent])
-    else:
-        target = rng.choice([*sorted(path for path in home.rglob(".*") if path.is_file()), home / "durations.json"])
-        if rng.random() < 0.3 and (home / "facts").is_dir():
-            target = any_file(home / "facts", rng)
-    what = damage(target, rng)
+    targets: list[Path] = []
+    what = []
+    while len(targets) < DAMAGES:
+        target = _below_home(home, found, rng)
+        if target is None or any(target.is_relative_to(one) or one.is_relative_to(target) for one in targets):
+            continue
+        what.append(damage(target, rng))
+        targets.append(target)
     gone = rng.sample(sorted(found), min(len(found), rng.choice((0, 0, 1, 3))))
     for other in gone:
         for one in found[other]:
-            if one.exists() and one.is_dir() and not target.is_relative_to(one):
+            if one.exists() and one.is_dir() and not any(target.is_relative_to(one) for target in targets):
                 shutil.rmtree(one)
     if rng.random() < 0.2:
         shutil.rmtree(folder / "out")
-    return survived(site, folder, what, target)
+    return survived(site, folder, " and ".join(what), targets)
 
 
-def survived(site: Site, folder: Path, what: str, target: Path) -> list[str]:
-    """After damage, a run has the right numbers; or it names the damaged path, and has them once that is removed."""
-    ended = site.run(folder)
-    if problems := ended.problems(0, 2):
-        return [f"{what}: {one}" for one in problems]
-    if ended.code == 0:
-        return [f"{what}: {one}" for one in site.differences(folder)]
-    named = [one for one in (target, *target.parents) if str(one) in ended.err and one.exists() and one != folder]
-    if not named:
-        return [f"{what}: the sentence does not name it: {ended.err[-600:]}"]
-    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-    return site.complete(folder, f"{what}, after it was removed")
+def _below_home(home: Path, found: dict[str, list[Path]], rng: random.Random) -> Path | None:
+    """A file of an artifact, an artifact, a stage's folder, or a file of the store itself; None if damage has removed it."""
+    artifact = rng.choice(found[rng.choice(sorted(found))])
+    place = rng.random()
+    if place < 0.75:
+        return any_file(artifact, rng) if artifact.is_dir() else None
+    if place < 0.85:
+        target = rng.choice([artifact, artifact.parent])
+    elif rng.random() < 0.3 and (home / "facts").is_dir():
+        target = any_file(home / "facts", rng)
+    else:
+        target = rng.choice([*sorted(path for path in home.rglob(".*") if path.is_file()), home / "durations.json"])
+    return target if target.exists() else None
+
+
+def survived(site: Site, folder: Path, what: str, targets: list[Path]) -> list[str]:
+    """After damage, a run has the right numbers; or it names a damaged path, and has them once what it names is removed."""
+    left = list(targets)
+    while True:
+        ended = site.run(folder)
+        if problems := ended.problems(0, 2):
+            return [f"{what}: {one}" for one in problems]
+        if ended.code == 0:
+            return [f"{what}: {one}" for one in site.differences(folder)]
+        named = [target for target in left if _is_named(target, ended.err, folder)]
+        if not named:
+            return [f"{what}: the sentence names none of it that is left: {ended.err[-600:]}"]
+        for target in named:
+            left.remove(target)
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+
+def _is_named(target: Path, text: str, folder: Path) -> bool:
+    """Whether a text names a path, or a folder around it that is neither the whole store nor above the run folder."""
+    around = [
+        one for one in target.parents if one.is_relative_to(folder / "home") or one.is_relative_to(folder / "out")
+    ]
+    return any(str(one) in text for one in (target, *around) if one != folder / "home")
 
 
 def damaged_resume(site: Site, folder: Path, rng: random.Random) -> list[str]:
@@ -270,7 +301,8 @@ def damaged_resume(site: Site, folder: Path, rng: random.Random) -> list[str]:
         shutil.rmtree(folder / "home", ignore_errors=True)
     if not states:
         return ["no state of a training was left"]
-    return survived(site, folder, damage(rng.choice(states), rng), states[0])
+    target = rng.choice(states)
+    return survived(site, folder, damage(target, rng), [target])
 
 
 def damaged_run(site: Site, folder: Path, rng: random.Random) -> list[str]:
@@ -293,7 +325,7 @@ def damaged_run(site: Site, folder: Path, rng: random.Random) -> list[str]:
         )
         if problems := other.problems(0, 2):
             return [f"compare after {what}: {one}" for one in problems]
-    return survived(site, folder, what, target)
+    return survived(site, folder, what, [target])
 
 
 def failing_disk(site: Site, folder: Path, rng: random.Random) -> list[str]:
