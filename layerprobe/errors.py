@@ -25,6 +25,12 @@ class CombinedError(LayerprobeError):
         return type(self), (self.errors,)
 
 
+def quoted(value: object) -> str:
+    """A value from data as Python writes it, shortened to what a sentence can hold."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]}…{text[-10:]}"
+
+
 class Mistakes:
     """Collects user errors, so that all of them are reported and not the first alone."""
 

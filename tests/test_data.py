@@ -107,6 +107,7 @@ def test_pairs_twenty_classes_and_named_columns(tmp_path):
         (sixty(), ("text", "topic"), {}, ["no column 'label'", "set label to"]),
         ([], ("text", "label"), {}, ["no rows"]),
         ([(f"t{i}", "only") for i in range(9)], ("text", "label"), {}, ["1 class", "'only'", "at least two"]),
+        ([(f"t{i}", "x" * 5000) for i in range(9)], ("text", "label"), {}, ["1 class", "xxx…xxx", "at least two"]),
         (sixty(), ("text", "label"), {"train": 50, "test": 20}, ["train = 50 and test = 20", "60 distinct"]),
         ([*sixty(), ("x", "")], ("text", "label"), {}, ["no label in row 61"]),
     ],
@@ -115,7 +116,7 @@ def test_bad_tables_are_refused_in_one_sentence(tmp_path, rows, columns, options
     with pytest.raises(DataError) as caught:
         load_corpus(write(tmp_path / "t.csv", rows, columns), **options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,7 @@ def test_bad_tables_are_refused_in_one_sentence(tmp_path, rows, columns, options
         ([{"text": None, "label": "a"}], ["nothing instead of text in row 1"]),
         ([{"text": "t", "label": None}], ["no label in row 1"]),
         ([{"text": "t", "label": "a"}, {"text": "u", "label": 1}], ["mixes", "text ('a')", "whole numbers (1)"]),
+        ([{"text": "t", "label": "x" * 5000}, {"text": "u", "label": 1}], ["mixes", "text ('xxx", "xxx')"]),
         ([{"text": "t", "label": 0.5}, {"text": "u", "label": 1.5}], ["fractions"]),
         ([{"text": "t", "label": ["a"]}], ["list"]),
     ],
@@ -135,6 +137,7 @@ def test_bad_cells_are_named(tmp_path, rows, words):
     with pytest.raises(DataError) as caught:
         load_corpus(str(path))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_unreadable_sources_are_refused_in_one_sentence(tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerprobe.errors import DataError
+from layerprobe.errors import DataError, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,12 +90,12 @@ def read_labels(column: pd.Series, source: str, name: str) -> tuple[np.ndarray, 
         kinds = ["fractions" if isinstance(value, float) else kind for value, kind in zip(values, kinds, strict=True)]
     mixed = sorted({kind for kind, is_known in zip(kinds, known, strict=True) if is_known})
     if len(mixed) > 1:
-        shown = " and ".join(f"{kind} ({values[kinds.index(kind)]!r})" for kind in mixed)
+        shown = " and ".join(f"{kind} ({quoted(values[kinds.index(kind)])})" for kind in mixed)
         raise DataError(f"Column {name!r} of {source} mixes {shown}; write all labels in one way.")
     kind = mixed[0] if mixed else "text"
     if kind == "fractions":
         raise DataError(
-            f"Column {name!r} of {source} has fractions ({values[kinds.index(kind)]!r}): regression is not supported; labels "
+            f"Column {name!r} of {source} has fractions ({quoted(values[kinds.index(kind)])}): regression is not supported; labels "
             "are words or whole numbers, one for each class (numbers with a fraction that are classes: write them as words)."
         )
     if kind not in ("text", "whole numbers", "true/false"):

@@ -12,7 +12,7 @@ import numpy as np
 from layerprobe.data._examples import Examples, Labelled, read_examples
 from layerprobe.data._near_copies import Copies, CopyCount, Finder, NearCopies
 from layerprobe.data._sources import DataSource
-from layerprobe.errors import DataError
+from layerprobe.errors import DataError, quoted
 from layerprobe.files import digest
 
 DEFAULT_TRAIN, DEFAULT_TEST = 2000, 500
@@ -121,21 +121,21 @@ def load_corpus(
     absent = [name for number, name in enumerate(names) if number not in examples.labels[trained]]
     if absent and drawn.left_out[examples.labels == names.index(absent[0])].any():
         raise DataError(
-            f"All examples of the class {absent[0]!r} of {rows.source} that could be trained on are near copies of test "
+            f"All examples of the class {quoted(absent[0])} of {rows.source} that could be trained on are near copies of test "
             'examples; lower {test}, leave the class out, or set {near_duplicates} = "keep".',
             "test",
             "near_duplicates",
         )
     if absent and groups is not None and not (examples.labels[pool] == names.index(absent[0])).any():
         raise DataError(
-            f"The groups of the test examples have all examples of the class {absent[0]!r} of {rows.source}, so that none can be "
+            f"The groups of the test examples have all examples of the class {quoted(absent[0])} of {rows.source}, so that none can be "
             "trained on; lower {test}, leave the class out, or set {group_column} to a column of smaller groups.",
             "test",
             "group_column",
         )
     if absent:
         raise DataError(
-            f"Of {n_train} training examples of {rows.source}, none is of the class {absent[0]!r} (one of {len(names)}); "
+            f"Of {n_train} training examples of {rows.source}, none is of the class {quoted(absent[0])} (one of {len(names)}); "
             "raise {train}, or leave the class out.",
             "train",
         )

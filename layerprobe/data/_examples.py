@@ -18,7 +18,7 @@ from layerprobe.data._cells import (
     read_texts,
 )
 from layerprobe.data._sources import DataSource, Rows, read_rows
-from layerprobe.errors import DataError
+from layerprobe.errors import DataError, quoted
 
 SEPARATOR = " ⏐ "
 """Between the two texts of a pair, where they are shown as one."""
@@ -95,7 +95,7 @@ def read_examples(source: DataSource) -> Labelled:
         raise DataError(f"{source.name} has no text: all {len(labels):,} rows of {rows.texts[0]!r} are blank.")
     labels, names = drop_unused_classes(labels[kept], names)
     if len(names) < 2:
-        only = f" ({names[0]!r})" if names else ""
+        only = f" ({quoted(names[0])})" if names else ""
         raise DataError(
             f"{source.name} has {len(names)} class{'' if names else 'es'}{only} in column {rows.label!r}; "
             "a classifier needs at least two."

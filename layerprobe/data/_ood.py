@@ -10,7 +10,7 @@ from layerprobe.data._corpus import Corpus, NearDuplicates, draw, rows_of
 from layerprobe.data._examples import Examples, Labelled
 from layerprobe.data._near_copies import CopyCount, Finder, NearCopies
 from layerprobe.data._sources import DataSource
-from layerprobe.errors import DataError
+from layerprobe.errors import DataError, quoted
 from layerprobe.files import digest
 
 
@@ -74,7 +74,7 @@ def load_ood(
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise DataError(
-            f"{title} has the label {unknown[0]!r}{more}, but the labels of {corpus.name} are "
+            f"{title} has the label {quoted(unknown[0])}{more}, but the labels of {corpus.name} are "
             f"{', '.join(corpus.label_names)}; rename or leave out these rows."
         )
     numbers = np.array([corpus.label_names.index(label) for label in table.label_names], dtype=np.int64)
@@ -102,7 +102,7 @@ def load_ood(
     if len(classes) < 2:
         n_out = int(drawn.left_out.sum())
         without = f" that are not near copies of examples of {corpus.name} ({n_out:,} are)" if n_out else ""
-        only = f" ({corpus.label_names[classes[0]]!r})" if classes else ""
+        only = f" ({quoted(corpus.label_names[classes[0]])})" if classes else ""
         raise DataError(
             f"{title} has {len(classes)} class{'' if classes else 'es'}{only} in its {len(sample):,} examples"
             f"{without}; a comparison needs at least two."

@@ -12,7 +12,7 @@ import numpy as np
 from layerprobe import hub
 from layerprobe.data._cells import check_columns, missing_column
 from layerprobe.data._files import read_file
-from layerprobe.errors import DataError
+from layerprobe.errors import DataError, quoted
 from layerprobe.files import given_path
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def split_by_column(rows: Rows, column: str, source: str) -> Rows:
     for number, value in enumerate(values, 1):
         if value not in SPLITS:
             raise DataError(
-                f"{{split_column}}: column {column!r} of {source} has {rows.frame[column].iloc[number - 1]!r} in row {number}; "
+                f"{{split_column}}: column {column!r} of {source} has {quoted(rows.frame[column].iloc[number - 1])} in row {number}; "
                 "it is train, validation or test in every row.",
                 "split_column",
             )
