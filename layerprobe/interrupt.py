@@ -44,7 +44,7 @@ def listening() -> Iterator[None]:
 
 
 def end_quietly() -> None:
-    """Let Ctrl-C end this process at once with one line, as long as it is not in `listening`.
+    """Let Ctrl-C end this process at once with one line, until it is in `listening`.
 
     After the exit functions, when Python takes its handlers back, Ctrl-C is ignored: all is done, and the exit code stands.
     """

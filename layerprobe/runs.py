@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from layerprobe.errors import StorageError
-from layerprobe.files import checksum, given_path, os_problem, write_atomically
+from layerprobe.files import checksum, given_path, os_problem, read_table, write_atomically
 from layerprobe.record import Finding, RunRecord, TableRecord
 
 if TYPE_CHECKING:
@@ -164,8 +164,6 @@ class Run:
             KeyError: if the run has no such table; the message lists those it has.
             StorageError: if the file is missing or does not match the checksum in the record.
         """
-        import pandas as pd
-
         if name not in self.record.tables:
             raise KeyError(f"this run has no table {name!r}; it has {', '.join(self.tables) or 'none yet'}")
         path = self._path(name)
@@ -178,7 +176,7 @@ class Run:
             if problem:
                 raise StorageError(f"{problem}; repeat the run with: {self.record.command}")
             self._verified.add(name)
-        return pd.read_parquet(path)
+        return read_table(path)
 
     def save_tables(
         self, tables: Mapping[str, pd.DataFrame], specs: Mapping[str, TableDescription] | None = None

@@ -42,11 +42,6 @@ def pytest_addoption(parser):
     parser.addoption("--fp32", action="store_true", help="let precision 'auto' be float32 on every processor")
 
 
-def pytest_collection_modifyitems(items):
-    """Files of whole runs, which take longest, come first, so that no worker is left with one of them at the end."""
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
-
-
 def pytest_configure(config):
     if config.getoption("--fp32"):
         import torch

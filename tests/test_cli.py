@@ -248,34 +248,32 @@ def test_an_interrupted_command_does_not_wait_for_a_thread_that_nobody_ends():
     assert ended.returncode == 130 and ended.stderr.count("Interrupted.") == 1 and "Traceback" not in ended.stderr
 
 
-def test_ctrl_c_after_the_last_line_of_the_program_changes_no_exit_code():
-    code = (
+def ended_quietly(code):
+    """Exit code, stdout and stderr of a program that runs some code after `end_quietly`."""
+    start = (
         "import os, signal\n"
         "from layerprobe import interrupt\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "interrupt.end_quietly()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_ctrl_c_after_the_last_line_of_the_program_changes_no_exit_code():
+    code = (
         "class Late:\n"
         "    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGINT):\n"
         "        print('late', flush=True)\n"
         "        kill(me, number)\n"
         "late = Late()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "late\n", "")
+    assert ended_quietly(code) == (0, "late\n", "")
 
 
 def test_ctrl_c_after_the_end_of_a_command_loses_neither_its_last_lines_nor_its_exit_code():
-    code = (
-        "import os, signal\n"
-        "from layerprobe import interrupt\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "interrupt.end_quietly()\n"
-        "with interrupt.listening():\n"
-        "    print('path of the page')\n"
-        "os.kill(os.getpid(), signal.SIGINT)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "path of the page\n", "")
+    code = "with interrupt.listening():\n    print('path of the page')\nos.kill(os.getpid(), signal.SIGINT)\n"
+    assert ended_quietly(code) == (0, "path of the page\n", "")
 
 
 def test_a_second_sigterm_does_not_disturb_the_clean_up_of_the_first_nor_another_handler(monkeypatch):

@@ -274,10 +274,8 @@ def survived(site: Site, folder: Path, what: str, targets: list[Path]) -> list[s
 
 def _is_named(target: Path, text: str, folder: Path) -> bool:
     """Whether a text names a path, or a folder around it that is neither the whole store nor above the run folder."""
-    around = [
-        one for one in target.parents if one.is_relative_to(folder / "home") or one.is_relative_to(folder / "out")
-    ]
-    return any(str(one) in text for one in (target, *around) if one != folder / "home")
+    places = [one for one in (target, *target.parents) if one.is_relative_to(folder)]
+    return any(str(one) in text for one in places if one not in (folder, folder / "home"))
 
 
 def damaged_resume(site: Site, folder: Path, rng: random.Random) -> list[str]:
